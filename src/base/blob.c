@@ -1,0 +1,27 @@
+#include "base/blob.h"
+
+mxd_blob *mxd_blob_new(const mxd_alloc *al, size_t cap) {
+    mxd_blob *b = MXD_NEW(al, 1, mxd_blob);
+    unsigned char *bytes = b ? mxd_new(al, cap, 1) : NULL;
+    if (!bytes) {
+        mxd_free(al, b);
+        return NULL;
+    }
+    b->al = al;
+    b->len = b->cap = cap;
+    b->bytes = bytes;
+    atomic_init(&b->refs, 1);
+    return b;
+}
+
+mxd_blob *mxd_blob_retain(mxd_blob *b) {
+    if (b) atomic_fetch_add_explicit(&b->refs, 1, memory_order_relaxed);
+    return b;
+}
+
+void mxd_blob_release(mxd_blob *b) {
+    if (!b || atomic_fetch_sub_explicit(&b->refs, 1, memory_order_acq_rel) != 1) return;
+    const mxd_alloc *al = b->al;
+    mxd_free(al, b->bytes);
+    mxd_free(al, b);
+}
