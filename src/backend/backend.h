@@ -1,0 +1,187 @@
+/* backend.h - coarse neural-network operations, over whatever does the arithmetic.
+ *
+ * A model family writes its forward pass once, in these operations, and runs on every backend:
+ * `cpu` computes each operation at once with its own kernels; `mlx` records a lazy graph and
+ * evaluates it when output is asked for. So operations name registers, not pointers, return
+ * nothing, and the first failure sticks until `output` reports it.
+ *
+ *   values    A register holds float32 [rows, width]; width is fixed by mxd_step_shape, rows by
+ *             the micro-batch (or by `pick`). Registers are numbered 0 .. n_regs - 1.
+ *   weights   Loaded once, read-only. A weight may be a part of the tensor (rows or columns), for
+ *             tensor parallelism.
+ *   KV        Pages of MXD_KV_PAGE_TOKENS positions for all layers of the shard. Who owns which
+ *             page is the runtime's business; the backend only follows page tables.
+ *   numbers   docs/numerics.md is the definition for `cpu`: equal bits whatever the batch, chunk,
+ *             thread count or split. `mlx` promises the same values within 1e-3.
+ *
+ *   CLOSED --open--> LOADING --setup--> READY --begin--> STEP --output--> STEP --end--> READY
+ *   load is allowed in LOADING only; operations in STEP only; close always.
+ *
+ * Trust:    sizes have been checked by the model; file contents have not.
+ * Lifetime: model (weights), session (registers, KV).
+ * Threads:  one thread at a time, the engine thread; the backend has its own compute pool.
+ */
+#ifndef MXD_BACKEND_BACKEND_H
+#define MXD_BACKEND_BACKEND_H
+
+#include "formats/safetensors.h"
+
+typedef struct mxd_backend mxd_backend;
+typedef struct mxd_weight mxd_weight; /* owned by the backend that loaded it */
+
+/* ------------------------------------------------------------------------------------ opening */
+
+typedef enum mxd_activations { /* what quantised weights are multiplied with */
+    MXD_ACT_I8,                /* int8, a scale per group of at most 64 */
+    MXD_ACT_I16,
+    MXD_ACT_F32, /* the reference path */
+} mxd_activations;
+
+typedef struct mxd_backend_opts { /* all zero: sensible */
+    int threads;                  /* 0: one per core this process may use */
+    int spin_us;                  /* how long idle compute threads poll before they sleep */
+    mxd_activations activations;
+    bool kv_f32;         /* keep K and V as float32 instead of float16 */
+    const char *kernels; /* cpu: force a table ("scalar", "avx2", ...); NULL: the best */
+    const char *plugin;  /* mlx: path of the plugin; NULL: beside the program */
+} mxd_backend_opts;
+
+/* ------------------------------------------------------------------------------------ weights */
+
+typedef enum mxd_qmode { MXD_Q_NONE, MXD_Q_AFFINE, MXD_Q_MXFP4, MXD_Q_MXFP8, MXD_Q_NVFP4 } mxd_qmode;
+
+typedef struct mxd_quant {
+    mxd_qmode mode;
+    int bits, group; /* 0 when mode is NONE */
+} mxd_quant;
+
+enum { /* what a weight will be used for; may be combined */
+    MXD_W_LINEAR = 1, /* y = x W^T */
+    MXD_W_LOOKUP = 2, /* rows by token id */
+    MXD_W_VECTOR = 4, /* [n]: norms */
+};
+
+typedef struct mxd_weight_src {
+    const char *name; /* module path, for messages */
+    unsigned use;     /* MXD_W_* */
+    const mxd_st *st;
+    const mxd_st_tensor *weight;          /* never NULL */
+    const mxd_st_tensor *scales, *biases; /* quantised: scales; affine: biases too. Else NULL */
+    const mxd_st_tensor *bias;            /* [out] or NULL: added to the product */
+    mxd_quant quant;
+    int out, in;             /* the whole tensor is [out, in]; a vector is [1, in] */
+    int row0, rows;          /* the part to load along out; rows = 0: all */
+    int block_k;             /* canonical block along in: a multiple of quant.group (and of 16) */
+    float add;               /* vectors: added to each element (gemma: 1 + w) */
+} mxd_weight_src;
+
+/* --------------------------------------------------------------------------------- a micro-batch */
+
+typedef struct mxd_kv_spec { /* one layer of the shard */
+    int n_kv, head_dim;
+} mxd_kv_spec;
+
+typedef struct mxd_step_shape {
+    int max_rows;             /* 1 .. MXD_MAX_STEP_TOKENS */
+    int n_regs;               /* 1 .. MXD_MAX_REGS */
+    const int *reg_width;     /* [n_regs] floats per row */
+    const int *reg_rows;      /* [n_regs] rows a register must hold, when fewer; NULL: max_rows */
+    int n_layers;             /* layers with KV in this shard */
+    const mxd_kv_spec *kv;    /* [n_layers] */
+    int n_pages;              /* KV pages, shared by all sequences */
+    int max_context;          /* longest sequence */
+} mxd_step_shape;
+
+enum { MXD_MAX_REGS = 32 };
+
+/* Neighbouring rows that belong to one sequence. */
+typedef struct mxd_run {
+    int row0, n;          /* rows [row0, row0 + n) */
+    int pos0;             /* position of row0; K and V of [0, pos0) are in the pages already */
+    const int32_t *pages; /* position p lives in page pages[p / MXD_KV_PAGE_TOKENS] */
+} mxd_run;
+
+typedef struct mxd_batch {
+    int n_rows, n_runs;
+    const mxd_run *runs; /* [n_runs], in order of rows, covering all of them */
+    const int32_t *ids;  /* [n_rows] token ids */
+} mxd_batch;
+
+/* Rotary embedding of the first `dims` values of each head.
+ * angle(position, i) = position * inv_freq[i], in float32; the pair (i, i + dims/2), or (2i, 2i+1)
+ * when interleaved, is rotated by it and multiplied by `scale`. */
+typedef struct mxd_rope {
+    int dims;              /* even, <= head_dim */
+    const float *inv_freq; /* [dims / 2], lives as long as the model */
+    float scale;           /* 1 for most */
+    bool interleaved;
+} mxd_rope;
+
+typedef struct mxd_attention {
+    int n_heads, n_kv, head_dim; /* query head h reads KV head h / (n_heads / n_kv) */
+    float scale;
+    int window; /* 0: all of the past; W: key j is visible from i when i - j < W */
+} mxd_attention;
+
+typedef enum mxd_act_fn { MXD_SILU } mxd_act_fn;
+
+/* --------------------------------------------------------------------------------- the operations */
+
+typedef struct mxd_backend_ops {
+    const char *name;        /* "cpu", "mlx" */
+    const char *determinism; /* "bit-exact" or "per-node", for /v1/models */
+
+    void (*close)(mxd_backend *b); /* frees weights too */
+
+    /* Reads, checks against the shapes of the source, and repacks one weight.
+     * Errors: E_FORMAT shapes or dtypes do not fit each other; E_UNSUPPORTED; E_IO; E_NOMEM. */
+    mxd_rc (*load)(mxd_backend *b, const mxd_weight_src *src, mxd_weight **out, mxd_err *err);
+
+    /* Takes all memory that steps need. Once, after the last load. Errors: E_NOMEM, E_NOFIT. */
+    mxd_rc (*setup)(mxd_backend *b, const mxd_step_shape *shape, mxd_err *err);
+
+    uint64_t (*bytes)(const mxd_backend *b); /* held now: weights, KV, scratch */
+
+    /* The batch is borrowed until `end`. */
+    void (*begin)(mxd_backend *b, const mxd_batch *batch);
+
+    /* dst [rows, width] = rows of the embedding `w`, by the batch's ids. */
+    void (*embed)(mxd_backend *b, int dst, const mxd_weight *w);
+    /* dst [rows, width] = x, copied (hidden states from another node). */
+    void (*input)(mxd_backend *b, int dst, const float *x);
+    /* RMSNorm over each group of n = len(w) neighbouring values of a row (so over each head, when
+     * w is as long as a head): dst = src / sqrt(mean(src^2) + eps) * w. dst may be src. */
+    void (*norm)(mxd_backend *b, int dst, int src, const mxd_weight *w, float eps);
+    /* dst[i] [rows, out_i] = src [rows, in] * w[i]^T + bias_i, for n weights with one input. */
+    void (*linear)(mxd_backend *b, int n, const int *dst, int src, const mxd_weight *const *w);
+    /* reg [rows, n_heads * head_dim], in place, by the positions of the batch. */
+    void (*rope)(mxd_backend *b, int reg, int n_heads, int head_dim, const mxd_rope *r);
+    /* Writes k, v [rows, n_kv * head_dim] to the pages of `layer` (index in the shard). */
+    void (*kv_append)(mxd_backend *b, int layer, int k, int v);
+    /* dst [rows, n_heads * head_dim] = causal attention of q over the pages, after kv_append. */
+    void (*attend)(mxd_backend *b, int layer, int dst, int q, const mxd_attention *a);
+    /* dst = act(gate) * up, elementwise. dst may be gate. */
+    void (*gated)(mxd_backend *b, int dst, int gate, int up, mxd_act_fn act);
+    /* dst += src. */
+    void (*add)(mxd_backend *b, int dst, int src);
+    /* dst [n, width] = the named rows of src, ascending; later operations see n rows in dst. */
+    void (*pick)(mxd_backend *b, int dst, int src, const int *rows, int n);
+
+    /* Evaluates and copies reg [rows, width] to out, or reports what failed since `begin`. */
+    mxd_rc (*output)(mxd_backend *b, int reg, float *out, mxd_err *err);
+    /* Ends the step; all work is done and KV is written. Reports what failed if nobody asked. */
+    mxd_rc (*end)(mxd_backend *b, mxd_err *err);
+} mxd_backend_ops;
+
+struct mxd_backend {
+    const mxd_backend_ops *ops; /* first member of every backend's own struct */
+};
+
+/* name: "cpu", "mlx", or "auto" (mlx on Apple Silicon when its plugin opens, else cpu).
+ *   *out   owned by the caller: ops->close
+ * Errors: E_NOTFOUND no such backend, or its plugin is missing (the message says what to install);
+ * E_UNSUPPORTED plugin of another version; E_NOMEM; E_INVAL options. */
+mxd_rc mxd_backend_open(mxd_backend **out, const mxd_alloc *al, const char *name,
+                        const mxd_backend_opts *opts, mxd_err *err) MXD_MUST_USE;
+
+#endif

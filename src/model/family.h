@@ -1,0 +1,95 @@
+/* family.h - private to model/: what one family file provides, and what it may use.
+ *
+ * Adding a family: one file that defines an mxd_family, one line in the table of model.c. The file
+ * says which weights a layer has (declare), and the forward pass; loading, shape checks, size
+ * tables and tensor parallel cuts follow from the declarations.
+ */
+#ifndef MXD_MODEL_FAMILY_H
+#define MXD_MODEL_FAMILY_H
+
+#include "model/model.h"
+
+enum { MXD_MAX_LAYER_WEIGHTS = 24 };
+
+/* One weight of a layer, or of the embedding or head. */
+typedef struct mxd_decl {
+    const char *path; /* behind "model.layers.N.", or the whole module path */
+    unsigned use;     /* MXD_W_* */
+    int out, in;      /* a vector is [1, in] */
+    int unit;         /* columns that must stay together when `in` is cut; 0: any group edge */
+    bool plain;       /* a parameter without module: "path.weight" is a plain tensor */
+} mxd_decl;
+
+/* The weights of one layer, in the order of the family's declarations. */
+typedef struct mxd_layer {
+    mxd_weight *w[MXD_MAX_LAYER_WEIGHTS];
+} mxd_layer;
+
+typedef struct mxd_regs { /* the registers of a forward pass: width in floats per row */
+    int n;
+    int width[MXD_MAX_REGS];
+    int rows[MXD_MAX_REGS]; /* at most; 0: max_rows */
+} mxd_regs;
+
+typedef struct mxd_family {
+    const char *model_type; /* as in config.json */
+    /* Reads and ranges everything the family uses. */
+    mxd_rc (*configure)(mxd_hparams *hp, const json_t *config, mxd_err *err);
+    /* The weights of a layer; returns how many of `out` [MXD_MAX_LAYER_WEIGHTS] are used. */
+    int (*declare)(const mxd_hparams *hp, mxd_decl *out);
+    void (*registers)(const mxd_hparams *hp, mxd_regs *out);
+    /* One layer on register 0 (the residual stream); `layer` counts in the shard. */
+    void (*layer)(const struct mxd_model *m, int layer);
+} mxd_family;
+
+extern const mxd_family mxd_family_qwen3;
+
+enum { MXD_REG_X = 0, MXD_REG_H = 1, MXD_REG_LOGITS = 2, MXD_REG_FAMILY = 3 }; /* shared meaning */
+
+struct mxd_model {
+    const mxd_alloc *al;
+    const mxd_family *family;
+    mxd_hparams hp;
+    mxd_st *st;
+    json_t *config;
+    char *folder;
+
+    mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
+    int n_decls;
+    float *inv_freq; /* [head_dim / 2] */
+    mxd_rope rope;
+    float attn_scale; /* head_dim^-1/2 */
+
+    /* after mxd_model_load */
+    mxd_backend *backend;
+    int layer0, layer1;
+    mxd_layer *layers;               /* [layer1 - layer0] */
+    mxd_weight *embed, *norm, *head; /* NULL when not of this shard; head may be embed */
+};
+
+/* ---- config.json, config.c ---- */
+
+/* An integer in [least, most]; absent: `otherwise`, or an error when that is below `least`. */
+mxd_rc mxd_config_int(const json_t *o, const char *key, int least, int most, int otherwise,
+                      int *out, mxd_err *err) MXD_MUST_USE;
+/* A finite number in [least, most]; absent: `otherwise`. */
+mxd_rc mxd_config_real(const json_t *o, const char *key, double least, double most,
+                       double otherwise, double *out, mxd_err *err) MXD_MUST_USE;
+mxd_rc mxd_config_bool(const json_t *o, const char *key, bool otherwise, bool *out,
+                       mxd_err *err) MXD_MUST_USE;
+/* rope_theta and scaling, wherever the file keeps them, into hp. */
+mxd_rc mxd_config_rope(mxd_hparams *hp, const json_t *config, mxd_err *err) MXD_MUST_USE;
+
+/* ---- quant.c ---- */
+
+/* How the module `path` [out, in] is stored, by the rules of mlx repositories: an override in
+ * "quantization", else the top level, else inferred from shapes. Fills weight, scales, biases, bias
+ * and quant of `src`, whose path, out and in are set. Errors: E_FORMAT, E_UNSUPPORTED. */
+mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *path,
+                         mxd_weight_src *src, mxd_err *err) MXD_MUST_USE;
+
+/* Length of a canonical block along `in` (docs/numerics.md): a 16th of `in`, on group edges, and a
+ * divisor of `unit` when there is one. */
+int mxd_block_k(int in, int group, int unit);
+
+#endif

@@ -1,0 +1,82 @@
+/* model.h - a model repository: its numbers, its tensors, its forward pass.
+ *
+ * Opening reads config.json and the safetensors headers and checks that they fit each other: every
+ * tensor the family needs is there with the right shape, for all layers, before any memory is
+ * taken. Loading gives a range of layers to a backend. A family (qwen3.c, ...) is one file: it
+ * turns config.json into checked hyperparameters, names the weights of a layer, and writes the
+ * forward pass in backend operations.
+ *
+ *   OPEN --mxd_model_load--> LOADED --mxd_model_forward--> LOADED
+ *
+ * Trust:    the repository is hostile; numbers are ranged before they size anything.
+ * Lifetime: model. Weights belong to the backend, names and tables to the model.
+ * Threads:  one at a time; an open model may be read by several (sizes, hyperparameters).
+ */
+#ifndef MXD_MODEL_MODEL_H
+#define MXD_MODEL_MODEL_H
+
+#include <jansson.h>
+#include "backend/backend.h"
+#include "model/sizes.h"
+
+typedef struct mxd_hparams {
+    char model_type[48];
+    int n_layers, hidden, n_vocab, n_heads, n_kv, head_dim, intermediate;
+    int context;                    /* max_position_embeddings */
+    float eps;                      /* of every RMSNorm */
+    double rope_theta, rope_factor; /* factor: linear scaling, 1 for none */
+    bool rope_interleaved;
+    bool tied; /* logits use the embedding matrix */
+} mxd_hparams;
+
+typedef struct mxd_model mxd_model;
+
+/* Errors: E_NOTFOUND no folder or file; E_FORMAT the repository contradicts itself (file, key or
+ * tensor named); E_UNSUPPORTED model_type, with the nearest supported ones, or code in the
+ * repository; E_NOMEM. Cost: the headers. */
+mxd_rc mxd_model_open(mxd_model **out, const mxd_alloc *al, const char *folder,
+                      mxd_err *err) MXD_MUST_USE;
+void mxd_model_close(mxd_model *m); /* after the backend that holds its weights; NULL is fine */
+
+const mxd_hparams *mxd_model_hparams(const mxd_model *m);
+const mxd_st *mxd_model_tensors(const mxd_model *m);
+const char *mxd_model_folder(const mxd_model *m);
+uint64_t mxd_model_params(const mxd_model *m);       /* weights of the network, as people count */
+uint64_t mxd_model_weight_bytes(const mxd_model *m); /* in the files */
+
+/* Bytes of every layer and of KV, for the planner. max_rows: of a micro-batch. kv_bytes_each: 2 or
+ * 4 per stored number. */
+void mxd_model_sizes_get(const mxd_model *m, int max_rows, int kv_bytes_each, mxd_model_sizes *out);
+
+/* Gives layers [layer0, layer1) to the backend (with the embedding for 0, norm and head for the
+ * last), and sets it up for steps.
+ *   progress  called with bytes loaded so far; may be NULL
+ * Errors: the backend's, with the tensor's name in front. Once per model. */
+typedef struct mxd_load_opts {
+    int layer0, layer1;
+    int max_rows;   /* of a micro-batch */
+    int max_logits; /* rows whose logits are wanted at once */
+    int n_pages, max_context;
+    void (*progress)(void *ctx, uint64_t bytes_done, uint64_t bytes_total);
+    void *progress_ctx;
+} mxd_load_opts;
+mxd_rc mxd_model_load(mxd_model *m, mxd_backend *b, const mxd_load_opts *opts,
+                      mxd_err *err) MXD_MUST_USE;
+
+/* One micro-batch through the loaded layers, inside begin/end.
+ *   hidden_in   [rows, hidden]: wanted unless the shard embeds
+ *   hidden_out  [rows, hidden]: written unless the shard has the head
+ *   rows        [n_logits] rows whose logits are wanted, ascending
+ *   logits      [n_logits, n_vocab]: written when the shard has the head
+ * Errors: the backend's. */
+typedef struct mxd_forward {
+    const mxd_batch *batch;
+    const float *hidden_in;
+    float *hidden_out;
+    const int *rows;
+    int n_logits;
+    float *logits;
+} mxd_forward;
+mxd_rc mxd_model_forward(mxd_model *m, const mxd_forward *f, mxd_err *err) MXD_MUST_USE;
+
+#endif

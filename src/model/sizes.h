@@ -1,0 +1,25 @@
+/* sizes.h - what a model weighs, layer by layer: all that the planner needs to know of it. */
+#ifndef MXD_MODEL_SIZES_H
+#define MXD_MODEL_SIZES_H
+
+#include <stdint.h>
+#include "base/alloc.h"
+#include "base/limits.h"
+
+typedef struct mxd_model_sizes {
+    int n_layers;
+    uint64_t layer_bytes[MXD_MAX_LAYERS];    /* weights as they will lie in memory */
+    uint64_t layer_kv_bytes[MXD_MAX_LAYERS]; /* per position of one sequence */
+    uint64_t embed_bytes, head_bytes;        /* first stage; last stage (norm and head) */
+    bool tied;                               /* one node with both holds them once */
+    uint64_t scratch_bytes;                  /* per node: registers, buffers */
+    uint64_t hidden_bytes;                   /* of one position on the wire */
+    double layer_ops, head_ops;              /* multiply-adds of one position */
+} mxd_model_sizes;
+
+/* From the headers of a repository, without its tensors. max_rows: of a micro-batch, for scratch.
+ * kv_bytes_each: 2 or 4 per stored number. Errors: as mxd_model_open. */
+mxd_rc mxd_model_sizes_read(mxd_model_sizes *out, const mxd_alloc *al, const char *folder,
+                            int max_rows, int kv_bytes_each, mxd_err *err) MXD_MUST_USE;
+
+#endif
