@@ -1,0 +1,249 @@
+#include "runtime/shard.h"
+
+#include <string.h>
+
+#include "model/model.h"
+
+typedef struct slot {
+    uint32_t len;   /* positions with KV, and ids known */
+    int n_pages;    /* pages[0 .. n_pages) belong to the slot */
+    int32_t *pages; /* [ceil(ctx / page)] */
+    int32_t *ids;   /* [ctx] */
+} slot;
+
+struct mxd_shard {
+    const mxd_alloc *al;
+    mxd_shard_opts opts;
+    mxd_model *model;
+    mxd_backend *backend;
+    bool has_embed, has_head;
+    int max_rows, max_logits, pages_per_slot;
+
+    mxd_arena arena; /* everything below; frozen before the first step */
+    slot *slots;     /* [n_slots] */
+    int32_t *free_pages;
+    int n_free;
+    mxd_run *runs; /* [MXD_MAX_STEP_RUNS] */
+    int *rows;     /* [MXD_MAX_STEP_RUNS] rows that sample */
+    float *logits; /* [MXD_MAX_STEP_RUNS, vocab], only with the head */
+    mxd_sampler sampler;
+};
+
+/* ---------------------------------------------------------------------------------------- opening
+ */
+
+static mxd_rc check_opts(mxd_shard *s, mxd_err *err) {
+    const mxd_hparams *hp = mxd_model_hparams(s->model);
+    mxd_shard_opts *o = &s->opts;
+    if (o->layer1 == 0) o->layer1 = hp->n_layers;
+    if (o->layer0 < 0 || o->layer0 >= o->layer1 || o->layer1 > hp->n_layers)
+        return mxd_fail(err, MXD_E_INVAL, "layers %d to %d of a model with %d", o->layer0,
+                        o->layer1, hp->n_layers);
+    if (o->n_slots < 1 || o->n_slots > MXD_MAX_SEQS || o->ctx < 1 || o->ctx > MXD_MAX_CONTEXT)
+        return mxd_fail(err, MXD_E_INVAL,
+                        "%d sequences of %d tokens: must be 1 to %d of at most %d", o->n_slots,
+                        o->ctx, MXD_MAX_SEQS, MXD_MAX_CONTEXT);
+    s->max_rows =
+        o->max_rows > 0 && o->max_rows < MXD_MAX_STEP_TOKENS ? o->max_rows : MXD_MAX_STEP_TOKENS;
+    s->max_logits = o->n_slots < MXD_MAX_STEP_RUNS ? o->n_slots : MXD_MAX_STEP_RUNS;
+    s->has_embed = o->layer0 == 0;
+    s->has_head = o->layer1 == hp->n_layers;
+    s->pages_per_slot = (o->ctx + MXD_KV_PAGE_TOKENS - 1) / MXD_KV_PAGE_TOKENS;
+    return MXD_OK;
+}
+
+static size_t arena_bytes(const mxd_shard *s) {
+    size_t n_slots = (size_t)s->opts.n_slots, pages = n_slots * (size_t)s->pages_per_slot;
+    size_t vocab = s->has_head ? (size_t)mxd_model_hparams(s->model)->n_vocab : 1;
+    size_t logits = (size_t)s->max_logits * vocab * sizeof(float);
+    return n_slots * (sizeof(slot) + (size_t)s->opts.ctx * sizeof(int32_t)) +
+           2 * pages * sizeof(int32_t) + MXD_MAX_STEP_RUNS * (sizeof(mxd_run) + sizeof(int)) +
+           logits + vocab * (sizeof(float) + sizeof(int32_t) + sizeof(uint16_t)) +
+           (2 * n_slots + 16) * 64;
+}
+
+static mxd_rc take_tables(mxd_shard *s, mxd_err *err) {
+    MXD_TRY(mxd_arena_init(&s->arena, s->al, arena_bytes(s), err));
+    mxd_arena *a = &s->arena;
+    int n_pages = s->opts.n_slots * s->pages_per_slot;
+    s->slots = MXD_TAKE(a, (size_t)s->opts.n_slots, slot);
+    s->free_pages = MXD_TAKE(a, (size_t)n_pages, int32_t);
+    s->runs = MXD_TAKE(a, MXD_MAX_STEP_RUNS, mxd_run);
+    s->rows = MXD_TAKE(a, MXD_MAX_STEP_RUNS, int);
+    for (int i = 0; i < s->opts.n_slots; i++) {
+        s->slots[i].pages = MXD_TAKE(a, (size_t)s->pages_per_slot, int32_t);
+        s->slots[i].ids = MXD_TAKE(a, (size_t)s->opts.ctx, int32_t);
+    }
+    for (int i = 0; i < n_pages; i++) s->free_pages[s->n_free++] = n_pages - 1 - i;
+    if (s->has_head) {
+        int vocab = mxd_model_hparams(s->model)->n_vocab;
+        s->logits = MXD_TAKE(a, (size_t)s->max_logits * (size_t)vocab, float);
+        MXD_TRY(mxd_sampler_init(&s->sampler, a, vocab, err));
+    }
+    mxd_arena_freeze(a, "steps allocate nothing");
+    return MXD_OK;
+}
+
+static mxd_rc open_all(mxd_shard *s, mxd_err *err) {
+    MXD_TRY(mxd_model_open(&s->model, s->al, s->opts.folder, err));
+    MXD_TRY(check_opts(s, err));
+    MXD_TRY(mxd_backend_open(&s->backend, s->al, s->opts.backend ? s->opts.backend : "auto",
+                             &s->opts.backend_opts, err));
+    mxd_load_opts load = {.layer0 = s->opts.layer0,
+                          .layer1 = s->opts.layer1,
+                          .max_rows = s->max_rows,
+                          .max_logits = s->max_logits,
+                          .n_pages = s->opts.n_slots * s->pages_per_slot,
+                          .max_context = s->opts.ctx,
+                          .progress = s->opts.progress,
+                          .progress_ctx = s->opts.progress_ctx};
+    MXD_TRY(mxd_model_load(s->model, s->backend, &load, err));
+    return take_tables(s, err);
+}
+
+mxd_rc mxd_shard_open(mxd_shard **out, const mxd_alloc *al, const mxd_shard_opts *opts,
+                      mxd_err *err) {
+    mxd_shard *s = MXD_NEW(al, 1, mxd_shard);
+    if (!s) return mxd_fail(err, MXD_E_NOMEM, "shard");
+    s->al = al;
+    s->opts = *opts;
+    mxd_rc rc = open_all(s, err);
+    if (rc) {
+        mxd_shard_close(s);
+        return rc;
+    }
+    *out = s;
+    return MXD_OK;
+}
+
+void mxd_shard_close(mxd_shard *s) {
+    if (!s) return;
+    if (s->backend) s->backend->ops->close(s->backend);
+    mxd_model_close(s->model);
+    mxd_arena_deinit(&s->arena);
+    mxd_free(s->al, s);
+}
+
+int mxd_shard_hidden(const mxd_shard *s) { return mxd_model_hparams(s->model)->hidden; }
+int mxd_shard_vocab(const mxd_shard *s) { return mxd_model_hparams(s->model)->n_vocab; }
+bool mxd_shard_has_head(const mxd_shard *s) { return s->has_head; }
+bool mxd_shard_has_embed(const mxd_shard *s) { return s->has_embed; }
+uint64_t mxd_shard_bytes(const mxd_shard *s) { return s->backend->ops->bytes(s->backend); }
+const char *mxd_shard_backend(const mxd_shard *s) { return s->backend->ops->name; }
+const char *mxd_shard_determinism(const mxd_shard *s) { return s->backend->ops->determinism; }
+
+/* ------------------------------------------------------------------------------------------ slots
+ */
+
+static void empty_slot(mxd_shard *s, slot *t) {
+    while (t->n_pages) s->free_pages[s->n_free++] = t->pages[--t->n_pages];
+    t->len = 0;
+}
+
+void mxd_shard_forget(mxd_shard *s) {
+    for (int i = 0; i < s->opts.n_slots; i++) empty_slot(s, &s->slots[i]);
+}
+
+/* Pages for positions [0, len). There is one for every position of every slot, so this cannot
+ * fail. */
+static void cover(mxd_shard *s, slot *t, uint32_t len) {
+    int want = (int)((len + MXD_KV_PAGE_TOKENS - 1) / MXD_KV_PAGE_TOKENS);
+    while (t->n_pages < want) {
+        MXD_ASSERT(s->n_free > 0);
+        t->pages[t->n_pages++] = s->free_pages[--s->n_free];
+    }
+}
+
+/* ------------------------------------------------------------------------------------------- steps
+ */
+
+static mxd_rc check_run(const mxd_shard *s, const mxd_step_run *r, mxd_err *err) {
+    if (r->slot >= s->opts.n_slots || r->n < 1)
+        return mxd_fail(err, MXD_E_INVAL, "step: slot %d, %d rows", r->slot, r->n);
+    if (r->pos > (uint32_t)s->opts.ctx || r->n > (uint32_t)s->opts.ctx - r->pos)
+        return mxd_fail(err, MXD_E_INVAL, "step: positions %u to %u, the context is %d", r->pos,
+                        r->pos + r->n, s->opts.ctx);
+    if (r->pos != 0 && r->pos != s->slots[r->slot].len)
+        return mxd_fail(err, MXD_E_STALE, "step: slot %d has %u positions, the frame starts at %u",
+                        r->slot, s->slots[r->slot].len, r->pos);
+    return MXD_OK;
+}
+
+static mxd_rc check_step(const mxd_shard *s, const mxd_step *step, const mxd_step_result *result,
+                         mxd_err *err) {
+    if (step->n_runs < 1 || step->n_runs > MXD_MAX_STEP_RUNS || step->n_rows > s->max_rows)
+        return mxd_fail(err, MXD_E_INVAL, "step: %d runs, %d rows; at most %d and %d", step->n_runs,
+                        step->n_rows, MXD_MAX_STEP_RUNS, s->max_rows);
+    int rows = 0, vocab = mxd_shard_vocab(s);
+    bool seen[MXD_MAX_SEQS] = {false};
+    for (int i = 0; i < step->n_runs; i++) {
+        MXD_TRY(check_run(s, &step->runs[i], err));
+        if (seen[step->runs[i].slot])
+            return mxd_fail(err, MXD_E_INVAL, "step: slot %d twice", step->runs[i].slot);
+        seen[step->runs[i].slot] = true;
+        rows += step->runs[i].n;
+    }
+    if (rows != step->n_rows)
+        return mxd_fail(err, MXD_E_INVAL, "step: runs have %d rows, not %d", rows, step->n_rows);
+    for (int i = 0; i < rows; i++)
+        if (step->ids[i] < 0 || step->ids[i] >= vocab)
+            return mxd_fail(err, MXD_E_INVAL, "step: token %d, the vocabulary has %d", step->ids[i],
+                            vocab);
+    if ((!s->has_embed && !step->hidden) || (!s->has_head && !result->hidden))
+        return mxd_fail(err, MXD_E_INVAL, "step: hidden states are missing");
+    return MXD_OK;
+}
+
+/* Puts the ids in place and fills s->runs and s->rows; returns how many rows sample. */
+static int prepare(mxd_shard *s, const mxd_step *step) {
+    int row = 0, n_sample = 0;
+    for (int i = 0; i < step->n_runs; i++) {
+        const mxd_step_run *r = &step->runs[i];
+        slot *t = &s->slots[r->slot];
+        if (r->pos == 0) empty_slot(s, t);
+        cover(s, t, r->pos + r->n);
+        memcpy(t->ids + r->pos, step->ids + row, r->n * sizeof *t->ids);
+        t->len = r->pos + r->n;
+        s->runs[i] = (mxd_run){row, r->n, (int)r->pos, t->pages};
+        row += r->n;
+        if (r->sample) s->rows[n_sample++] = row - 1;
+    }
+    return n_sample;
+}
+
+static void sample_all(mxd_shard *s, const mxd_step *step, mxd_step_result *result) {
+    size_t vocab = (size_t)mxd_shard_vocab(s);
+    int k = 0;
+    for (int i = 0; i < step->n_runs; i++) {
+        const mxd_step_run *r = &step->runs[i];
+        if (!r->sample) continue;
+        float *logits = s->logits + (size_t)k * vocab;
+        if (result->logits)
+            memcpy(result->logits + (size_t)k * vocab, logits, vocab * sizeof *logits);
+        const slot *t = &s->slots[r->slot];
+        if (result->tokens)
+            mxd_sample(&s->sampler, logits, &r->how, t->ids, t->len, &result->tokens[k]);
+        k++;
+    }
+    result->n_tokens = k;
+}
+
+mxd_rc mxd_shard_step(mxd_shard *s, const mxd_step *step, mxd_step_result *result, mxd_err *err) {
+    result->n_tokens = 0;
+    MXD_TRY(check_step(s, step, result, err));
+    int n_sample = prepare(s, step);
+    const mxd_batch batch = {step->n_rows, step->n_runs, s->runs, step->ids};
+    const mxd_forward f = {.batch = &batch,
+                           .hidden_in = step->hidden,
+                           .hidden_out = result->hidden,
+                           .rows = s->rows,
+                           .n_logits = s->has_head ? n_sample : 0,
+                           .logits = s->logits};
+    mxd_rc rc = mxd_model_forward(s->model, &f, err);
+    if (rc) {
+        for (int i = 0; i < step->n_runs; i++) empty_slot(s, &s->slots[step->runs[i].slot]);
+        return rc;
+    }
+    if (s->has_head) sample_all(s, step, result);
+    return MXD_OK;
+}
