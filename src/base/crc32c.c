@@ -27,8 +27,8 @@ static uint32_t by_table(uint32_t crc, const unsigned char *p, size_t n) {
     for (; n >= 8; p += 8, n -= 8) {
         uint32_t next = 0;
         for (int i = 0; i < 8; i++) {
-            unsigned char b = i < 4 ? (unsigned char)(p[i] ^ crc >> 8 * i) : p[i];
-            next ^= table[7 - i][b];
+            uint32_t in = i < 4 ? crc >> 8 * i : 0; /* the old value meets the first four bytes */
+            next ^= table[7 - i][(p[i] ^ in) & 255];
         }
         crc = next;
     }

@@ -65,7 +65,7 @@ int mxd_rc_grpc(mxd_rc rc) { return rc_table[rc].grpc; }
 int mxd_rc_exit(mxd_rc rc) { return rc_table[rc].exit; }
 bool mxd_rc_retry(mxd_rc rc) { return rc_table[rc].retry; }
 
-_Noreturn void mxd_assert_failed(const char *expr, const char *file, int line) {
+__attribute__((noreturn)) void mxd_assert_failed(const char *expr, const char *file, int line) {
     fprintf(stderr, "mxd: %s:%d: assertion failed: %s\n", file, line, expr);
     abort();
 }

@@ -84,7 +84,7 @@ bool mxd_rc_retry(mxd_rc rc);
         if (rc_try_) return rc_try_; \
     } while (0)
 
-_Noreturn void mxd_assert_failed(const char *expr, const char *file, int line);
+__attribute__((noreturn)) void mxd_assert_failed(const char *expr, const char *file, int line);
 #define MXD_ASSERT(e) ((e) ? (void)0 : mxd_assert_failed(#e, __FILE__, __LINE__))
 
 #define MXD_COUNT(array) (sizeof(array) / sizeof *(array))

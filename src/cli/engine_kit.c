@@ -1,0 +1,166 @@
+#include "cli/engine_kit.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/rand.h"
+#include "cli/main_kit.h"
+#include "cli/term.h"
+
+enum { LOAD_TIMEOUT_MS = 900000, PROGRESS_MS = 200 };
+
+/* ------------------------------------------------------------------------------------- options */
+
+static mxd_rc read_template(mxd_engine_kit *kit, const char *path, mxd_err *err) {
+    FILE *f = fopen(path, "rb");
+    if (!f) return mxd_fail_sys(err, MXD_E_NOTFOUND, "cannot read the chat template '%s'", path);
+    kit->chat_template = MXD_NEW(&mxd_alloc_libc, MXD_TEMPLATE_MAX_BYTES + 1, char);
+    size_t n = kit->chat_template ? fread(kit->chat_template, 1, MXD_TEMPLATE_MAX_BYTES, f) : 0;
+    bool failed = ferror(f) != 0;
+    fclose(f);
+    if (!kit->chat_template) return mxd_fail(err, MXD_E_NOMEM, "chat template");
+    if (failed) return mxd_fail(err, MXD_E_IO, "cannot read the chat template '%s'", path);
+    kit->chat_template[n] = '\0';
+    kit->opts.chat_template = kit->chat_template;
+    return MXD_OK;
+}
+
+/* mlx-dist-worker lies beside the program that starts it. */
+static mxd_rc find_worker(mxd_engine_kit *kit, mxd_err *err) {
+    char dir[1024];
+    mxd_main_program_dir(dir);
+    snprintf(kit->worker, sizeof kit->worker, "%s/mlx-dist-worker", dir);
+    if (access(kit->worker, X_OK) != 0)
+        return mxd_fail(err, MXD_E_NOTFOUND,
+                        "mlx-dist-worker is not beside this program (%s); install it there, or run "
+                        "without --local-workers",
+                        dir);
+    kit->opts.worker_program = kit->worker;
+    return MXD_OK;
+}
+
+static const char *unless_auto(const char *s) { return s && strcmp(s, "auto") != 0 ? s : NULL; }
+
+static bool has(const mxd_options *o, mxd_opt_id id) { return mxd_opt_is_for(id, o->prog); }
+
+static void public_name(mxd_engine_kit *kit, const mxd_options *o) {
+    const char *model = mxd_opt_text(o, MXD_OPT_MODEL);
+    int n = 0;
+    const char *const *alias = has(o, MXD_OPT_ALIAS) ? mxd_opt_list(o, MXD_OPT_ALIAS, &n) : NULL;
+    /* a folder is known by its last part, other models by the name that was given */
+    size_t len = strlen(model);
+    while (len > 1 && model[len - 1] == '/') len--;
+    const char *from = model;
+    if (model[0] == '/' || model[0] == '.' || model[len] == '/')
+        for (size_t i = 0; i + 1 < len; i++)
+            if (model[i] == '/') from = model + i + 1;
+    int part = (int)(len - (size_t)(from - model));
+    if (n > 0)
+        snprintf(kit->model_id, sizeof kit->model_id, "%s", alias[0]);
+    else
+        snprintf(kit->model_id, sizeof kit->model_id, "%.*s", part, from);
+}
+
+static mxd_rc fill_cluster(mxd_engine_kit *kit, const mxd_options *o, mxd_err *err) {
+    mxd_engine_opts *e = &kit->opts;
+    e->local_workers = (int)mxd_opt_int(o, MXD_OPT_LOCAL_WORKERS);
+    if (e->local_workers > 0) MXD_TRY(find_worker(kit, err));
+    if (has(o, MXD_OPT_CLUSTER_LISTEN)) e->cluster_listen = mxd_opt_text(o, MXD_OPT_CLUSTER_LISTEN);
+    if (has(o, MXD_OPT_LAYER_SPLIT)) e->split = mxd_opt_ints(o, MXD_OPT_LAYER_SPLIT, &e->n_split);
+    if (!e->cluster_listen) return MXD_OK;
+    MXD_TRY(mxd_main_state_dir(o, kit->state_dir, err));
+    e->state_dir = kit->state_dir;
+    return MXD_OK;
+}
+
+mxd_rc mxd_engine_kit_fill(mxd_engine_kit *kit, const mxd_options *o, mxd_err *err) {
+    *kit = (mxd_engine_kit){0};
+    mxd_engine_opts *e = &kit->opts;
+    MXD_TRY(mxd_opt_need(o, MXD_OPT_MODEL, err));
+    MXD_TRY(mxd_main_model_folder(o, kit->folder, err));
+    public_name(kit, o);
+    e->folder = kit->folder;
+    e->model_id = kit->model_id;
+    e->backend = unless_auto(mxd_opt_text(o, MXD_OPT_BACKEND));
+    e->kernels = unless_auto(mxd_opt_text(o, MXD_OPT_KERNELS));
+    e->activations = (mxd_activations)mxd_opt_int(o, MXD_OPT_ACTIVATIONS);
+    e->threads = (int)mxd_opt_int(o, MXD_OPT_THREADS);
+    e->ctx = (int)mxd_opt_int(o, MXD_OPT_CTX_SIZE);
+    e->parallel = has(o, MXD_OPT_PARALLEL) ? (int)mxd_opt_int(o, MXD_OPT_PARALLEL) : 1;
+    e->prefill_rows = (int)mxd_opt_int(o, MXD_OPT_PREFILL_STEP_SIZE);
+    if (has(o, MXD_OPT_CHAT_TEMPLATE)) {
+        const char *file = mxd_opt_text(o, MXD_OPT_CHAT_TEMPLATE_FILE);
+        e->chat_template = mxd_opt_text(o, MXD_OPT_CHAT_TEMPLATE);
+        if (file) MXD_TRY(read_template(kit, file, err));
+    }
+    return fill_cluster(kit, o, err);
+}
+
+void mxd_engine_kit_deinit(mxd_engine_kit *kit) { mxd_free(&mxd_alloc_libc, kit->chat_template); }
+
+mxd_engine_defaults mxd_engine_kit_defaults(const mxd_options *o, const mxd_engine *e) {
+    mxd_engine_defaults d = {.sampling = mxd_engine_info_get(e)->defaults};
+    mxd_sampling *s = &d.sampling;
+    if (!has(o, MXD_OPT_TEMP)) return d;
+    if (mxd_opt_given(o, MXD_OPT_TEMP)) s->temperature = (float)mxd_opt_real(o, MXD_OPT_TEMP);
+    if (mxd_opt_given(o, MXD_OPT_TOP_P)) s->top_p = (float)mxd_opt_real(o, MXD_OPT_TOP_P);
+    if (mxd_opt_given(o, MXD_OPT_MIN_P)) s->min_p = (float)mxd_opt_real(o, MXD_OPT_MIN_P);
+    if (mxd_opt_given(o, MXD_OPT_TOP_K)) s->top_k = (int32_t)mxd_opt_int(o, MXD_OPT_TOP_K);
+    d.has_seed = mxd_opt_given(o, MXD_OPT_SEED);
+    if (d.has_seed) s->seed = (uint64_t)mxd_opt_int(o, MXD_OPT_SEED);
+    d.max_tokens = (int)mxd_opt_int(o, MXD_OPT_MAX_TOKENS);
+    if (has(o, MXD_OPT_TIMEOUT)) d.timeout_ms = mxd_opt_int(o, MXD_OPT_TIMEOUT);
+    return d;
+}
+
+mxd_sampling mxd_engine_kit_sampling(const mxd_options *o, const mxd_engine *e) {
+    mxd_engine_defaults d = mxd_engine_kit_defaults(o, e);
+    if (!d.has_seed && mxd_rand_secret(&d.sampling.seed, sizeof d.sampling.seed, NULL) != MXD_OK)
+        d.sampling.seed = (uint64_t)mxd_now_ns();
+    return d.sampling;
+}
+
+/* ------------------------------------------------------------------------------------- waiting */
+
+/* Bytes loaded and to load, over all nodes. */
+static void loaded(mxd_engine *e, uint64_t *done, uint64_t *total) {
+    json_t *state = mxd_engine_cluster_state(e), *node;
+    size_t i;
+    *done = *total = 0;
+    json_array_foreach(json_object_get(state, "nodes"), i, node) {
+        const json_t *load = json_object_get(node, "load");
+        *done += (uint64_t)json_integer_value(json_object_get(load, "done"));
+        *total += (uint64_t)json_integer_value(json_object_get(load, "total"));
+    }
+    json_decref(state);
+}
+
+mxd_rc mxd_engine_kit_wait(mxd_engine *e, const mxd_options *o, mxd_err *err) {
+    mxd_term term;
+    mxd_term_init(&term, stderr, mxd_opt_bool(o, MXD_OPT_NO_COLOR));
+    mxd_progress progress = {.term = &term, .quiet = mxd_opt_bool(o, MXD_OPT_QUIET)};
+    int64_t until = mxd_now_ms() + LOAD_TIMEOUT_MS;
+    mxd_rc rc;
+    while ((rc = mxd_engine_wait(e, PROGRESS_MS, err)) == MXD_E_TIMEOUT && mxd_now_ms() < until) {
+        uint64_t done, total;
+        loaded(e, &done, &total);
+        mxd_progress_show(&progress, "loading", done, total);
+        if (!mxd_signals_wait(0)) continue;
+        rc = mxd_fail(err, MXD_E_CANCELED, "interrupted while loading");
+        break;
+    }
+    mxd_progress_end(&progress);
+    return rc;
+}
+
+mxd_rc mxd_engine_kit_open(mxd_engine_kit *kit, const mxd_options *o, mxd_engine **out,
+                           mxd_err *err) {
+    MXD_TRY(mxd_engine_open(out, &mxd_alloc_libc, &kit->opts, err));
+    mxd_rc rc = mxd_engine_kit_wait(*out, o, err);
+    if (!rc) return MXD_OK;
+    mxd_engine_close(*out);
+    *out = NULL;
+    return rc;
+}

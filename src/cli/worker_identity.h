@@ -1,0 +1,24 @@
+/* worker_identity.h - who a worker is: its node id, key and certificate, kept over restarts.
+ *
+ * Files in STATE/worker: node.key, node.pem, ca.pem, and node.id. A token of another cluster than
+ * the one in ca.pem makes the worker enrol anew.
+ */
+#ifndef MXD_CLI_WORKER_IDENTITY_H
+#define MXD_CLI_WORKER_IDENTITY_H
+
+#include "cli/options.h"
+#include "net/tls.h"
+
+typedef struct mxd_worker_identity {
+    char node[MXD_MAX_NODE_NAME];
+    mxd_pem pem; /* own certificate and key */
+    char *ca;
+} mxd_worker_identity;
+
+/* From the state folder, else by enrolling with --token, --token-file or MLXD_TOKEN.
+ * Errors: E_AUTH no certificate and no token, or the token is refused; E_NET; E_TIMEOUT; E_IO. */
+mxd_rc mxd_worker_identity_get(mxd_worker_identity *id, const mxd_options *o,
+                               mxd_err *err) MXD_MUST_USE;
+void mxd_worker_identity_deinit(mxd_worker_identity *id);
+
+#endif

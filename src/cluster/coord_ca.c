@@ -1,0 +1,118 @@
+/* coord_ca.c - who may join: the cluster's CA, the coordinator's own certificate, enrolment. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "cluster/coord_private.h"
+#include "formats/json.h"
+
+static const char coordinator_id[] = "coordinator";
+
+/* ------------------------------------------------------------------------------------ the files */
+
+static mxd_rc read_pem(mxd_cluster *c, const char *name, char **out, mxd_err *err) {
+    char path[1200];
+    snprintf(path, sizeof path, "%s/%s", c->opts.state_dir, name);
+    FILE *f = fopen(path, "rb");
+    if (!f) return mxd_fail_sys(err, errno == ENOENT ? MXD_E_NOTFOUND : MXD_E_IO, "%s", path);
+    char *text = MXD_NEW(c->al, MXD_PEM_MAX + 1, char);
+    size_t n = text ? fread(text, 1, MXD_PEM_MAX, f) : 0;
+    fclose(f);
+    if (!text) return mxd_fail(err, MXD_E_NOMEM, "%s", path);
+    *out = text;
+    return n ? MXD_OK : mxd_fail(err, MXD_E_FORMAT, "%s is empty", path);
+}
+
+/* Written beside and renamed, so that a half-written key never has the right name. */
+static mxd_rc write_pem(mxd_cluster *c, const char *name, const char *text, mxd_err *err) {
+    char path[1200], part[1210];
+    snprintf(path, sizeof path, "%s/%s", c->opts.state_dir, name);
+    snprintf(part, sizeof part, "%s.part", path);
+    int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0) return mxd_fail_sys(err, MXD_E_IO, "cannot write %s", part);
+    size_t n = strlen(text);
+    bool ok = write(fd, text, n) == (ssize_t)n && fsync(fd) == 0;
+    ok = close(fd) == 0 && ok && rename(part, path) == 0;
+    return ok ? MXD_OK : mxd_fail_sys(err, MXD_E_IO, "cannot write %s", path);
+}
+
+static mxd_rc load_ca(mxd_cluster *c, mxd_err *err) {
+    mxd_rc rc = read_pem(c, "ca.pem", &c->ca.cert, err);
+    if (!rc) return read_pem(c, "ca.key", &c->ca.key, err);
+    if (rc != MXD_E_NOTFOUND) return rc;
+    if (mkdir(c->opts.state_dir, 0700) != 0 && errno != EEXIST)
+        return mxd_fail_sys(err, MXD_E_IO, "cannot make the state folder %s", c->opts.state_dir);
+    MXD_TRY(mxd_ca_new(c->al, "mlx-distributed", &c->ca, err));
+    MXD_TRY(write_pem(c, "ca.key", c->ca.key, err));
+    return write_pem(c, "ca.pem", c->ca.cert, err);
+}
+
+mxd_rc mxd_coord_identity(mxd_cluster *c, mxd_err *err) {
+    if (c->opts.state_dir)
+        MXD_TRY(load_ca(c, err));
+    else
+        MXD_TRY(mxd_ca_new(c->al, "mlx-distributed", &c->ca, err));
+    return mxd_ca_issue(c->al, &c->ca, coordinator_id, &c->own, err);
+}
+
+/* ------------------------------------------------------------------------------------ newcomers */
+
+static bool reserved(const char *node) {
+    return strcmp(node, coordinator_id) == 0 || strncmp(node, "local-", 6) == 0;
+}
+
+mxd_rc mxd_coord_enroll(void *cluster, const char *node, const char *secret, const char *csr_pem,
+                        mxd_blob **cert, mxd_err *err) {
+    mxd_cluster *c = cluster;
+    if (reserved(node)) return mxd_fail(err, MXD_E_AUTH, "the name '%s' is reserved", node);
+    if (!c->opts.spend_secret || !c->opts.spend_secret(c->opts.spend_ctx, secret)) {
+        mxd_log(MXD_LOG_WARN, "enrolment_refused", "node=%s", node);
+        return mxd_fail(err, MXD_E_AUTH,
+                        "the join token is not valid (any more): make a new one with "
+                        "mlx-dist-config token on the coordinator");
+    }
+    char *pem;
+    MXD_TRY(mxd_ca_sign(c->al, &c->ca, csr_pem, node, &pem, err));
+    size_t n = strlen(pem), k = strlen(c->ca.cert);
+    *cert = mxd_blob_new(c->al, n + k);
+    if (*cert) {
+        memcpy((*cert)->bytes, pem, n);
+        memcpy((*cert)->bytes + n, c->ca.cert, k);
+        mxd_log(MXD_LOG_INFO, "enrolled", "node=%s", node);
+    }
+    mxd_free(c->al, pem);
+    return *cert ? MXD_OK : mxd_fail(err, MXD_E_NOMEM, "certificate");
+}
+
+/* -------------------------------------------------------------------------------- local workers */
+
+static void text_field(mxd_buf *out, const char *key, const char *value) {
+    mxd_buf_printf(out, "\"%s\":", key);
+    mxd_json_write_string(out, value, strlen(value), true);
+    mxd_buf_putc(out, ',');
+}
+
+/* Local workers share this machine's memory, so each is told its part. */
+mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out, mxd_err *err) {
+    const mxd_cluster_opts *o = &c->opts;
+    mxd_pem own = {0};
+    MXD_TRY(mxd_ca_issue(c->al, &c->ca, node, &own, err));
+    mxd_buf_putc(out, '{');
+    text_field(out, "node", node);
+    text_field(out, "join", c->join);
+    text_field(out, "ca", c->ca.cert);
+    text_field(out, "cert", own.cert);
+    text_field(out, "key", own.key);
+    uint64_t part = o->memory_free / (uint64_t)(o->local_workers > 0 ? o->local_workers : 1);
+    mxd_buf_printf(out,
+                   "\"memory_total\":%llu,\"memory_free\":%llu,\"bandwidth\":%.0f,\"ops\":%.0f,"
+                   "\"log_level\":%d}\n",
+                   (unsigned long long)o->memory_total, (unsigned long long)part, o->bandwidth,
+                   o->ops, (int)mxd_log_level_now());
+    mxd_pem_free(c->al, &own);
+    return mxd_buf_rc(out, "bootstrap", err);
+}

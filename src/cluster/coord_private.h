@@ -1,0 +1,147 @@
+/* coord_private.h - private to cluster/: the coordinator's driver, in four files:
+ *   coordinator.c   life, the control thread, events in
+ *   coord_act.c     what the core says, done
+ *   coord_ca.c      the cluster's CA, certificates, enrolment
+ *   coord_state.c   what people see: JSON, counters
+ */
+#ifndef MXD_CLUSTER_COORD_PRIVATE_H
+#define MXD_CLUSTER_COORD_PRIVATE_H
+
+#include <pthread.h>
+#include "cluster/coordinator.h"
+#include "cluster/core.h"
+#include "cluster/inbox.h"
+#include "cluster/spawn.h"
+#include "cluster/wire.h"
+#include "cluster/worker.h"
+#include "net/tls.h"
+
+enum {
+    MXD_COORD_TICK_MS = 25,
+    MXD_COORD_DIAL_MS = 3000,
+    MXD_COORD_HELD_STEPS = 16, /* steps that wait until the first stage is reached */
+    MXD_COORD_HANGUPS = 64,    /* links whose last word is still on its way */
+    MXD_COORD_LINGER_MS = 200,
+    MXD_COORD_LATER = 4 * MXD_MAX_NODES, /* events that wait for the core */
+};
+
+enum {                      /* mxd_inbox_item.what */
+       MXD_POSTED_CALL = 1, /* ptr: mxd_coord_call */
+       MXD_POSTED_CANCEL,   /* ptr: uint64_t on the heap */
+       MXD_POSTED_STOP
+};
+
+/* A request as the driver keeps it until its end. Control thread, but for its making. */
+typedef struct mxd_live_request {
+    uint64_t id;
+    mxd_request r; /* pointers below are ours */
+    int32_t *prompt, *stop_ids;
+    mxd_logit_bias *bias;
+    mxd_core_submit submit;
+    struct mxd_live_request *next;
+} mxd_live_request;
+
+/* What the core said to a request, for the thread that submits it. The request itself may have
+ * ended, and be gone, by the time that thread looks. */
+typedef struct mxd_submit_answer {
+    mxd_live_request *request;
+    mxd_err err; /* rc OK: accepted */
+} mxd_submit_answer;
+
+/* A call from another thread that the control thread carries out while the caller waits. */
+typedef struct mxd_coord_call {
+    void (*fn)(mxd_cluster *c, void *arg);
+    void *arg;
+    bool done;
+    pthread_mutex_t lock;
+    pthread_cond_t finished;
+} mxd_coord_call;
+
+struct mxd_cluster {
+    const mxd_alloc *al;
+    mxd_cluster_opts opts; /* strings point into text */
+    char *text[MXD_MAX_NODES + 16];
+    int n_text;
+
+    /* read-only after open */
+    mxd_welcome welcome;
+    mxd_model_sizes *sizes;
+    int n_vocab;
+    mxd_pem ca, own;       /* PEM texts; cert and key */
+    mxd_loopback_hub *hub; /* in-process worker; NULL with processes or remote workers */
+    mxd_worker *worker;    /* that worker */
+    int port;
+    char join[64]; /* the address local workers dial */
+    char local_ids[MXD_MAX_NODES][16];
+    const char *local_id_list[MXD_MAX_NODES];
+    pthread_t thread;
+    bool started;
+
+    /* any thread, under lock: what waiters look at */
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    mxd_cluster_state state;
+    mxd_err why;
+    bool drained;
+    char determinism[16];
+    uint64_t next_request;
+
+    /* control thread */
+    mxd_inbox inbox;
+    mxd_transport *net;
+    mxd_coord *core;
+    void *core_memory;
+    bool stop, draining;
+    int64_t last_tick_ms;
+    mxd_live_request *requests;   /* list */
+    mxd_submit_answer *answering; /* while its request is being given to the core */
+    mxd_child children[MXD_MAX_NODES];
+    struct {
+        int node;
+        uint64_t spawn;
+        bool running;
+    } spawned[MXD_MAX_NODES]; /* by child */
+    mxd_link data;            /* to the first stage */
+    bool data_up;
+    uint64_t data_epoch;
+    uint64_t data_control; /* control link of the node that data leads to */
+    mxd_buf held[MXD_COORD_HELD_STEPS];
+    int n_held;
+    struct {
+        mxd_link link;
+        int64_t at_ms;
+    } hangups[MXD_COORD_HANGUPS];
+    int n_hangups;
+    bool busy; /* the core's actions are being carried out */
+    mxd_coord_event later[MXD_COORD_LATER];
+    int n_later;
+    mxd_arena scratch;
+    mxd_buf head;
+};
+
+/* Runs the core with one event (the time is filled in) and carries out its actions. */
+void mxd_coord_give(mxd_cluster *c, mxd_coord_event *ev);
+void mxd_coord_act(mxd_cluster *c, const mxd_coord_action *a);
+
+/* Carries out fn on the control thread and waits. False: the cluster is closing. */
+bool mxd_coord_sync(mxd_cluster *c, void (*fn)(mxd_cluster *c, void *arg), void *arg);
+
+/* The first stage's data link went down, or came up. */
+void mxd_coord_data_up(mxd_cluster *c);
+void mxd_coord_data_down(mxd_cluster *c);
+
+mxd_live_request *mxd_coord_request(mxd_cluster *c, uint64_t id);
+void mxd_coord_request_free(mxd_cluster *c, mxd_live_request *r); /* unlinks it too */
+
+/* The CA of opts.state_dir (made when missing), or a new one; and our own certificate. */
+mxd_rc mxd_coord_identity(mxd_cluster *c, mxd_err *err) MXD_MUST_USE;
+mxd_rc mxd_coord_enroll(void *cluster, const char *node, const char *secret, const char *csr_pem,
+                        mxd_blob **cert, mxd_err *err);
+/* The bootstrap text of a local worker: its certificate, key, CA and where to join, as JSON. */
+mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out,
+                           mxd_err *err) MXD_MUST_USE;
+
+/* Publishes state, why and determinism to the waiters. */
+void mxd_coord_publish(mxd_cluster *c);
+
+#endif

@@ -1,0 +1,156 @@
+/* coord_state.c - what people see of a cluster: readiness, JSON, counters. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "cluster/coord_private.h"
+
+/* ------------------------------------------------------------------------------------- readiness
+ */
+
+void mxd_coord_publish(mxd_cluster *c) {
+    mxd_coord_view v;
+    mxd_coord_view_get(c->core, &v);
+    pthread_mutex_lock(&c->lock);
+    mxd_cluster_state was = c->state;
+    c->state = v.state == MXD_COORD_SERVING ? MXD_CLUSTER_READY
+               : v.stuck                    ? MXD_CLUSTER_FAILED
+                                            : MXD_CLUSTER_LOADING;
+    c->why = (mxd_err){.rc = v.rc ? v.rc : MXD_E_PEER};
+    snprintf(c->why.msg, sizeof c->why.msg, "%s", v.why[0] ? v.why : "no worker is connected");
+    if (v.determinism[0]) snprintf(c->determinism, sizeof c->determinism, "%s", v.determinism);
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+    if (c->state == was) return;
+    if (c->state == MXD_CLUSTER_READY)
+        mxd_log(MXD_LOG_INFO, "plan_serving", "epoch=%llu stages=%d", (unsigned long long)v.epoch,
+                v.plan->n_stages);
+    else if (c->state == MXD_CLUSTER_FAILED)
+        mxd_log(MXD_LOG_WARN, "no_plan", "reason=\"%s\"", v.why);
+}
+
+mxd_cluster_state mxd_cluster_state_now(mxd_cluster *c, mxd_err *err) {
+    pthread_mutex_lock(&c->lock);
+    mxd_cluster_state s = c->state;
+    if (err) *err = c->why;
+    pthread_mutex_unlock(&c->lock);
+    return s;
+}
+
+mxd_rc mxd_cluster_wait(mxd_cluster *c, int64_t timeout_ms, mxd_err *err) {
+    int64_t until = mxd_now_ms() + timeout_ms;
+    mxd_err why = {0};
+    mxd_cluster_state s;
+    while ((s = mxd_cluster_state_now(c, &why)) == MXD_CLUSTER_LOADING && mxd_now_ms() < until)
+        mxd_sleep_ms(5);
+    if (s == MXD_CLUSTER_READY) return MXD_OK;
+    if (s == MXD_CLUSTER_LOADING)
+        return mxd_fail(err, MXD_E_TIMEOUT, "the model was not loaded in %lld s",
+                        (long long)timeout_ms / 1000);
+    if (err) *err = why;
+    return why.rc;
+}
+
+const char *mxd_cluster_determinism(mxd_cluster *c) {
+    pthread_mutex_lock(&c->lock);
+    const char *d = strcmp(c->determinism, "bit-exact") == 0 ? "bit-exact" : "per-node";
+    pthread_mutex_unlock(&c->lock);
+    return d;
+}
+
+/* ------------------------------------------------------------------------------------------ JSON
+ */
+
+static json_t *node_json(const mxd_node_view *v, const mxd_plan *plan) {
+    json_t *layers = json_null();
+    uint64_t planned = v->planned;
+    if (v->stage >= 0 && plan && v->stage < plan->n_stages) {
+        const mxd_plan_stage *s = &plan->stages[v->stage];
+        layers = json_pack("[i, i]", s->layer0, s->layer1);
+    }
+    return json_pack(
+        "{s:s, s:s, s:s, s:I, s:s, s:s, s:b, s:I, s:I, s:I, s:o, s:f, s:i}", "id", v->info.id,
+        "name", v->info.name[0] ? v->info.name : v->info.id, "host", v->info.host, "pid",
+        (json_int_t)v->info.pid, "state", mxd_node_state_name(v->state), "backend", v->info.backend,
+        "local", v->info.local, "memory_total", (json_int_t)v->info.memory_total, "memory_planned",
+        (json_int_t)planned, "memory_used", (json_int_t)v->beat.rss, "layers", layers, "step_ms",
+        (double)v->beat.step_ms, "failures", v->n_failures, "load", "done",
+        (json_int_t)v->beat.load_done, "total", (json_int_t)v->beat.load_total);
+}
+
+static json_t *stage_json(mxd_cluster *c, const mxd_plan_stage *s) {
+    const char *node = mxd_coord_node(c->core, s->node)->info.id;
+    return json_pack("{s:[i, i], s:b, s:b, s:f, s:[{s:s, s:f, s:I, s:I, s:I}]}", "layers",
+                     s->layer0, s->layer1, "embed", s->embed, "head", s->head, "decode_ms",
+                     s->decode_ms, "ranks", "node", node, "share", 1.0, "weight_bytes",
+                     (json_int_t)s->weight_bytes, "kv_bytes", (json_int_t)s->kv_bytes,
+                     "scratch_bytes", (json_int_t)s->scratch_bytes);
+}
+
+static json_t *plan_json(mxd_cluster *c, const mxd_plan *p) {
+    json_t *stages = json_array(), *reasons = json_array();
+    for (int i = 0; i < p->n_stages; i++)
+        json_array_append_new(stages, stage_json(c, &p->stages[i]));
+    for (int i = 0; i < p->n_reasons; i++)
+        json_array_append_new(reasons, json_string(p->reasons[i]));
+    return json_pack("{s:o, s:f, s:f, s:i, s:o}", "stages", stages, "decode_tokens_per_s",
+                     p->decode_tokens_per_s, "prefill_tokens_per_s", p->prefill_tokens_per_s,
+                     "bottleneck", p->bottleneck, "reasons", reasons);
+}
+
+static const char *const state_names[] = {[MXD_COORD_FORMING] = "forming",
+                                          [MXD_COORD_INSTALLING] = "installing",
+                                          [MXD_COORD_SERVING] = "serving"};
+
+static void state_call(mxd_cluster *c, void *arg) {
+    json_t *nodes = json_array();
+    mxd_coord_view v;
+    mxd_coord_view_get(c->core, &v);
+    for (int i = 0; i < MXD_MAX_NODES; i++) {
+        const mxd_node_view *n = mxd_coord_node(c->core, i);
+        if (n->state != MXD_NODE_NONE)
+            json_array_append_new(nodes, node_json(n, v.planned ? v.plan : NULL));
+    }
+    json_t *model = json_pack("{s:s, s:i, s:i}", "id", c->welcome.model, "ctx", c->welcome.ctx,
+                              "layers", c->sizes->n_layers);
+    *(json_t **)arg =
+        json_pack("{s:I, s:o, s:s, s:b, s:b, s:s?, s:o, s:o, s:[], s:{s:I, s:I, s:I}}", "epoch",
+                  (json_int_t)v.epoch, "model", model, "state", state_names[v.state], "degraded",
+                  v.degraded, "draining", v.draining, "problem", v.why[0] ? v.why : NULL, "plan",
+                  v.planned ? plan_json(c, v.plan) : json_null(), "nodes", nodes, "links",
+                  "requests", "running", (json_int_t)v.running, "queued", (json_int_t)v.waiting,
+                  "slots", (json_int_t)v.slots);
+}
+
+json_t *mxd_cluster_state_json(mxd_cluster *c) {
+    json_t *out = NULL;
+    return mxd_coord_sync(c, state_call, &out) ? out : NULL;
+}
+
+/* -------------------------------------------------------------------------------------- counters
+ */
+
+static void counters_call(mxd_cluster *c, void *arg) {
+    mxd_coord_view v;
+    mxd_coord_view_get(c->core, &v);
+    *(mxd_cluster_counters *)arg = (mxd_cluster_counters){.epochs = v.n_epochs,
+                                                          .replays = v.n_replays,
+                                                          .steps = v.n_steps,
+                                                          .requests_done = v.n_done,
+                                                          .requests_failed = v.n_failed,
+                                                          .requests_cancelled = v.n_cancelled,
+                                                          .prompt_tokens = v.n_prompt_tokens,
+                                                          .generated_tokens = v.n_generated_tokens,
+                                                          .running = v.running,
+                                                          .waiting = v.waiting,
+                                                          .slots = v.slots,
+                                                          .nodes_live = v.nodes_live,
+                                                          .kv_tokens_used = v.kv_used,
+                                                          .kv_tokens_total = v.kv_total};
+}
+
+void mxd_cluster_counters_get(mxd_cluster *c, mxd_cluster_counters *out) {
+    *out = (mxd_cluster_counters){0};
+    mxd_coord_sync(c, counters_call, out);
+}

@@ -1,0 +1,522 @@
+/* wire.c - between the structs of wire.h and protobuf-c's. */
+#include "cluster/wire.h"
+
+#include <string.h>
+
+#include "cluster.pb-c.h"
+
+/* Generated names are long: PB(Hello) is the type, pb(hello) begins its functions. */
+#define PB(type) MlxDistributed__V1__##type
+#define pb(name) mlx_distributed__v1__##name
+
+/* ------------------------------------------------------------------------------------ helpers */
+
+static void pack(mxd_buf *out, const ProtobufCMessage *m) {
+    uint8_t *at = mxd_buf_grow(out, protobuf_c_message_get_packed_size(m));
+    if (at) protobuf_c_message_pack(m, at);
+}
+
+/* protobuf-c's allocator over an arena: freeing does nothing, the caller resets the arena. */
+static void *arena_alloc(void *a, size_t n) { return mxd_arena_take(a, n ? n : 1, 1); }
+static void arena_free(void *a, void *p) { (void)a, (void)p; }
+
+static mxd_rc unpack(const ProtobufCMessageDescriptor *d, mxd_arena *a, const void *p, size_t n,
+                     ProtobufCMessage **out, mxd_err *err) {
+    ProtobufCAllocator al = {arena_alloc, arena_free, a};
+    *out = protobuf_c_message_unpack(d, &al, n, p);
+    if (!*out)
+        return mxd_fail(err, MXD_E_FORMAT, "%s of %zu bytes cannot be read", d->short_name, n);
+    return MXD_OK;
+}
+
+#define UNPACK(var, Type, name)                                          \
+    ProtobufCMessage *var##_base;                                        \
+    MXD_TRY(unpack(&pb(name##__descriptor), a, p, n, &var##_base, err)); \
+    const PB(Type) *var = (const PB(Type) *)var##_base
+
+static mxd_rc put_text(char *dst, size_t cap, const char *src, const char *what, mxd_err *err) {
+    size_t n = strlen(src);
+    if (n >= cap)
+        return mxd_fail(err, MXD_E_FORMAT, "%s of %zu bytes: at most %zu", what, n, cap - 1);
+    memcpy(dst, src, n + 1);
+    return MXD_OK;
+}
+#define TEXT(dst, src, what) MXD_TRY(put_text((dst), sizeof(dst), (src), (what), err))
+
+static mxd_rc in_range(uint64_t v, uint64_t most, const char *what, mxd_err *err) {
+    if (v <= most) return MXD_OK;
+    return mxd_fail(err, MXD_E_FORMAT, "%s is %llu: at most %llu", what, (unsigned long long)v,
+                    (unsigned long long)most);
+}
+#define RANGE(v, most, what) MXD_TRY(in_range((v), (most), (what), err))
+
+/* ---------------------------------------------------------------------------------- membership */
+
+void mxd_wire_put_hello(mxd_buf *out, const mxd_node_info *m) {
+    PB(Hello) h;
+    pb(hello__init)(&h);
+    h.version = MXD_PROTOCOL_VERSION;
+    h.node = (char *)m->id;
+    h.incarnation = m->incarnation;
+    h.name = (char *)m->name;
+    h.host = (char *)m->host;
+    h.pid = (uint32_t)m->pid;
+    h.backend = (char *)m->backend;
+    h.memory_total = m->memory_total;
+    h.memory_free = m->memory_free;
+    h.bandwidth = m->bandwidth;
+    h.ops = m->ops;
+    h.data_address = (char *)m->address;
+    h.local = m->local;
+    h.epoch = m->epoch;
+    pack(out, &h.base);
+}
+
+/* A measured rate: anything absurd counts as unknown. */
+static double rate(double v) { return v >= 0 && v < 1e21 ? v : 0; }
+
+mxd_rc mxd_wire_get_hello(mxd_node_info *m, mxd_arena *a, const void *p, size_t n, mxd_err *err) {
+    UNPACK(h, Hello, hello);
+    if (h->version != MXD_PROTOCOL_VERSION)
+        return mxd_fail(
+            err, MXD_E_UNSUPPORTED,
+            "the node speaks protocol version %u, this program %d: update the older one",
+            h->version, MXD_PROTOCOL_VERSION);
+    RANGE(h->epoch, MXD_CORE_MAX_EPOCH, "epoch");
+    *m = (mxd_node_info){.incarnation = h->incarnation,
+                         .epoch = h->epoch,
+                         .pid = (int64_t)h->pid,
+                         .memory_total = h->memory_total,
+                         .memory_free = h->memory_free,
+                         .bandwidth = rate(h->bandwidth),
+                         .ops = rate(h->ops),
+                         .local = h->local};
+    TEXT(m->id, h->node, "node id");
+    TEXT(m->name, h->name, "node name");
+    TEXT(m->host, h->host, "host name");
+    TEXT(m->backend, h->backend, "backend");
+    TEXT(m->address, h->data_address, "address");
+    if (!m->id[0]) return mxd_fail(err, MXD_E_FORMAT, "hello without a node id");
+    return MXD_OK;
+}
+
+void mxd_wire_put_welcome(mxd_buf *out, const mxd_welcome *m) {
+    PB(Welcome) w;
+    pb(welcome__init)(&w);
+    w.model = (char *)m->model;
+    w.folder = (char *)m->folder;
+    w.tensors_hash = (ProtobufCBinaryData){sizeof m->tensors_hash, (uint8_t *)m->tensors_hash};
+    w.ctx = (uint32_t)m->ctx;
+    w.slots = (uint32_t)m->slots;
+    w.max_rows = (uint32_t)m->max_rows;
+    w.activations = (uint32_t)m->activations;
+    w.threads = (uint32_t)m->threads;
+    w.backend = (char *)m->backend;
+    w.kernels = (char *)m->kernels;
+    pack(out, &w.base);
+}
+
+mxd_rc mxd_wire_get_welcome(mxd_welcome *m, mxd_arena *a, const void *p, size_t n, mxd_err *err) {
+    UNPACK(w, Welcome, welcome);
+    RANGE(w->ctx, MXD_MAX_CONTEXT, "ctx");
+    RANGE(w->slots, MXD_MAX_SEQS, "slots");
+    RANGE(w->max_rows, MXD_MAX_STEP_TOKENS, "max_rows");
+    RANGE(w->activations, 2, "activations");
+    RANGE(w->threads, MXD_MAX_THREADS, "threads");
+    if (!w->ctx || !w->slots || !w->max_rows || w->tensors_hash.len != sizeof m->tensors_hash)
+        return mxd_fail(err, MXD_E_FORMAT, "welcome without context, slots, rows or hash");
+    *m = (mxd_welcome){.ctx = (int)w->ctx,
+                       .slots = (int)w->slots,
+                       .max_rows = (int)w->max_rows,
+                       .activations = (int)w->activations,
+                       .threads = (int)w->threads};
+    memcpy(m->tensors_hash, w->tensors_hash.data, sizeof m->tensors_hash);
+    TEXT(m->model, w->model, "model name");
+    TEXT(m->folder, w->folder, "model folder");
+    TEXT(m->backend, w->backend, "backend");
+    TEXT(m->kernels, w->kernels, "kernels");
+    return MXD_OK;
+}
+
+/* --------------------------------------------------------------------------------------- plans */
+
+void mxd_wire_put_install(mxd_buf *out, const mxd_stage *m) {
+    PB(Install) i;
+    pb(install__init)(&i);
+    i.epoch = m->epoch;
+    i.stage = (uint32_t)m->index;
+    i.n_stages = (uint32_t)m->n_stages;
+    i.layer0 = (uint32_t)m->layer0;
+    i.layer1 = (uint32_t)m->layer1;
+    i.embed = m->embed;
+    i.head = m->head;
+    i.next = m->next;
+    i.prev = m->prev;
+    i.next_node = (char *)m->next_id;
+    i.next_address = (char *)m->next_address;
+    pack(out, &i.base);
+}
+
+static bool is_node(int node) { return node >= MXD_CORE_COORDINATOR && node < MXD_MAX_NODES; }
+
+mxd_rc mxd_wire_get_install(mxd_stage *m, mxd_arena *a, const void *p, size_t n, mxd_err *err) {
+    UNPACK(i, Install, install);
+    RANGE(i->epoch, MXD_CORE_MAX_EPOCH, "epoch");
+    RANGE(i->layer1, MXD_MAX_LAYERS, "layer1");
+    RANGE(i->n_stages, MXD_MAX_NODES, "n_stages");
+    if (i->layer0 >= i->layer1 || i->stage >= i->n_stages || !is_node(i->next) || !is_node(i->prev))
+        return mxd_fail(err, MXD_E_FORMAT, "install of layers %u to %u as stage %u of %u, next %d",
+                        i->layer0, i->layer1, i->stage, i->n_stages, i->next);
+    *m = (mxd_stage){.epoch = i->epoch,
+                     .index = (int)i->stage,
+                     .n_stages = (int)i->n_stages,
+                     .layer0 = (int)i->layer0,
+                     .layer1 = (int)i->layer1,
+                     .embed = i->embed,
+                     .head = i->head,
+                     .next = i->next,
+                     .prev = i->prev};
+    TEXT(m->next_id, i->next_node, "node id");
+    TEXT(m->next_address, i->next_address, "address");
+    return MXD_OK;
+}
+
+void mxd_wire_put_uninstall(mxd_buf *out, uint64_t epoch) {
+    PB(Uninstall) u;
+    pb(uninstall__init)(&u);
+    u.epoch = epoch;
+    pack(out, &u.base);
+}
+
+mxd_rc mxd_wire_get_uninstall(uint64_t *epoch, mxd_arena *a, const void *p, size_t n,
+                              mxd_err *err) {
+    UNPACK(u, Uninstall, uninstall);
+    *epoch = u->epoch;
+    return MXD_OK;
+}
+
+void mxd_wire_put_ready(mxd_buf *out, const mxd_core_ready *m) {
+    PB(Ready) r;
+    pb(ready__init)(&r);
+    r.epoch = m->epoch;
+    r.bytes = m->bytes;
+    r.determinism = (char *)m->determinism;
+    pack(out, &r.base);
+}
+
+mxd_rc mxd_wire_get_ready(mxd_core_ready *m, mxd_arena *a, const void *p, size_t n, mxd_err *err) {
+    UNPACK(r, Ready, ready);
+    *m = (mxd_core_ready){.epoch = r->epoch, .bytes = r->bytes};
+    TEXT(m->determinism, r->determinism, "determinism");
+    return MXD_OK;
+}
+
+/* ------------------------------------------------------------------------------------ failures */
+
+static mxd_rc known_rc(uint32_t rc) {
+    return rc < MXD_RC_COUNT ? (mxd_rc)rc : MXD_E_INTERNAL; /* of a newer version */
+}
+
+/* Texts are for people: a longer one is cut where a character begins. */
+static char *clip(char dst[MXD_CORE_TEXT], const char *text) {
+    size_t n = strnlen(text, MXD_CORE_TEXT);
+    if (n == MXD_CORE_TEXT) n--;
+    if (text[n])
+        while (n && ((unsigned char)text[n] & 0xc0) == 0x80) n--;
+    memcpy(dst, text, n);
+    dst[n] = '\0';
+    return dst;
+}
+
+void mxd_wire_put_drop(mxd_buf *out, mxd_rc rc, const char *text) {
+    char cut[MXD_CORE_TEXT];
+    PB(Drop) d;
+    pb(drop__init)(&d);
+    d.rc = (uint32_t)rc;
+    d.text = clip(cut, text);
+    pack(out, &d.base);
+}
+
+mxd_rc mxd_wire_get_drop(mxd_wire_failure *m, mxd_arena *a, const void *p, size_t n, mxd_err *err) {
+    UNPACK(d, Drop, drop);
+    *m = (mxd_wire_failure){.rc = known_rc(d->rc)};
+    TEXT(m->text, d->text, "error text");
+    return MXD_OK;
+}
+
+void mxd_wire_put_failed(mxd_buf *out, uint64_t epoch, mxd_rc rc, const char *text) {
+    char cut[MXD_CORE_TEXT];
+    PB(Failed) f;
+    pb(failed__init)(&f);
+    f.epoch = epoch;
+    f.rc = (uint32_t)rc;
+    f.text = clip(cut, text);
+    pack(out, &f.base);
+}
+
+mxd_rc mxd_wire_get_failed(mxd_wire_failure *m, mxd_arena *a, const void *p, size_t n,
+                           mxd_err *err) {
+    UNPACK(f, Failed, failed);
+    *m = (mxd_wire_failure){.epoch = f->epoch, .rc = known_rc(f->rc)};
+    if (!m->rc) m->rc = MXD_E_INTERNAL;
+    TEXT(m->text, f->text, "error text");
+    return MXD_OK;
+}
+
+void mxd_wire_put_nack(mxd_buf *out, uint64_t epoch, uint64_t step, mxd_rc rc, const char *text) {
+    char cut[MXD_CORE_TEXT];
+    PB(Nack) f;
+    pb(nack__init)(&f);
+    f.epoch = epoch;
+    f.step = step;
+    f.rc = (uint32_t)rc;
+    f.text = clip(cut, text);
+    pack(out, &f.base);
+}
+
+mxd_rc mxd_wire_get_nack(mxd_wire_failure *m, mxd_arena *a, const void *p, size_t n, mxd_err *err) {
+    UNPACK(f, Nack, nack);
+    *m = (mxd_wire_failure){.epoch = f->epoch, .step = f->step, .rc = known_rc(f->rc)};
+    if (!m->rc) m->rc = MXD_E_INTERNAL;
+    TEXT(m->text, f->text, "error text");
+    return MXD_OK;
+}
+
+/* ---------------------------------------------------------------------------------------- life */
+
+void mxd_wire_put_heartbeat(mxd_buf *out, const mxd_core_beat *m) {
+    PB(Heartbeat) h;
+    pb(heartbeat__init)(&h);
+    h.epoch = m->epoch;
+    h.last_step = m->last_step;
+    h.step_age_ms = (uint64_t)m->step_age_ms;
+    h.memory_used = m->rss;
+    h.step_ms = m->step_ms;
+    h.load_done = m->load_done;
+    h.load_total = m->load_total;
+    pack(out, &h.base);
+}
+
+mxd_rc mxd_wire_get_heartbeat(mxd_core_beat *m, mxd_arena *a, const void *p, size_t n,
+                              mxd_err *err) {
+    UNPACK(h, Heartbeat, heartbeat);
+    RANGE(h->step_age_ms, INT64_MAX, "step age");
+    *m = (mxd_core_beat){.epoch = h->epoch,
+                         .last_step = h->last_step,
+                         .step_age_ms = (int64_t)h->step_age_ms,
+                         .rss = h->memory_used,
+                         .load_done = h->load_done,
+                         .load_total = h->load_total,
+                         .step_ms = (float)rate((double)h->step_ms)};
+    return MXD_OK;
+}
+
+void mxd_wire_put_neighbour_down(mxd_buf *out, const mxd_core_neighbour *m) {
+    PB(NeighbourDown) d;
+    pb(neighbour_down__init)(&d);
+    d.epoch = m->epoch;
+    d.node = m->node;
+    pack(out, &d.base);
+}
+
+mxd_rc mxd_wire_get_neighbour_down(mxd_core_neighbour *m, mxd_arena *a, const void *p, size_t n,
+                                   mxd_err *err) {
+    UNPACK(d, NeighbourDown, neighbour_down);
+    if (!is_node(d->node)) return mxd_fail(err, MXD_E_FORMAT, "neighbour %d", d->node);
+    *m = (mxd_core_neighbour){.epoch = d->epoch, .node = d->node};
+    return MXD_OK;
+}
+
+void mxd_wire_put_leave(mxd_buf *out) {
+    PB(Leave) l;
+    pb(leave__init)(&l);
+    pack(out, &l.base);
+}
+
+/* --------------------------------------------------------------------------------------- steps */
+
+/* The generated structs of one step, in one place on the stack of put_step. Biases are rare and
+ * few steps carry many; what does not fit sticks as E_TOOBIG. */
+enum { MAX_STEP_BIAS = 2 * MXD_MAX_LOGIT_BIAS };
+typedef struct step_parts {
+    PB(Run) run[MXD_MAX_STEP_RUNS];
+    PB(Run) * run_at[MXD_MAX_STEP_RUNS];
+    PB(Sampling) how[MXD_MAX_STEP_RUNS];
+    PB(Bias) bias[MAX_STEP_BIAS];
+    PB(Bias) * bias_at[MAX_STEP_BIAS];
+    uint32_t ids[MXD_MAX_STEP_TOKENS];
+    int n_bias;
+} step_parts;
+
+static bool fill_sampling(step_parts *s, PB(Sampling) * o, const mxd_sampling *h) {
+    pb(sampling__init)(o);
+    o->temperature = h->temperature;
+    o->top_p = h->top_p;
+    o->min_p = h->min_p;
+    o->top_k = (uint32_t)h->top_k;
+    o->presence = h->presence;
+    o->frequency = h->frequency;
+    o->repetition = h->repetition;
+    o->seed = h->seed;
+    o->choice = h->choice;
+    o->n_prompt = h->n_prompt;
+    o->logprobs = h->logprobs;
+    o->n_top = h->n_top;
+    if (h->n_bias > MAX_STEP_BIAS - s->n_bias) return false;
+    o->n_bias = h->n_bias;
+    o->bias = &s->bias_at[s->n_bias];
+    for (int i = 0; i < h->n_bias; i++, s->n_bias++) {
+        PB(Bias) *b = s->bias_at[s->n_bias] = &s->bias[s->n_bias];
+        pb(bias__init)(b);
+        b->token = (uint32_t)h->bias[i].token;
+        b->bias = h->bias[i].bias;
+    }
+    return true;
+}
+
+void mxd_wire_put_step(mxd_buf *out, uint64_t epoch, uint64_t step, const mxd_core_run *runs,
+                       int n_runs) {
+    step_parts s; /* about 170 KB */
+    s.n_bias = 0;
+    PB(Step) o;
+    pb(step__init)(&o);
+    o.epoch = epoch;
+    o.step = step;
+    for (int i = 0; i < n_runs; i++) {
+        const mxd_core_run *r = &runs[i];
+        PB(Run) *w = s.run_at[i] = &s.run[i];
+        pb(run__init)(w);
+        w->request = r->request;
+        w->slot = r->slot;
+        w->pos = r->pos;
+        w->n = r->n;
+        MXD_ASSERT(o.n_ids + r->n <= MXD_MAX_STEP_TOKENS);
+        for (int k = 0; k < r->n; k++) s.ids[o.n_ids++] = (uint32_t)r->ids[k];
+        if (!r->sample) continue;
+        w->sampling = &s.how[i];
+        if (!fill_sampling(&s, w->sampling, r->how)) {
+            out->rc = MXD_E_TOOBIG;
+            return;
+        }
+    }
+    o.n_runs = (size_t)n_runs;
+    o.runs = s.run_at;
+    o.ids = s.ids;
+    pack(out, &o.base);
+}
+
+static mxd_rc get_sampling(mxd_sampling *o, mxd_arena *a, const PB(Sampling) * h, mxd_err *err) {
+    RANGE(h->n_bias, MXD_MAX_LOGIT_BIAS, "logit biases");
+    RANGE(h->n_top, MXD_MAX_TOP_LOGPROBS, "n_top");
+    RANGE(h->top_k, INT32_MAX, "top_k");
+    mxd_logit_bias *bias = h->n_bias ? MXD_TAKE(a, h->n_bias, mxd_logit_bias) : NULL;
+    if (h->n_bias && !bias) return mxd_fail(err, MXD_E_NOMEM, "step");
+    for (size_t i = 0; i < h->n_bias; i++)
+        bias[i] = (mxd_logit_bias){(int32_t)h->bias[i]->token, h->bias[i]->bias};
+    *o = (mxd_sampling){.temperature = h->temperature,
+                        .top_p = h->top_p,
+                        .min_p = h->min_p,
+                        .top_k = (int32_t)h->top_k,
+                        .presence = h->presence,
+                        .frequency = h->frequency,
+                        .repetition = h->repetition,
+                        .seed = h->seed,
+                        .choice = h->choice,
+                        .n_prompt = h->n_prompt,
+                        .logprobs = h->logprobs,
+                        .n_top = (uint8_t)h->n_top,
+                        .n_bias = (uint16_t)h->n_bias,
+                        .bias = bias};
+    return MXD_OK;
+}
+
+/* Run i of the message; its ids begin at row. */
+static mxd_rc get_run(mxd_wire_step *m, int i, int row, mxd_arena *a, const PB(Run) * w,
+                      mxd_err *err) {
+    RANGE(w->slot, MXD_MAX_SEQS - 1, "slot");
+    RANGE(w->pos, MXD_MAX_CONTEXT, "position");
+    if (!w->n || w->n > (uint32_t)(m->n_rows - row))
+        return mxd_fail(err, MXD_E_FORMAT, "run of %u rows where %d are left", w->n,
+                        m->n_rows - row);
+    m->runs[i] = (mxd_core_run){.request = w->request,
+                                .pos = w->pos,
+                                .slot = (uint16_t)w->slot,
+                                .n = (uint16_t)w->n,
+                                .sample = w->sampling != NULL,
+                                .ids = m->ids + row,
+                                .how = &m->how[i]};
+    m->how[i] = (mxd_sampling){0};
+    return w->sampling ? get_sampling(&m->how[i], a, w->sampling, err) : MXD_OK;
+}
+
+mxd_rc mxd_wire_get_step(mxd_wire_step *m, mxd_arena *a, const void *p, size_t n, mxd_err *err) {
+    UNPACK(o, Step, step);
+    RANGE(o->n_runs, MXD_MAX_STEP_RUNS, "runs of a step");
+    RANGE(o->n_ids, MXD_MAX_STEP_TOKENS, "rows of a step");
+    m->epoch = o->epoch;
+    m->step = o->step;
+    m->n_runs = (int)o->n_runs;
+    m->n_rows = (int)o->n_ids;
+    for (size_t i = 0; i < o->n_ids; i++) {
+        RANGE(o->ids[i], INT32_MAX, "token id");
+        m->ids[i] = (int32_t)o->ids[i];
+    }
+    int row = 0;
+    for (int i = 0; i < m->n_runs; i++) {
+        MXD_TRY(get_run(m, i, row, a, o->runs[i], err));
+        row += m->runs[i].n;
+    }
+    if (!m->n_runs || row != m->n_rows)
+        return mxd_fail(err, MXD_E_FORMAT, "step of %d runs with %d rows and %d ids", m->n_runs,
+                        row, m->n_rows);
+    return MXD_OK;
+}
+
+void mxd_wire_put_result(mxd_buf *out, const mxd_core_result *m) {
+    PB(Token) token[MXD_MAX_STEP_RUNS], *at[MXD_MAX_STEP_RUNS];
+    PB(Result) o;
+    pb(result__init)(&o);
+    o.epoch = m->epoch;
+    o.step = m->step;
+    o.n_tokens = (size_t)m->n;
+    o.tokens = at;
+    for (int i = 0; i < m->n; i++) {
+        const struct mxd_core_result_run *t = &m->runs[i];
+        PB(Token) *w = at[i] = &token[i];
+        pb(token__init)(w);
+        w->request = t->request;
+        w->pos = t->pos;
+        w->token = (uint32_t)t->sampled.token;
+        w->logprob = t->sampled.logprob;
+        w->n_top_id = w->n_top_logprob = t->sampled.n_top;
+        w->top_id = (uint32_t *)t->sampled.top_id; /* ids are not negative */
+        w->top_logprob = (float *)t->sampled.top_logprob;
+    }
+    pack(out, &o.base);
+}
+
+mxd_rc mxd_wire_get_result(mxd_wire_result *m, mxd_arena *a, const void *p, size_t n,
+                           mxd_err *err) {
+    UNPACK(o, Result, result);
+    RANGE(o->n_tokens, MXD_MAX_STEP_RUNS, "tokens of a result");
+    m->result = (mxd_core_result){o->epoch, o->step, (int)o->n_tokens, m->runs};
+    for (size_t i = 0; i < o->n_tokens; i++) {
+        const PB(Token) *w = o->tokens[i];
+        RANGE(w->n_top_id, MXD_MAX_TOP_LOGPROBS, "top tokens");
+        RANGE(w->token, INT32_MAX, "token id");
+        if (w->n_top_id != w->n_top_logprob)
+            return mxd_fail(err, MXD_E_FORMAT, "result with %zu ids and %zu log probabilities",
+                            w->n_top_id, w->n_top_logprob);
+        struct mxd_core_result_run *t = &m->runs[i];
+        *t = (struct mxd_core_result_run){.request = w->request, .pos = w->pos};
+        t->sampled.token = (int32_t)w->token;
+        t->sampled.logprob = w->logprob;
+        t->sampled.n_top = (uint8_t)w->n_top_id;
+        for (size_t k = 0; k < w->n_top_id; k++) {
+            RANGE(w->top_id[k], INT32_MAX, "token id");
+            t->sampled.top_id[k] = (int32_t)w->top_id[k];
+            t->sampled.top_logprob[k] = w->top_logprob[k];
+        }
+    }
+    return MXD_OK;
+}

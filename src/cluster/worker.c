@@ -1,0 +1,731 @@
+#include "cluster/worker.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/proc.h"
+#include "base/rand.h"
+#include "cluster/inbox.h"
+#include "cluster/wire.h"
+#include "cluster/worker_engine.h"
+
+enum {
+    TICK_MS = 25,
+    DIAL_MS = 3000,
+    BACKOFF_MIN_MS = 100,
+    BACKOFF_MAX_MS = 5000,
+    SPARE_JOBS = 8,
+    SPIN_US =
+        50, /* idle compute threads poll so long: operations follow each other in microseconds */
+};
+
+enum { POSTED_JOB = 1, POSTED_DRAIN, POSTED_STOP }; /* mxd_inbox_item.what */
+
+struct mxd_worker {
+    const mxd_alloc *al;
+    mxd_worker_opts opts; /* strings point into text */
+    char *text[16];
+    int n_text;
+
+    pthread_mutex_t lock; /* for ended, end */
+    pthread_cond_t ended_cond;
+    bool ended;
+    mxd_err end;
+    pthread_t thread;
+    bool started;
+
+    /* control thread */
+    mxd_inbox inbox;
+    mxd_transport *net;
+    mxd_worker_engine engine;
+    mxd_wcore *core; /* NULL until the first welcome */
+    void *core_memory;
+    mxd_welcome welcome;
+    uint64_t incarnation;
+    char address[MXD_CORE_ADDRESS]; /* of our data lane, as others are told */
+    bool stop, drain_wanted, member;
+    int64_t last_tick_ms;
+
+    mxd_link control;
+    int64_t dial_at_ms; /* when to dial the coordinator again; 0: not waiting */
+    int64_t backoff_ms;
+
+    mxd_link next; /* to the next stage */
+    bool next_up;
+    mxd_stage next_stage;
+    bool ready_held; /* READY waits until the next stage is reached */
+    mxd_core_ready ready;
+
+    mxd_job *spare[SPARE_JOBS]; /* for steps, so that they need no new memory */
+    int n_spare;
+    mxd_job *frame;       /* the frame that the core is deciding about */
+    mxd_job *computed;    /* the job that the core is deciding about */
+    bool busy, has_later; /* the core's actions are being carried out */
+    mxd_wcore_event later;
+    mxd_arena scratch;
+    mxd_buf head;
+};
+
+static void give(mxd_worker *w, mxd_wcore_event *ev);
+
+/* ---------------------------------------------------------------------------------- sending */
+
+static mxd_rc send_to(mxd_worker *w, mxd_link link, mxd_wire_kind kind, mxd_err *err) {
+    MXD_TRY(mxd_buf_rc(&w->head, "message", err));
+    return w->net->ops->send(w->net, link, kind, mxd_buf_str(&w->head), w->head.len, NULL, err);
+}
+
+/* What cannot be sent on the control link is lost with it: DOWN follows. */
+static void tell(mxd_worker *w, mxd_wire_kind kind) {
+    mxd_err err = {0};
+    if (w->control && send_to(w, w->control, kind, &err) != MXD_OK)
+        mxd_log(MXD_LOG_DEBUG, "send_failed", "to=coordinator kind=%d error=\"%s\"", kind, err.msg);
+}
+
+static mxd_buf *fresh(mxd_worker *w) {
+    mxd_buf_clear(&w->head);
+    return &w->head;
+}
+
+static void say_hello(mxd_worker *w) {
+    const mxd_worker_opts *o = &w->opts;
+    mxd_node_info info = {.incarnation = w->incarnation,
+                          .epoch = w->core ? mxd_wcore_epoch(w->core) : 0,
+                          .pid = getpid(),
+                          .memory_total = o->memory_total,
+                          .memory_free = o->memory_free,
+                          .bandwidth = o->bandwidth,
+                          .ops = o->ops,
+                          .local = o->local};
+    snprintf(info.id, sizeof info.id, "%s", o->node);
+    snprintf(info.name, sizeof info.name, "%s", o->name ? o->name : o->node);
+    snprintf(info.backend, sizeof info.backend, "%s", o->backend ? o->backend : "auto");
+    snprintf(info.address, sizeof info.address, "%s", w->address);
+    if (gethostname(info.host, sizeof info.host - 1) != 0) info.host[0] = '\0';
+    mxd_wire_put_hello(fresh(w), &info);
+    tell(w, MXD_WIRE_HELLO);
+}
+
+/* ------------------------------------------------------------------------------------ the end */
+
+static void end_with(mxd_worker *w, mxd_rc rc, const char *text) {
+    w->stop = true;
+    pthread_mutex_lock(&w->lock);
+    if (!w->ended) {
+        w->ended = true;
+        w->end = (mxd_err){.rc = rc};
+        snprintf(w->end.msg, sizeof w->end.msg, "%s", text);
+        pthread_cond_broadcast(&w->ended_cond);
+    }
+    pthread_mutex_unlock(&w->lock);
+}
+
+/* ------------------------------------------------------------------------- the coordinator's link
+ */
+
+static void dial_coordinator(mxd_worker *w) {
+    mxd_err err = {0};
+    w->dial_at_ms = 0;
+    if (w->net->ops->dial(w->net, w->opts.join, "coordinator", MXD_LANE_CONTROL, DIAL_MS,
+                          &w->control, &err) == MXD_OK)
+        return;
+    mxd_log(MXD_LOG_WARN, "dial_failed", "address=%s error=\"%s\"", w->opts.join, err.msg);
+    w->control = 0;
+    w->dial_at_ms = mxd_now_ms() + BACKOFF_MAX_MS;
+}
+
+static void dial_later(mxd_worker *w) {
+    w->backoff_ms = w->backoff_ms ? w->backoff_ms * 2 : BACKOFF_MIN_MS;
+    if (w->backoff_ms > BACKOFF_MAX_MS) w->backoff_ms = BACKOFF_MAX_MS;
+    uint64_t jitter = mxd_rand_u64(w->incarnation, (uint64_t)w->backoff_ms, (uint64_t)mxd_now_ns());
+    w->dial_at_ms =
+        mxd_now_ms() + w->backoff_ms / 2 + (int64_t)(jitter % (uint64_t)w->backoff_ms) / 2;
+}
+
+static void control_down(mxd_worker *w, const mxd_net_event *ev) {
+    w->control = 0;
+    bool was_member = w->member;
+    w->member = false;
+    if (w->stop) return;
+    if (ev->rc == MXD_E_AUTH) {
+        end_with(w, MXD_E_AUTH,
+                 "the coordinator refuses this node's certificate: join again with a new token "
+                 "(mlx-dist-config token on the coordinator)");
+        return;
+    }
+    mxd_log(MXD_LOG_INFO, "coordinator_lost", "address=%s reason=%s", w->opts.join,
+            mxd_rc_name(ev->rc));
+    if (was_member && w->core)
+        give(w, &(mxd_wcore_event){.kind = MXD_WCORE_COORDINATOR_DOWN});
+    else
+        dial_later(w);
+}
+
+/* ------------------------------------------------------------------------------ the next stage */
+
+static void drop_next(mxd_worker *w) {
+    if (w->next) w->net->ops->hangup(w->net, w->next);
+    w->next = 0;
+    w->next_up = false;
+}
+
+static void link_next(mxd_worker *w, const mxd_stage *stage) {
+    mxd_err err = {0};
+    drop_next(w);
+    w->next_stage = *stage;
+    const char *peer = w->opts.hub ? NULL : stage->next_id;
+    mxd_rc rc = w->net->ops->dial(w->net, stage->next_address, peer, MXD_LANE_DATA, DIAL_MS,
+                                  &w->next, &err);
+    if (!rc) return;
+    mxd_log(MXD_LOG_WARN, "dial_failed", "node=%s error=\"%s\"", stage->next_id, err.msg);
+    w->next = 0;
+    give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = stage->next});
+}
+
+static void next_down(mxd_worker *w) {
+    w->next = 0;
+    w->next_up = false;
+    w->ready_held = false;
+    give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = w->next_stage.next});
+}
+
+static void send_ready(mxd_worker *w) {
+    w->ready_held = false;
+    mxd_wire_put_ready(fresh(w), &w->ready);
+    tell(w, MXD_WIRE_READY);
+}
+
+/* ---------------------------------------------------------------------------------------- jobs */
+
+static mxd_job *step_job(mxd_worker *w) {
+    if (!w->n_spare) return mxd_job_new(w->al, MXD_JOB_COMPUTE);
+    return w->spare[--w->n_spare];
+}
+
+static void retire(mxd_worker *w, mxd_job *job) {
+    if (!job) return;
+    if (job->kind != MXD_JOB_COMPUTE || w->n_spare == SPARE_JOBS) {
+        mxd_job_free(w->al, job);
+        return;
+    }
+    mxd_blob_release(job->head);
+    mxd_blob_release(job->hidden_in);
+    mxd_blob_release(job->hidden_out);
+    job->head = job->hidden_in = job->hidden_out = NULL;
+    job->n_tokens = 0;
+    mxd_arena_reset(&job->scratch, 0);
+    w->spare[w->n_spare++] = job;
+}
+
+/* ----------------------------------------------------------------------------- the core's will */
+
+static void push_job(mxd_worker *w, mxd_job *job) {
+    if (job && mxd_worker_engine_push(&w->engine, job)) return;
+    mxd_job_free(w->al, job);
+    end_with(w, MXD_E_NOMEM, "no memory for a job: the worker restarts rather than guess");
+}
+
+static void start_load(mxd_worker *w, const mxd_wcore_action *a) {
+    atomic_store(&w->engine.epoch, a->epoch);
+    atomic_store(&w->engine.load_done, 0);
+    atomic_store(&w->engine.load_total, 0);
+    mxd_job *job = mxd_job_new(w->al, MXD_JOB_LOAD);
+    if (job) {
+        job->epoch = a->epoch;
+        job->stage = *a->stage;
+    }
+    push_job(w, job);
+}
+
+static void start_compute(mxd_worker *w, const mxd_wcore_action *a) {
+    mxd_job *job = w->frame;
+    MXD_ASSERT(job && job->step_id == a->step);
+    w->frame = NULL;
+    push_job(w, job);
+}
+
+static void forward(mxd_worker *w, const mxd_wcore_action *a) {
+    mxd_job *job = w->computed;
+    MXD_ASSERT(job && job->step_id == a->step);
+    mxd_err err = {0};
+    mxd_rc rc = w->next_up ? w->net->ops->send(w->net, w->next, MXD_WIRE_STEP, job->head->bytes,
+                                               job->head->len, job->hidden_out, &err)
+                           : mxd_fail(&err, MXD_E_PEER, "no link");
+    if (!rc) return;
+    mxd_log(MXD_LOG_WARN, "forward_failed", "node=%s error=\"%s\"", w->next_stage.next_id, err.msg);
+    give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = a->node});
+}
+
+static void send_result(mxd_worker *w, const mxd_wcore_action *a) {
+    const mxd_job *job = w->computed;
+    MXD_ASSERT(job && job->step_id == a->step);
+    struct mxd_core_result_run runs[MXD_MAX_STEP_RUNS];
+    mxd_core_result r = {a->epoch, a->step, 0, runs};
+    for (int i = 0; i < job->step.n_runs; i++) {
+        const mxd_core_run *run = &job->step.runs[i];
+        if (!run->sample) continue;
+        runs[r.n].request = run->request;
+        runs[r.n].pos = run->pos + run->n;
+        runs[r.n].sampled = job->tokens[r.n];
+        r.n++;
+    }
+    MXD_ASSERT(r.n == job->n_tokens);
+    mxd_wire_put_result(fresh(w), &r);
+    tell(w, MXD_WIRE_RESULT);
+}
+
+static void beat(mxd_worker *w, const mxd_wcore_action *a) {
+    mxd_core_beat b = a->beat;
+    b.rss = mxd_proc_rss_bytes();
+    b.load_done = atomic_load(&w->engine.load_done);
+    b.load_total = atomic_load(&w->engine.load_total);
+    mxd_wire_put_heartbeat(fresh(w), &b);
+    tell(w, MXD_WIRE_HEARTBEAT);
+}
+
+static void ready(mxd_worker *w, const mxd_wcore_action *a) {
+    w->ready.epoch = a->epoch;
+    w->ready.bytes = a->bytes;
+    if (w->next && !w->next_up)
+        w->ready_held = true;
+    else
+        send_ready(w);
+}
+
+static void act(mxd_worker *w, const mxd_wcore_action *a) {
+    switch (a->kind) {
+    case MXD_WACT_LOAD:
+        start_load(w, a);
+        break;
+    case MXD_WACT_UNLOAD:
+        push_job(w, mxd_job_new(w->al, MXD_JOB_UNLOAD));
+        break;
+    case MXD_WACT_FORGET:
+        push_job(w, mxd_job_new(w->al, MXD_JOB_FORGET));
+        break;
+    case MXD_WACT_COMPUTE:
+        start_compute(w, a);
+        break;
+    case MXD_WACT_FORWARD:
+        forward(w, a);
+        break;
+    case MXD_WACT_RESULT:
+        send_result(w, a);
+        break;
+    case MXD_WACT_DISCARD: /* the job is freed by whoever called the core */
+        break;
+    case MXD_WACT_NACK:
+        mxd_wire_put_nack(fresh(w), a->epoch, a->step, a->rc,
+                          a->text ? a->text : mxd_rc_text(a->rc));
+        tell(w, MXD_WIRE_NACK);
+        break;
+    case MXD_WACT_READY:
+        ready(w, a);
+        break;
+    case MXD_WACT_FAILED:
+        mxd_wire_put_failed(fresh(w), a->epoch, a->rc, a->text ? a->text : mxd_rc_text(a->rc));
+        tell(w, MXD_WIRE_FAILED);
+        break;
+    case MXD_WACT_BEAT:
+        beat(w, a);
+        break;
+    case MXD_WACT_NEIGHBOUR_DOWN:
+        mxd_wire_put_neighbour_down(fresh(w), &(mxd_core_neighbour){a->epoch, a->node});
+        tell(w, MXD_WIRE_NEIGHBOUR_DOWN);
+        break;
+    case MXD_WACT_LEAVE:
+        mxd_wire_put_leave(fresh(w));
+        tell(w, MXD_WIRE_LEAVE);
+        break;
+    case MXD_WACT_CONNECT:
+        dial_later(w);
+        break;
+    case MXD_WACT_LINK_NEXT:
+        link_next(w, a->stage);
+        break;
+    case MXD_WACT_EXIT:
+        end_with(w, MXD_OK, "let go");
+        break;
+    }
+}
+
+/* Actions are borrowed from the core until its next step, so an event that comes up while they are
+ * carried out waits its turn: only NEIGHBOUR_DOWN does, and the last one is news enough. */
+static void give(mxd_worker *w, mxd_wcore_event *ev) {
+    if (w->busy) {
+        w->later = *ev;
+        w->has_later = true;
+        return;
+    }
+    w->busy = true;
+    mxd_wcore_event next = *ev;
+    do {
+        mxd_wcore_actions out;
+        w->has_later = false;
+        next.now_ms = mxd_now_ms();
+        mxd_wcore_step(w->core, &next, &out);
+        atomic_store(&w->engine.epoch, mxd_wcore_epoch(w->core));
+        for (int i = 0; i < out.n && !w->stop; i++) act(w, &out.list[i]);
+        next = w->later;
+    } while (w->has_later && !w->stop);
+    w->busy = false;
+}
+
+/* -------------------------------------------------------------------------------------- messages
+ */
+
+/* Where the model is on this machine: the coordinator's own folder, or one we know. */
+static void locate_model(mxd_worker *w) {
+    const mxd_worker_opts *o = &w->opts;
+    char *folder = w->engine.folder;
+    snprintf(folder, sizeof w->engine.folder, "%s", w->welcome.folder);
+    if (access(folder, R_OK) != 0 && o->find_model)
+        o->find_model(o->find_ctx, w->welcome.model, folder, sizeof w->engine.folder);
+}
+
+static mxd_rc become_member(mxd_worker *w, mxd_err *err) {
+    const mxd_welcome *m = &w->welcome;
+    mxd_wcore_cfg cfg = {.n_slots = m->slots, .ctx = m->ctx};
+    w->core_memory = mxd_new(w->al, 1, mxd_wcore_bytes(&cfg));
+    w->core = w->core_memory ? mxd_wcore_init(w->core_memory, &cfg) : NULL;
+    if (!w->core) return mxd_fail(err, MXD_E_NOMEM, "no memory for the worker's core");
+    const mxd_worker_opts *o = &w->opts;
+    int threads = o->threads ? o->threads : m->threads ? m->threads : mxd_proc_cores();
+    w->engine.shard_opts =
+        (mxd_shard_opts){.n_slots = m->slots,
+                         .ctx = m->ctx,
+                         .max_rows = m->max_rows,
+                         .backend = o->backend      ? o->backend
+                                    : m->backend[0] ? m->backend
+                                                    : "auto",
+                         .backend_opts = {.threads = threads,
+                                          .spin_us = threads > 1 ? SPIN_US : 0,
+                                          .activations = (mxd_activations)m->activations,
+                                          .kv_f32 = m->activations == MXD_ACT_F32,
+                                          .kernels = o->kernels      ? o->kernels
+                                                     : m->kernels[0] ? m->kernels
+                                                                     : NULL}};
+    memcpy(w->engine.tensors_hash, m->tensors_hash, sizeof m->tensors_hash);
+    locate_model(w);
+    return mxd_worker_engine_start(&w->engine, w->al, w->engine.done, w->engine.done_ctx, err);
+}
+
+static mxd_rc on_welcome(mxd_worker *w, const mxd_blob *head, mxd_err *err) {
+    mxd_welcome m;
+    MXD_TRY(mxd_wire_get_welcome(&m, &w->scratch, head->bytes, head->len, err));
+    if (!w->core) {
+        w->welcome = m;
+        MXD_TRY(become_member(w, err));
+    } else if (m.ctx != w->welcome.ctx || m.slots != w->welcome.slots ||
+               memcmp(m.tensors_hash, w->welcome.tensors_hash, sizeof m.tensors_hash) != 0) {
+        end_with(w, MXD_E_STALE, "the coordinator came back with another model or context");
+        return MXD_OK;
+    }
+    w->member = true;
+    w->backoff_ms = 0;
+    mxd_log(MXD_LOG_INFO, "joined", "coordinator=%s model=%s", w->opts.join, w->welcome.model);
+    give(w, &(mxd_wcore_event){.kind = MXD_WCORE_CONNECTED});
+    if (w->drain_wanted) give(w, &(mxd_wcore_event){.kind = MXD_WCORE_DRAIN});
+    return MXD_OK;
+}
+
+static mxd_rc on_drop(mxd_worker *w, const mxd_blob *head, mxd_err *err) {
+    mxd_wire_failure f;
+    MXD_TRY(mxd_wire_get_drop(&f, &w->scratch, head->bytes, head->len, err));
+    if (f.rc == MXD_OK && w->core) {
+        give(w, &(mxd_wcore_event){.kind = MXD_WCORE_RELEASED});
+    } else if (f.rc == MXD_OK) {
+        end_with(w, MXD_OK, f.text);
+    } else if (!mxd_rc_retry(f.rc) && f.rc != MXD_E_INVAL) {
+        end_with(w, f.rc, f.text);
+    } else {
+        mxd_log(MXD_LOG_WARN, "dropped", "reason=%s text=\"%s\"", mxd_rc_name(f.rc), f.text);
+    }
+    return MXD_OK;
+}
+
+static mxd_rc on_control(mxd_worker *w, const mxd_net_event *ev, mxd_err *err) {
+    const mxd_blob *h = ev->head;
+    switch (ev->message) {
+    case MXD_WIRE_WELCOME:
+        return on_welcome(w, h, err);
+    case MXD_WIRE_DROP:
+        return on_drop(w, h, err);
+    case MXD_WIRE_INSTALL: {
+        mxd_stage s;
+        MXD_TRY(mxd_wire_get_install(&s, &w->scratch, h->bytes, h->len, err));
+        if (!w->core) return MXD_OK;
+        if (s.next == MXD_CORE_COORDINATOR && s.epoch > mxd_wcore_epoch(w->core)) drop_next(w);
+        give(w, &(mxd_wcore_event){.kind = MXD_WCORE_PLAN, .stage = &s});
+        return MXD_OK;
+    }
+    case MXD_WIRE_UNINSTALL: {
+        uint64_t epoch;
+        MXD_TRY(mxd_wire_get_uninstall(&epoch, &w->scratch, h->bytes, h->len, err));
+        if (w->core) give(w, &(mxd_wcore_event){.kind = MXD_WCORE_UNINSTALL, .epoch = epoch});
+        return MXD_OK;
+    }
+    default: /* of a newer version */
+        mxd_log(MXD_LOG_DEBUG, "message_unknown", "kind=%u", ev->message);
+        return MXD_OK;
+    }
+}
+
+static mxd_rc on_frame(mxd_worker *w, const mxd_net_event *ev, mxd_err *err) {
+    if (ev->message != MXD_WIRE_STEP || !w->core) return MXD_OK;
+    mxd_job *job = step_job(w);
+    if (!job) return mxd_fail(err, MXD_E_NOMEM, "no memory for a step");
+    mxd_rc rc = mxd_wire_get_step(&job->step, &job->scratch, ev->head->bytes, ev->head->len, err);
+    if (rc) {
+        retire(w, job);
+        return rc;
+    }
+    job->epoch = job->step.epoch;
+    job->step_id = job->step.step;
+    job->head = mxd_blob_retain(ev->head);
+    job->hidden_in = mxd_blob_retain(ev->payload);
+    w->frame = job;
+    mxd_wcore_event e = {.kind = MXD_WCORE_FRAME};
+    e.frame.epoch = job->step.epoch;
+    e.frame.step = job->step.step;
+    e.frame.n_runs = job->step.n_runs;
+    e.frame.runs = job->step.runs;
+    e.frame.has_hidden = ev->payload != NULL;
+    give(w, &e);
+    retire(w, w->frame); /* still ours: it was refused */
+    w->frame = NULL;
+    return MXD_OK;
+}
+
+/* A peer whose messages make no sense is hung up on. */
+static void on_message(mxd_worker *w, const mxd_net_event *ev) {
+    mxd_err err = {0};
+    mxd_arena_reset(&w->scratch, 0);
+    mxd_rc rc = MXD_OK;
+    if (ev->link == w->control)
+        rc = on_control(w, ev, &err);
+    else if (ev->lane == MXD_LANE_DATA)
+        rc = on_frame(w, ev, &err);
+    if (!rc) return;
+    mxd_log(MXD_LOG_ERROR, "message_bad", "peer=%s error=\"%s\"", ev->peer, err.msg);
+    w->net->ops->hangup(w->net, ev->link);
+}
+
+static void on_net(mxd_worker *w, const mxd_net_event *ev) {
+    if (ev->kind == MXD_NET_MESSAGE) {
+        on_message(w, ev);
+    } else if (ev->link == w->control) {
+        if (ev->kind == MXD_NET_UP)
+            say_hello(w);
+        else
+            control_down(w, ev);
+    } else if (ev->link == w->next && w->next) {
+        w->next_up = ev->kind == MXD_NET_UP;
+        if (!w->next_up)
+            next_down(w);
+        else if (w->ready_held)
+            send_ready(w);
+    }
+}
+
+/* ------------------------------------------------------------------------------- finished jobs */
+
+static void job_done(void *ctx, mxd_job *job) { /* engine thread */
+    mxd_worker *w = ctx;
+    while (!mxd_inbox_post(&w->inbox, POSTED_JOB, job)) {
+        if (mxd_queue_closed(w->inbox.queue)) {
+            mxd_job_free(w->al, job);
+            return;
+        }
+        mxd_sleep_ms(1); /* full: the engine is what must wait */
+    }
+}
+
+static void on_job(mxd_worker *w, mxd_job *job) {
+    mxd_wcore_event e = {.kind = MXD_WCORE_LOADED};
+    if (job->kind == MXD_JOB_LOAD) {
+        e.loaded.epoch = job->epoch;
+        e.loaded.bytes = job->bytes;
+        e.loaded.rc = job->err.rc;
+        e.loaded.text = job->err.msg;
+        e.loaded.determinism = job->determinism;
+        snprintf(w->ready.determinism, sizeof w->ready.determinism, "%s", job->determinism);
+        give(w, &e);
+    } else if (job->kind == MXD_JOB_COMPUTE) {
+        e.kind = MXD_WCORE_COMPUTED;
+        e.computed.epoch = job->epoch;
+        e.computed.step = job->step_id;
+        e.computed.rc = job->err.rc;
+        e.computed.ms = job->ms;
+        if (job->err.rc && job->err.rc != MXD_E_STALE)
+            mxd_log(MXD_LOG_ERROR, "step_failed", "error=\"%s\"", job->err.msg);
+        w->computed = job;
+        give(w, &e);
+        w->computed = NULL;
+    }
+    retire(w, job);
+}
+
+/* ------------------------------------------------------------------------------- control thread */
+
+static void on_posted(mxd_worker *w, const mxd_inbox_item *item) {
+    if (item->what == POSTED_JOB) {
+        on_job(w, item->ptr);
+    } else if (item->what == POSTED_DRAIN) {
+        w->drain_wanted = true;
+        if (w->core && w->member)
+            give(w, &(mxd_wcore_event){.kind = MXD_WCORE_DRAIN});
+        else
+            end_with(w, MXD_OK, "let go before it had joined");
+    } else {
+        w->stop = true;
+    }
+}
+
+static void tick(mxd_worker *w) {
+    int64_t now = mxd_now_ms();
+    if (w->dial_at_ms && now >= w->dial_at_ms) dial_coordinator(w);
+    if (now - w->last_tick_ms < TICK_MS) return;
+    w->last_tick_ms = now;
+    if (w->core) give(w, &(mxd_wcore_event){.kind = MXD_WCORE_TICK});
+}
+
+static void *control_main(void *arg) {
+    mxd_worker *w = arg;
+    dial_coordinator(w);
+    while (!w->stop) {
+        mxd_inbox_item *item = mxd_inbox_take(&w->inbox, TICK_MS);
+        if (item && item->kind == MXD_INBOX_NET) on_net(w, &item->net);
+        if (item && item->kind == MXD_INBOX_OWN) on_posted(w, item);
+        if (item) mxd_inbox_free(&w->inbox, item);
+        if (!w->stop) tick(w);
+    }
+    end_with(w, MXD_OK, "closed");
+    return NULL;
+}
+
+/* -------------------------------------------------------------------------------------- opening */
+
+/* A copy that lives as long as the worker; NULL stays NULL. */
+static mxd_rc keep(mxd_worker *w, const char **s, mxd_err *err) {
+    if (!*s) return MXD_OK;
+    MXD_ASSERT(w->n_text < (int)MXD_COUNT(w->text));
+    char *copy = mxd_strdup(w->al, *s);
+    if (!copy) return mxd_fail(err, MXD_E_NOMEM, "worker");
+    w->text[w->n_text++] = copy;
+    *s = copy;
+    return MXD_OK;
+}
+
+static mxd_rc keep_all(mxd_worker *w, mxd_err *err) {
+    mxd_worker_opts *o = &w->opts;
+    const char **all[] = {&o->node,          &o->name,        &o->join,    &o->listen,
+                          &o->advertise,     &o->backend,     &o->kernels, &o->identity.ca,
+                          &o->identity.cert, &o->identity.key};
+    for (size_t i = 0; i < MXD_COUNT(all); i++) MXD_TRY(keep(w, all[i], err));
+    return MXD_OK;
+}
+
+/* The address others are told: as bound, with the port that was taken. */
+static mxd_rc listen_for_data(mxd_worker *w, mxd_err *err) {
+    const char *address = w->opts.listen ? w->opts.listen : "127.0.0.1:0";
+    int port;
+    MXD_TRY(w->net->ops->listen(w->net, address, &port, err));
+    if (w->opts.advertise) {
+        snprintf(w->address, sizeof w->address, "%s", w->opts.advertise);
+        return MXD_OK;
+    }
+    const char *colon = strrchr(address, ':');
+    int host = colon ? (int)(colon - address) : (int)strlen(address);
+    snprintf(w->address, sizeof w->address, "%.*s:%d", host, address, port);
+    return MXD_OK;
+}
+
+static mxd_rc open_net(mxd_worker *w, mxd_err *err) {
+    mxd_transport_opts o = {
+        .al = w->al, .identity = w->opts.identity, .sink = mxd_inbox_sink, .sink_ctx = &w->inbox};
+    if (w->opts.hub)
+        MXD_TRY(mxd_loopback_open(&w->net, w->opts.hub, &o, w->opts.node, err));
+    else
+        MXD_TRY(mxd_grpc_open(&w->net, &o, err));
+    w->inbox.transport = w->net;
+    return listen_for_data(w, err);
+}
+
+static mxd_rc open_all(mxd_worker *w, mxd_err *err) {
+    MXD_TRY(keep_all(w, err));
+    MXD_TRY(mxd_rand_secret(&w->incarnation, sizeof w->incarnation, err));
+    MXD_TRY(mxd_inbox_init(&w->inbox, w->al, err));
+    MXD_TRY(mxd_arena_init(&w->scratch, w->al, MXD_WIRE_SCRATCH, err));
+    mxd_buf_init(&w->head, w->al, MXD_MAX_HELLO_BYTES);
+    w->engine.done = job_done;
+    w->engine.done_ctx = w;
+    MXD_TRY(open_net(w, err));
+    if (pthread_create(&w->thread, NULL, control_main, w) != 0)
+        return mxd_fail(err, MXD_E_IO, "cannot start the worker's control thread");
+    w->started = true;
+    return MXD_OK;
+}
+
+mxd_rc mxd_worker_open(mxd_worker **out, const mxd_alloc *al, const mxd_worker_opts *opts,
+                       mxd_err *err) {
+    if (!opts->node || !opts->join)
+        return mxd_fail(err, MXD_E_INVAL, "a worker needs a node id and an address to join");
+    mxd_worker *w = MXD_NEW(al, 1, mxd_worker);
+    if (!w) return mxd_fail(err, MXD_E_NOMEM, "worker");
+    w->al = al;
+    w->opts = *opts;
+    pthread_mutex_init(&w->lock, NULL);
+    pthread_cond_init(&w->ended_cond, NULL);
+    mxd_rc rc = open_all(w, err);
+    if (rc) {
+        mxd_worker_close(w);
+        return rc;
+    }
+    *out = w;
+    return MXD_OK;
+}
+
+mxd_rc mxd_worker_wait(mxd_worker *w, int64_t timeout_ms, mxd_err *err) {
+    int64_t until = mxd_now_ms() + timeout_ms;
+    pthread_mutex_lock(&w->lock);
+    while (!w->ended && mxd_now_ms() < until) {
+        pthread_mutex_unlock(&w->lock);
+        mxd_sleep_ms(10);
+        pthread_mutex_lock(&w->lock);
+    }
+    mxd_rc rc = w->ended ? w->end.rc : MXD_E_TIMEOUT;
+    if (rc) mxd_fail(err, rc, "%s", w->ended ? w->end.msg : "the worker still runs");
+    pthread_mutex_unlock(&w->lock);
+    return rc;
+}
+
+void mxd_worker_drain(mxd_worker *w) { mxd_inbox_post(&w->inbox, POSTED_DRAIN, NULL); }
+
+void mxd_worker_close(mxd_worker *w) {
+    if (!w) return;
+    if (w->started) {
+        while (!mxd_inbox_post(&w->inbox, POSTED_STOP, NULL)) mxd_sleep_ms(1);
+        pthread_join(w->thread, NULL);
+    }
+    if (w->net) w->net->ops->close(w->net);
+    if (w->inbox.queue) mxd_queue_close(w->inbox.queue);
+    mxd_worker_engine_stop(&w->engine);
+    if (w->inbox.queue) /* jobs that came back too late */
+        for (mxd_inbox_item *i; (i = mxd_inbox_take(&w->inbox, 0)) != NULL;
+             mxd_inbox_free(&w->inbox, i))
+            if (i->kind == MXD_INBOX_OWN && i->what == POSTED_JOB) mxd_job_free(w->al, i->ptr);
+    mxd_inbox_deinit(&w->inbox);
+    mxd_buf_deinit(&w->head);
+    mxd_arena_deinit(&w->scratch);
+    mxd_free(w->al, w->core_memory);
+    while (w->n_spare) mxd_job_free(w->al, w->spare[--w->n_spare]);
+    for (int i = 0; i < w->n_text; i++) mxd_free(w->al, w->text[i]);
+    pthread_cond_destroy(&w->ended_cond);
+    pthread_mutex_destroy(&w->lock);
+    mxd_free(w->al, w);
+}

@@ -1,0 +1,164 @@
+#include "cluster/worker_engine.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+enum { JOBS_CAP = 256 };
+
+mxd_job *mxd_job_new(const mxd_alloc *al, mxd_job_kind kind) {
+    mxd_job *job = MXD_NEW(al, 1, mxd_job);
+    if (!job) return NULL;
+    job->kind = kind;
+    if (kind != MXD_JOB_COMPUTE ||
+        mxd_arena_init(&job->scratch, al, MXD_WIRE_SCRATCH, NULL) == MXD_OK)
+        return job;
+    mxd_free(al, job);
+    return NULL;
+}
+
+void mxd_job_free(const mxd_alloc *al, mxd_job *job) {
+    if (!job) return;
+    mxd_blob_release(job->head);
+    mxd_blob_release(job->hidden_in);
+    mxd_blob_release(job->hidden_out);
+    mxd_arena_deinit(&job->scratch);
+    mxd_free(al, job);
+}
+
+bool mxd_worker_engine_push(mxd_worker_engine *e, mxd_job *job) {
+    return mxd_queue_push(e->jobs, job);
+}
+
+/* ---------------------------------------------------------------------------------------- loading
+ */
+
+static void progress(void *ctx, uint64_t done, uint64_t total) {
+    mxd_worker_engine *e = ctx;
+    atomic_store(&e->load_done, done);
+    atomic_store(&e->load_total, total);
+}
+
+/* Another model of the same name must not join in. */
+static mxd_rc check_hash(mxd_worker_engine *e, mxd_err *err) {
+    mxd_st *st;
+    MXD_TRY(mxd_st_open(&st, e->al, e->folder, err));
+    bool same = memcmp(mxd_st_hash(st), e->tensors_hash, sizeof e->tensors_hash) == 0;
+    mxd_st_close(st);
+    if (same) return MXD_OK;
+    return mxd_fail(
+        err, MXD_E_NOTFOUND,
+        "%s holds another model than the coordinator's (its tensors differ); put the same "
+        "files there, or name a folder that has them with --models-dir",
+        e->folder);
+}
+
+static mxd_rc load(mxd_worker_engine *e, mxd_job *job) {
+    mxd_shard_close(e->shard); /* first: two shards may not fit */
+    e->shard = NULL;
+    MXD_TRY(check_hash(e, &job->err));
+    mxd_shard_opts o = e->shard_opts;
+    o.folder = e->folder;
+    o.layer0 = job->stage.layer0;
+    o.layer1 = job->stage.layer1;
+    o.progress = progress;
+    o.progress_ctx = e;
+    MXD_TRY(mxd_shard_open(&e->shard, e->al, &o, &job->err));
+    job->bytes = mxd_shard_bytes(e->shard);
+    snprintf(job->determinism, sizeof job->determinism, "%s", mxd_shard_determinism(e->shard));
+    return MXD_OK;
+}
+
+/* ---------------------------------------------------------------------------------------- steps */
+
+static mxd_rc hidden_buffers(mxd_worker_engine *e, mxd_job *job) {
+    size_t bytes = (size_t)job->step.n_rows * (size_t)mxd_shard_hidden(e->shard) * sizeof(float);
+    if (!mxd_shard_has_embed(e->shard) && (!job->hidden_in || job->hidden_in->len != bytes))
+        return mxd_fail(&job->err, MXD_E_FORMAT, "step with %zu bytes of hidden states, not %zu",
+                        job->hidden_in ? job->hidden_in->len : 0, bytes);
+    if (mxd_shard_has_head(e->shard)) return MXD_OK;
+    job->hidden_out = mxd_blob_new(e->al, bytes);
+    return job->hidden_out ? MXD_OK : mxd_fail(&job->err, MXD_E_NOMEM, "hidden states");
+}
+
+static mxd_rc compute(mxd_worker_engine *e, mxd_job *job) {
+    if (job->epoch != atomic_load(&e->epoch) || !e->shard)
+        return mxd_fail(&job->err, MXD_E_STALE, "the plan has changed");
+    MXD_TRY(hidden_buffers(e, job));
+    mxd_step_run runs[MXD_MAX_STEP_RUNS];
+    for (int i = 0; i < job->step.n_runs; i++) {
+        const mxd_core_run *r = &job->step.runs[i];
+        runs[i] = (mxd_step_run){.slot = r->slot, .n = r->n, .pos = r->pos, .sample = r->sample};
+        if (r->sample) runs[i].how = *r->how;
+    }
+    mxd_step step = {
+        .n_runs = job->step.n_runs, .n_rows = job->step.n_rows, .runs = runs, .ids = job->step.ids};
+    if (job->hidden_in) step.hidden = (const float *)(const void *)job->hidden_in->bytes;
+    mxd_step_result result = {.tokens = job->tokens};
+    if (job->hidden_out) result.hidden = (float *)(void *)job->hidden_out->bytes;
+    MXD_TRY(mxd_shard_step(e->shard, &step, &result, &job->err));
+    job->n_tokens = result.n_tokens;
+    return MXD_OK;
+}
+
+/* --------------------------------------------------------------------------------------- thread */
+
+static void run(mxd_worker_engine *e, mxd_job *job) {
+    int64_t start = mxd_now_ns();
+    job->err = (mxd_err){.rc = MXD_OK};
+    switch (job->kind) {
+    case MXD_JOB_LOAD:
+        job->err.rc = load(e, job);
+        break;
+    case MXD_JOB_UNLOAD:
+        mxd_shard_close(e->shard);
+        e->shard = NULL;
+        break;
+    case MXD_JOB_FORGET:
+        if (e->shard) mxd_shard_forget(e->shard);
+        break;
+    case MXD_JOB_COMPUTE:
+        job->err.rc = compute(e, job);
+        break;
+    }
+    job->ms = (float)(mxd_now_ns() - start) / 1e6f;
+}
+
+static void *engine_main(void *arg) {
+    mxd_worker_engine *e = arg;
+    for (mxd_job *job; (job = mxd_queue_pop(e->jobs, -1, 0)) != NULL;) {
+        if (mxd_queue_closed(e->jobs))
+            job->err.rc = mxd_fail(&job->err, MXD_E_CANCELED, "the worker ends");
+        else
+            run(e, job);
+        e->done(e->done_ctx, job);
+    }
+    mxd_shard_close(e->shard);
+    e->shard = NULL;
+    return NULL;
+}
+
+mxd_rc mxd_worker_engine_start(mxd_worker_engine *e, const mxd_alloc *al,
+                               void (*done)(void *ctx, mxd_job *job), void *ctx, mxd_err *err) {
+    e->al = al;
+    e->done = done;
+    e->done_ctx = ctx;
+    MXD_TRY(mxd_queue_open(&e->jobs, al, JOBS_CAP, err));
+    if (pthread_create(&e->thread, NULL, engine_main, e) != 0) {
+        mxd_queue_free(e->jobs);
+        e->jobs = NULL;
+        return mxd_fail(err, MXD_E_IO, "cannot start the engine thread");
+    }
+    e->started = true;
+    return MXD_OK;
+}
+
+void mxd_worker_engine_stop(mxd_worker_engine *e) {
+    if (!e->started) return;
+    mxd_queue_close(e->jobs);
+    pthread_join(e->thread, NULL);
+    mxd_queue_free(e->jobs);
+    e->started = false;
+}

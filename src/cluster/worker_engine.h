@@ -1,0 +1,73 @@
+/* worker_engine.h - private to cluster/: the thread that loads a shard and computes its steps.
+ *
+ * Jobs are taken in order from one queue and come back through `done`, each exactly once, on the
+ * engine thread. A job belongs to the queue's side that holds it; nothing in it is shared.
+ */
+#ifndef MXD_CLUSTER_WORKER_ENGINE_H
+#define MXD_CLUSTER_WORKER_ENGINE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include "base/blob.h"
+#include "base/queue.h"
+#include "cluster/wire.h"
+#include "runtime/shard.h"
+
+typedef enum mxd_job_kind {
+    MXD_JOB_LOAD,
+    MXD_JOB_UNLOAD,
+    MXD_JOB_FORGET,
+    MXD_JOB_COMPUTE
+} mxd_job_kind;
+
+typedef struct mxd_job {
+    mxd_job_kind kind;
+    uint64_t epoch, step_id;
+    mxd_stage stage; /* LOAD */
+
+    mxd_arena scratch;                     /* the decoded step's */
+    mxd_wire_step step;                    /* COMPUTE */
+    mxd_blob *head;                        /* the step as it came, to be forwarded as it is */
+    mxd_blob *hidden_in;                   /* float32 [rows, hidden]; NULL when the shard embeds */
+    mxd_blob *hidden_out;                  /* out; NULL when the shard has the head */
+    mxd_sampled tokens[MXD_MAX_STEP_RUNS]; /* out */
+    int n_tokens;
+
+    mxd_err err; /* out: err.rc */
+    float ms;
+    uint64_t bytes;       /* LOAD: held */
+    char determinism[16]; /* LOAD */
+} mxd_job;
+
+typedef struct mxd_worker_engine {
+    const mxd_alloc *al;
+    mxd_queue *jobs;
+    pthread_t thread;
+    bool started;
+    void (*done)(void *ctx, mxd_job *job);
+    void *done_ctx;
+    atomic_ullong epoch; /* installed: queued steps of others are skipped */
+    atomic_ullong load_done, load_total;
+
+    /* engine thread, after start */
+    mxd_shard *shard;
+    mxd_shard_opts shard_opts; /* all but the layers */
+    char folder[MXD_WIRE_PATH];
+    uint8_t tensors_hash[32];
+} mxd_worker_engine;
+
+/* shard_opts.folder and the hash are set before the first LOAD. Errors: E_NOMEM, E_IO. */
+mxd_rc mxd_worker_engine_start(mxd_worker_engine *e, const mxd_alloc *al,
+                               void (*done)(void *ctx, mxd_job *job), void *ctx,
+                               mxd_err *err) MXD_MUST_USE;
+/* Ends after the job in hand; the others come back as E_CANCELED. */
+void mxd_worker_engine_stop(mxd_worker_engine *e);
+
+/* A job with one reference to nothing. NULL: no memory. */
+mxd_job *mxd_job_new(const mxd_alloc *al, mxd_job_kind kind);
+void mxd_job_free(const mxd_alloc *al, mxd_job *job);
+
+/* Takes the job; false when the queue is full (it stays the caller's). */
+bool mxd_worker_engine_push(mxd_worker_engine *e, mxd_job *job);
+
+#endif
