@@ -42,8 +42,10 @@ typedef struct mxd_backend_opts { /* all zero: sensible */
     int spin_us;                  /* how long idle compute threads poll before they sleep */
     mxd_activations activations;
     bool kv_f32;         /* keep K and V as float32 instead of float16 */
-    const char *kernels; /* cpu: force a table ("scalar", "avx2", ...); NULL: the best */
-    const char *plugin;  /* mlx: path of the plugin; NULL: beside the program */
+    const char *kernels; /* cpu: force a table ("scalar", "avx2", ...); NULL: the best.
+                          * mlx: "cpu" keeps it off the GPU */
+    const char *plugin;  /* mlx: path of the plugin, or its folder; NULL: beside the program */
+    const char *mlx_lib; /* mlx: path of libmlx itself; NULL: the one it was built with */
 } mxd_backend_opts;
 
 /* ------------------------------------------------------------------------------------ weights */

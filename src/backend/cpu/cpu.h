@@ -1,0 +1,145 @@
+/* cpu.h - private to backend/cpu: the state of the CPU backend.
+ *
+ * Everything a step needs lies in one anonymous mapping made by setup: registers, panels, rotary
+ * tables, attention scratch, KV pages. The system gives its pages out on first touch, so resident
+ * memory grows with use; what was planned is what `bytes` reports.
+ *
+ * Lifetime: weights from load to close; the mapping from setup to close.
+ * Threads:  all of it belongs to the engine thread; pool tasks write disjoint parts of registers
+ *           and their own thread's scratch.
+ */
+#ifndef MXD_BACKEND_CPU_CPU_H
+#define MXD_BACKEND_CPU_CPU_H
+
+#include <string.h>
+#include "backend/backend.h"
+#include "base/pool.h"
+#include "kernels/kernels.h"
+
+struct mxd_weight {
+    mxd_weight *next; /* list of the backend, newest first */
+    unsigned use;     /* MXD_W_* */
+    int rows, in;     /* the part held: [rows, in]; a vector is [in] */
+    bool quantised;
+    mxd_qshape q;   /* quantised */
+    mxd_ftype type; /* plain */
+    size_t block_k;
+    int n_tiles;
+    size_t tile_bytes;
+    unsigned char *tiles; /* [n_tiles][tile_bytes], on a cache line, inside `mem` */
+    void *mem;            /* straight from the allocator: too large to be zeroed first */
+    size_t mem_bytes;
+    float *bias;   /* [rows] or NULL */
+    float *vector; /* [in], vectors only */
+    uint64_t bytes;
+};
+
+typedef struct cpu_reg {
+    float *data; /* [cap_rows, ld]; columns width .. ld - 1 stay zero */
+    int width, rows, cap_rows;
+    size_t ld; /* width rounded up to 16 */
+} cpu_reg;
+
+typedef struct cpu_kv {
+    int n_kv, head_dim;
+    size_t dp;                     /* head_dim rounded up to 16; what lies behind is zero */
+    size_t head_bytes, page_bytes; /* one head of one page; all heads */
+    unsigned char *pages;          /* [n_pages][n_kv] heads, each K then V:
+                                    * K [2 tiles][dp][16 positions]: plain tiles of 16 keys
+                                    * V [MXD_KV_PAGE_TOKENS][dp] */
+} cpu_kv;
+
+enum { CPU_ROPE_TABLES = 4 };
+
+typedef struct cpu_rope_table { /* of this step; reused in turn */
+    const float *inv_freq;      /* NULL: free */
+    int dims;
+    float scale;
+    float *cs, *sn; /* [max_rows, dims / 2] */
+} cpu_rope_table;
+
+typedef struct cpu_scratch { /* of one thread */
+    float *scores;           /* [attn_rows, score_ld] */
+    float *q, *acc, *out;    /* [MXD_PANEL, max_dp] */
+} cpu_scratch;
+
+typedef struct cpu_backend {
+    mxd_backend base;
+    const mxd_alloc *al;
+    const mxd_kernels *k;
+    mxd_pool *pool;
+    int n_threads;
+    mxd_activations activations;
+    mxd_ftype kv_type;
+
+    mxd_weight *weights;
+    uint64_t weight_bytes;
+    int max_in, max_vec; /* of quantised weights; of vectors */
+
+    unsigned char *map; /* from setup to close */
+    size_t map_bytes;
+    int max_rows, n_regs, n_layers, n_pages, max_context;
+    cpu_reg reg[MXD_MAX_REGS];
+    cpu_kv *kv; /* [n_layers] */
+    size_t max_dp;
+    unsigned char *panel_q; /* a panel of n tokens starts n * k codes after the one before */
+    float *panel_s, *panel_b;
+    cpu_rope_table rope[CPU_ROPE_TABLES];
+    int next_rope;
+    size_t score_ld;
+    int attn_rows;
+    cpu_scratch *scratch; /* [n_threads] */
+    int32_t *row_pos;     /* [max_rows] positions of this step */
+    int32_t *row_run;     /* [max_rows] */
+
+    const mxd_batch *batch; /* of this step; NULL outside */
+    mxd_rc failed;          /* first failure of this step */
+    bool reported;
+    mxd_err err;
+} cpu_backend;
+
+mxd_rc cpu_open(mxd_backend **out, const mxd_alloc *al, const mxd_backend_opts *opts,
+                mxd_err *err) MXD_MUST_USE;
+
+/* True when operations may compute: in a step, with nothing failed. */
+static inline bool cpu_live(const cpu_backend *b) { return b->batch && !b->failed; }
+
+/* The first failure of a step sticks. */
+void cpu_stick(cpu_backend *b, mxd_rc rc);
+
+/* Runs tasks on the pool; inline when the work (about a unit per multiply-add or byte read) is not
+ * worth waking a thread for. */
+void cpu_run(cpu_backend *b, mxd_pool_fn fn, void *ctx, int n_tasks, double work);
+
+static inline float *cpu_row(const cpu_reg *r, int row) { return r->data + (size_t)row * r->ld; }
+
+/* The rows an operation is about to write. */
+static inline void cpu_set_rows(cpu_reg *r, int rows) {
+    MXD_ASSERT(rows >= 0 && rows <= r->cap_rows);
+    r->rows = rows;
+}
+
+/* weights.c */
+mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, mxd_err *err);
+void cpu_weight_free(cpu_backend *b, mxd_weight *w);
+void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w);
+
+/* linear.c */
+void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_weight *const *w);
+
+/* attend.c */
+void cpu_rope(mxd_backend *base, int reg, int n_heads, int head_dim, const mxd_rope *r);
+void cpu_kv_append(mxd_backend *base, int layer, int k, int v);
+void cpu_attend(mxd_backend *base, int layer, int dst, int q, const mxd_attention *a);
+
+/* pages.c
+ * `bytes` of zeroed memory on a page edge that the system backs on first touch. NULL when
+ * the address space or the system's promise of memory is short. */
+void *cpu_map_lazy(size_t bytes);
+void cpu_unmap(void *p, size_t bytes);
+/* Asks for large pages inside fresh memory: a product with one token then waits less for address
+ * translation (15 % faster on a machine with 4 KB pages). */
+void cpu_want_large_pages(void *p, size_t bytes);
+int cpu_default_threads(void); /* cores this process may use, 1 .. MXD_MAX_THREADS */
+
+#endif

@@ -1,0 +1,287 @@
+/* weights.c - reads tensors, checks them against what the model expects, packs them into tiles. */
+#include <inttypes.h>
+#include <stdatomic.h>
+#include "backend/cpu/cpu.h"
+
+enum { STAGE_BYTES = 256 << 10, MAX_STAGE_TILES = 16 };
+
+/* ------------------------------------------------------------------------------------ checking */
+
+static bool float_type(mxd_dtype d, mxd_ftype *out) {
+    *out = d == MXD_DTYPE_F32 ? MXD_F32 : d == MXD_DTYPE_F16 ? MXD_F16 : MXD_BF16;
+    return d == MXD_DTYPE_F32 || d == MXD_DTYPE_F16 || d == MXD_DTYPE_BF16;
+}
+
+static mxd_rc check_float(const mxd_weight_src *s, const mxd_st_tensor *t, mxd_ftype *type,
+                          mxd_err *err) {
+    if (float_type(t->dtype, type)) return MXD_OK;
+    return mxd_fail(err, MXD_E_UNSUPPORTED, "%s: tensor '%s' is %s; wanted F32, F16 or BF16",
+                    s->name, t->name, mxd_dtype_name(t->dtype));
+}
+
+static mxd_rc check_2d(const mxd_weight_src *s, const mxd_st_tensor *t, uint64_t rows,
+                       uint64_t cols, mxd_err *err) {
+    if (t->n_dims == 2 && t->shape[0] == rows && t->shape[1] == cols &&
+        t->bytes == rows * cols * mxd_dtype_bytes(t->dtype))
+        return MXD_OK;
+    return mxd_fail(err, MXD_E_FORMAT,
+                    "%s: tensor '%s' is [%" PRIu64 ", %" PRIu64 "], %d dimensions; the "
+                    "configuration wants [%" PRIu64 ", %" PRIu64 "]: files of two models mixed?",
+                    s->name, t->name, t->n_dims > 0 ? t->shape[0] : 0,
+                    t->n_dims > 1 ? t->shape[1] : 0, t->n_dims, rows, cols);
+}
+
+static mxd_rc check_1d(const mxd_weight_src *s, const mxd_st_tensor *t, uint64_t n, mxd_err *err) {
+    if (t->n_dims == 1 && t->shape[0] == n && t->bytes == n * mxd_dtype_bytes(t->dtype))
+        return MXD_OK;
+    return mxd_fail(err, MXD_E_FORMAT,
+                    "%s: tensor '%s' has %d dimensions, first %" PRIu64
+                    "; the configuration wants [%" PRIu64 "]",
+                    s->name, t->name, t->n_dims, t->n_dims > 0 ? t->shape[0] : 0, n);
+}
+
+static mxd_rc check_quantised(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
+    int bits = s->quant.bits, group = s->quant.group;
+    if (s->quant.mode != MXD_Q_AFFINE || (bits != 8 && bits != 4))
+        return mxd_fail(err, MXD_E_UNSUPPORTED,
+                        "%s: quantisation with %d bits, mode %d is not supported by the cpu "
+                        "backend: use an affine 8-bit or 4-bit version of the model",
+                        s->name, bits, (int)s->quant.mode);
+    if ((group != 32 && group != 64 && group != 128) || s->in % group)
+        return mxd_fail(err, MXD_E_FORMAT, "%s: %d columns in groups of %d", s->name, s->in, group);
+    if (!s->scales || !s->biases)
+        return mxd_fail(err, MXD_E_FORMAT, "%s: quantised, but %s is missing", s->name,
+                        s->scales ? "biases" : "scales");
+    if (s->weight->dtype != MXD_DTYPE_U32 || s->biases->dtype != s->scales->dtype)
+        return mxd_fail(err, MXD_E_FORMAT,
+                        "%s: quantised weight is %s (wanted U32), scales %s, biases %s", s->name,
+                        mxd_dtype_name(s->weight->dtype), mxd_dtype_name(s->scales->dtype),
+                        mxd_dtype_name(s->biases->dtype));
+    uint64_t out = (uint64_t)s->out, n_groups = (uint64_t)(s->in / group);
+    MXD_TRY(check_float(s, s->scales, &w->q.scales, err));
+    MXD_TRY(check_2d(s, s->weight, out, n_groups * (uint64_t)(group * bits / 32), err));
+    MXD_TRY(check_2d(s, s->scales, out, n_groups, err));
+    MXD_TRY(check_2d(s, s->biases, out, n_groups, err));
+    if (s->block_k % group)
+        return mxd_fail(err, MXD_E_INVAL, "%s: block of %d columns cuts a group of %d", s->name,
+                        s->block_k, group);
+    w->quantised = true;
+    w->q.k = (size_t)s->in;
+    w->q.block_k = w->block_k;
+    w->q.group = group;
+    w->q.bits = bits;
+    w->tile_bytes = mxd_qtile_bytes(&w->q);
+    return MXD_OK;
+}
+
+/* Fills in everything of `w` that needs no data. */
+static mxd_rc check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
+    w->rows = s->rows ? s->rows : s->out - s->row0;
+    if (s->row0 < 0 || w->rows < 1 || w->rows > s->out - s->row0)
+        return mxd_fail(err, MXD_E_INVAL, "%s: rows [%d, +%d) of %d", s->name, s->row0, s->rows,
+                        s->out);
+    if (s->block_k < 0 || s->block_k % 16 || (!s->block_k && (s->use & MXD_W_LINEAR)))
+        return mxd_fail(err, MXD_E_INVAL, "%s: block of %d columns", s->name, s->block_k);
+    w->block_k = s->block_k ? (size_t)s->block_k : ((size_t)s->in + 15) / 16 * 16;
+    w->n_tiles = (w->rows - 1) / MXD_TILE_ROWS + 1;
+    if (s->quant.mode != MXD_Q_NONE) {
+        MXD_TRY(check_quantised(s, w, err));
+    } else {
+        MXD_TRY(check_float(s, s->weight, &w->type, err));
+        MXD_TRY(check_2d(s, s->weight, (uint64_t)s->out, (uint64_t)s->in, err));
+        w->tile_bytes = mxd_ftile_bytes((size_t)s->in, w->type);
+    }
+    if (s->bias) MXD_TRY(check_1d(s, s->bias, (uint64_t)s->out, err));
+    return MXD_OK;
+}
+
+/* ------------------------------------------------------------------------------------- reading */
+
+/* n floats of a tensor from element `from`, converted, plus `plus`. */
+static mxd_rc read_floats(cpu_backend *b, const mxd_weight_src *s, const mxd_st_tensor *t,
+                          size_t from, size_t n, float plus, float *dst, mxd_err *err) {
+    mxd_ftype type;
+    MXD_TRY(check_float(s, t, &type, err));
+    size_t size = mxd_ftype_bytes(type);
+    if (type == MXD_F32) {
+        MXD_TRY(mxd_st_read(s->st, t, from * size, dst, n * size, err));
+    } else {
+        uint16_t half[512];
+        for (size_t i = 0; i < n; i += MXD_COUNT(half)) {
+            size_t m = n - i < MXD_COUNT(half) ? n - i : MXD_COUNT(half);
+            MXD_TRY(mxd_st_read(s->st, t, (from + i) * size, half, m * size, err));
+            (type == MXD_F16 ? b->k->f32_from_f16 : b->k->f32_from_bf16)(dst + i, half, m);
+        }
+    }
+    for (size_t i = 0; plus != 0 && i < n; i++) dst[i] += plus;
+    return MXD_OK;
+}
+
+typedef struct load_job {
+    const mxd_weight_src *src;
+    mxd_weight *w;
+    int tiles_per_task;
+    size_t code_bytes, scale_bytes; /* of one row in the file */
+    unsigned char *stage;           /* [threads][stage_bytes] */
+    size_t stage_bytes;
+    atomic_int failed;
+    mxd_err err; /* of the task that set `failed` first */
+} load_job;
+
+/* Reads n rows from `row`, and packs them into tiles from `tile`. */
+static mxd_rc load_rows(load_job *j, unsigned char *stage, int tile, size_t row, size_t n,
+                        mxd_err *err) {
+    const mxd_weight_src *s = j->src;
+    mxd_weight *w = j->w;
+    unsigned char *scales = stage + n * j->code_bytes, *biases = scales + n * j->scale_bytes;
+    MXD_TRY(mxd_st_read(s->st, s->weight, row * j->code_bytes, stage, n * j->code_bytes, err));
+    if (w->quantised) {
+        MXD_TRY(
+            mxd_st_read(s->st, s->scales, row * j->scale_bytes, scales, n * j->scale_bytes, err));
+        MXD_TRY(
+            mxd_st_read(s->st, s->biases, row * j->scale_bytes, biases, n * j->scale_bytes, err));
+    }
+    for (size_t r = 0; r < n; r += MXD_TILE_ROWS, tile++) {
+        int m = n - r < MXD_TILE_ROWS ? (int)(n - r) : MXD_TILE_ROWS;
+        unsigned char *to = w->tiles + (size_t)tile * w->tile_bytes;
+        if (w->quantised)
+            mxd_qtile_pack(to, &w->q, m, stage + r * j->code_bytes, scales + r * j->scale_bytes,
+                           biases + r * j->scale_bytes);
+        else
+            mxd_ftile_pack(to, w->type, (size_t)w->in, m, stage + r * j->code_bytes);
+    }
+    return MXD_OK;
+}
+
+static void load_task(void *ctx, int task, int thread) {
+    load_job *j = ctx;
+    if (atomic_load(&j->failed)) return;
+    int tile = task * j->tiles_per_task;
+    size_t row = (size_t)tile * MXD_TILE_ROWS, n = (size_t)j->tiles_per_task * MXD_TILE_ROWS;
+    if (n > (size_t)j->w->rows - row) n = (size_t)j->w->rows - row;
+    mxd_err err = {0};
+    mxd_rc rc = load_rows(j, j->stage + (size_t)thread * j->stage_bytes, tile,
+                          row + (size_t)j->src->row0, n, &err);
+    int none = 0;
+    if (rc && atomic_compare_exchange_strong(&j->failed, &none, 1)) j->err = err;
+}
+
+static mxd_rc load_tiles(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
+    load_job j = {.src = s, .w = w};
+    if (w->quantised) {
+        j.code_bytes = (size_t)s->in * (size_t)w->q.bits / 8;
+        j.scale_bytes = (size_t)(s->in / w->q.group) * mxd_ftype_bytes(w->q.scales);
+    } else {
+        j.code_bytes = (size_t)s->in * mxd_ftype_bytes(w->type);
+    }
+    size_t per_tile = (j.code_bytes + 2 * j.scale_bytes) * MXD_TILE_ROWS;
+    j.tiles_per_task = (int)(STAGE_BYTES / per_tile) + 1;
+    if (j.tiles_per_task > MAX_STAGE_TILES) j.tiles_per_task = MAX_STAGE_TILES;
+    if (j.tiles_per_task > w->n_tiles) j.tiles_per_task = w->n_tiles;
+    j.stage_bytes = per_tile * (size_t)j.tiles_per_task;
+    j.stage = mxd_new(b->al, (size_t)b->n_threads, j.stage_bytes);
+    if (!j.stage) return mxd_fail(err, MXD_E_NOMEM, "%s: no memory to read it", s->name);
+    mxd_pool_run(b->pool, load_task, &j, (w->n_tiles - 1) / j.tiles_per_task + 1);
+    mxd_free(b->al, j.stage);
+    if (!atomic_load(&j.failed)) return MXD_OK;
+    if (err) *err = j.err;
+    return mxd_wrap(err, j.err.rc, "%s", s->name);
+}
+
+static mxd_rc load_vector(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
+    if (s->quant.mode != MXD_Q_NONE)
+        return mxd_fail(err, MXD_E_UNSUPPORTED, "%s: a quantised vector", s->name);
+    MXD_TRY(check_1d(s, s->weight, (uint64_t)s->in, err));
+    w->rows = 1;
+    w->vector = MXD_NEW(b->al, (size_t)s->in, float);
+    if (!w->vector) return mxd_fail(err, MXD_E_NOMEM, "%s: %d floats", s->name, s->in);
+    w->bytes += (uint64_t)s->in * sizeof(float);
+    return read_floats(b, s, s->weight, 0, (size_t)s->in, s->add, w->vector, err);
+}
+
+static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
+    MXD_TRY(check_matrix(s, w, err));
+    if (w->tile_bytes > (SIZE_MAX - 64) / (size_t)w->n_tiles)
+        return mxd_fail(err, MXD_E_TOOBIG, "%s: too large for this machine", s->name);
+    size_t bytes = w->tile_bytes * (size_t)w->n_tiles;
+    w->mem_bytes = bytes + 64;
+    w->mem = b->al->resize(b->al->ctx, NULL, 0, w->mem_bytes); /* packing writes all of it */
+    if (!w->mem)
+        return mxd_fail(err, MXD_E_NOMEM,
+                        "%s: no memory for %zu bytes of weights: a smaller model, or more nodes",
+                        s->name, bytes);
+    cpu_want_large_pages(w->mem, w->mem_bytes);
+    w->tiles = (unsigned char *)(((uintptr_t)w->mem + 63) & ~(uintptr_t)63);
+    w->bytes += w->mem_bytes;
+    if (s->bias) {
+        w->bias = MXD_NEW(b->al, (size_t)w->rows, float);
+        if (!w->bias) return mxd_fail(err, MXD_E_NOMEM, "%s: bias", s->name);
+        w->bytes += (uint64_t)w->rows * sizeof(float);
+        MXD_TRY(read_floats(b, s, s->bias, (size_t)s->row0, (size_t)w->rows, 0, w->bias, err));
+    }
+    return load_tiles(b, s, w, err);
+}
+
+mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, mxd_err *err) {
+    cpu_backend *b = (cpu_backend *)base;
+    MXD_ASSERT(!b->map && src->weight && src->st);
+    if (src->in < 1 || src->out < 1 || src->in > (1 << 24) || src->out > (1 << 28))
+        return mxd_fail(err, MXD_E_INVAL, "%s: shape [%d, %d]", src->name, src->out, src->in);
+    mxd_weight *w = MXD_NEW(b->al, 1, mxd_weight);
+    if (!w) return mxd_fail(err, MXD_E_NOMEM, "%s", src->name);
+    w->use = src->use;
+    w->in = src->in;
+    bool vector = src->use == MXD_W_VECTOR;
+    mxd_rc rc = vector ? load_vector(b, src, w, err) : load_matrix(b, src, w, err);
+    if (rc) {
+        cpu_weight_free(b, w);
+        return rc;
+    }
+    if (w->quantised && w->in > b->max_in) b->max_in = w->in;
+    w->next = b->weights;
+    b->weights = w;
+    b->weight_bytes += w->bytes + sizeof *w;
+    *out = w;
+    return MXD_OK;
+}
+
+void cpu_weight_free(cpu_backend *b, mxd_weight *w) {
+    if (w->mem) b->al->resize(b->al->ctx, w->mem, w->mem_bytes, 0);
+    mxd_free(b->al, w->bias);
+    mxd_free(b->al, w->vector);
+    mxd_free(b->al, w);
+}
+
+/* ----------------------------------------------------------------------------------- embedding */
+
+typedef struct embed_job {
+    cpu_backend *b;
+    const mxd_weight *w;
+    cpu_reg *dst;
+} embed_job;
+
+static void embed_task(void *ctx, int row, int thread) {
+    (void)thread;
+    embed_job *j = ctx;
+    int id = j->b->batch->ids[row];
+    const unsigned char *tile = j->w->tiles + (size_t)(id / MXD_TILE_ROWS) * j->w->tile_bytes;
+    if (j->w->quantised)
+        mxd_qtile_row(cpu_row(j->dst, row), tile, &j->w->q, id % MXD_TILE_ROWS);
+    else
+        mxd_ftile_row(cpu_row(j->dst, row), tile, j->w->type, (size_t)j->w->in, id % MXD_TILE_ROWS);
+}
+
+void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w) {
+    cpu_backend *b = (cpu_backend *)base;
+    if (!cpu_live(b)) return;
+    embed_job j = {b, w, &b->reg[dst]};
+    MXD_ASSERT(dst >= 0 && dst < b->n_regs && j.dst->width == w->in && w->tiles);
+    for (int i = 0; i < b->batch->n_rows; i++)
+        if (b->batch->ids[i] < 0 || b->batch->ids[i] >= w->rows) {
+            cpu_stick(b, mxd_fail(&b->err, MXD_E_INVAL, "token id %d: the vocabulary has %d",
+                                  b->batch->ids[i], w->rows));
+            return;
+        }
+    cpu_set_rows(j.dst, b->batch->n_rows);
+    cpu_run(b, embed_task, &j, b->batch->n_rows, 4.0 * w->in * b->batch->n_rows);
+}

@@ -1,0 +1,341 @@
+/* The CPU backend: every operation against double precision, loading, and its failures. */
+#include <math.h>
+#include <stdlib.h>
+#include "backend_kit.h"
+#include "test.h"
+
+static mxd_backend *open_cpu(mxd_backend_opts opts) {
+    mxd_backend *b = NULL;
+    mxd_err err = {0};
+    CHECK_OK(mxd_backend_open(&b, &mxd_alloc_libc, "cpu", &opts, &err), &err);
+    return b;
+}
+
+static mxd_weight *load(mxd_backend *b, const mxd_weight_src *s) {
+    mxd_weight *w = NULL;
+    mxd_err err = {0};
+    CHECK_OK(b->ops->load(b, s, &w, &err), &err);
+    return w;
+}
+
+static void setup(mxd_backend *b, int rows, int n_regs, const int *width) {
+    mxd_err err = {0};
+    mxd_step_shape s = {.max_rows = rows, .n_regs = n_regs, .reg_width = width, .max_context = 512};
+    CHECK_OK(b->ops->setup(b, &s, &err), &err);
+}
+
+static float *noise(const char *stream, size_t n) {
+    float *x = malloc(n * sizeof *x);
+    for (size_t i = 0; i < n; i++) x[i] = kit_noise(stream, i);
+    return x;
+}
+
+/* Runs `rows` rows through one linear; returns [rows, out]. */
+static float *one_linear(mxd_backend *b, const mxd_weight *w, int rows, int in, int out,
+                         const float *x) {
+    mxd_err err = {0};
+    mxd_run run = {0, rows, 0, NULL};
+    mxd_batch batch = {rows, 1, &run, NULL};
+    int dst = 1;
+    float *y = calloc((size_t)rows * (size_t)out, sizeof *y);
+    setup(b, rows, 2, (int[]){in, out});
+    b->ops->begin(b, &batch);
+    b->ops->input(b, 0, x);
+    b->ops->linear(b, 1, &dst, 0, &w);
+    CHECK_OK(b->ops->output(b, 1, y, &err), &err);
+    CHECK_OK(b->ops->end(b, &err), &err);
+    return y;
+}
+
+typedef struct linear_case {
+    mxd_dtype dtype;
+    int out, in, bits, group, block_k;
+} linear_case;
+
+static const linear_case linears[] = {
+    {MXD_DTYPE_BF16, 48, 256, 8, 64, 64}, {MXD_DTYPE_F16, 50, 256, 8, 32, 96},
+    {MXD_DTYPE_F32, 7, 384, 8, 128, 128}, {MXD_DTYPE_BF16, 33, 192, 4, 64, 64},
+    {MXD_DTYPE_F16, 20, 96, 4, 32, 32},   {MXD_DTYPE_BF16, 19, 100, 0, 0, 64},
+    {MXD_DTYPE_F16, 16, 72, 0, 0, 16},    {MXD_DTYPE_F32, 5, 31, 0, 0, 32},
+};
+
+static void check_linear(const linear_case *c, mxd_activations act, double tolerance) {
+    enum { ROWS = 15 };
+    kit k;
+    kit_begin(&k);
+    if (c->bits)
+        kit_affine(&k, "w", c->dtype, c->out, c->in, c->bits, c->group);
+    else
+        kit_float(&k, "w", c->dtype, c->out, c->in, 0.1f, 0);
+    kit_float(&k, "b", MXD_DTYPE_F32, 0, c->out, 1, 0);
+    kit_open(&k);
+    mxd_weight_src s = kit_src(&k, "w", MXD_W_LINEAR, c->out, c->in, c->bits, c->group, c->block_k);
+    s.bias = mxd_st_find(k.st, "b.weight");
+    mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 2, .activations = act});
+    float *x = noise("x", ROWS * (size_t)c->in);
+    float *y = one_linear(b, load(b, &s), ROWS, c->in, c->out, x);
+    for (int t = 0; t < ROWS; t++)
+        for (int r = 0; r < c->out; r++) {
+            double want = kit_noise("b.weight", (uint64_t)r), size = 0;
+            for (int i = 0; i < c->in; i++) {
+                double term = kit_value(&k, &s, r, i) * x[t * c->in + i];
+                want += term;
+                size += term * term;
+            }
+            double got = y[t * c->out + r];
+            if (!(fabs(got - want) <= tolerance * sqrt(size) + 1e-6))
+                fail_msg("%d bits, %s, row %d of token %d: %g, want %g (size %g)", c->bits,
+                         mxd_dtype_name(c->dtype), r, t, got, want, sqrt(size));
+        }
+    b->ops->close(b);
+    free(x);
+    free(y);
+    kit_end(&k);
+}
+
+TEST(backend_linear_f32_agrees_with_double) {
+    for (size_t i = 0; i < MXD_COUNT(linears); i++) check_linear(&linears[i], MXD_ACT_F32, 2e-6);
+}
+
+TEST(backend_linear_i16_agrees_with_double) {
+    for (size_t i = 0; i < MXD_COUNT(linears); i++) check_linear(&linears[i], MXD_ACT_I16, 2e-4);
+}
+
+TEST(backend_linear_i8_agrees_with_double) {
+    for (size_t i = 0; i < MXD_COUNT(linears); i++) check_linear(&linears[i], MXD_ACT_I8, 0.03);
+}
+
+TEST(backend_row_slices_have_the_bits_of_the_whole) {
+    enum { OUT = 50, IN = 128, ROWS = 3 };
+    kit k;
+    kit_begin(&k);
+    kit_affine(&k, "w", MXD_DTYPE_BF16, OUT, IN, 8, 64);
+    kit_float(&k, "p", MXD_DTYPE_F16, OUT, IN, 1, 0);
+    kit_open(&k);
+    float *x = noise("x", ROWS * IN);
+    for (int plain = 0; plain < 2; plain++) {
+        mxd_weight_src s =
+            kit_src(&k, plain ? "p" : "w", MXD_W_LINEAR, OUT, IN, plain ? 0 : 8, 64, 64);
+        mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 1});
+        float *whole = one_linear(b, load(b, &s), ROWS, IN, OUT, x);
+        b->ops->close(b);
+        s.row0 = 21;
+        s.rows = 18;
+        b = open_cpu((mxd_backend_opts){.threads = 1});
+        float *part = one_linear(b, load(b, &s), ROWS, IN, 18, x);
+        b->ops->close(b);
+        for (int t = 0; t < ROWS; t++)
+            CHECK(memcmp(part + t * 18, whole + t * OUT + 21, 18 * sizeof *part) == 0);
+        free(whole);
+        free(part);
+    }
+    free(x);
+    kit_end(&k);
+}
+
+TEST(backend_embed_norm_gated_add_pick) {
+    enum { VOCAB = 21, W = 64, ROWS = 4 };
+    kit k;
+    kit_begin(&k);
+    kit_affine(&k, "e", MXD_DTYPE_BF16, VOCAB, W, 8, 64);
+    kit_float(&k, "n", MXD_DTYPE_BF16, 0, 16, 1, 0);
+    kit_open(&k);
+    mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 1});
+    mxd_weight_src es = kit_src(&k, "e", MXD_W_LOOKUP, VOCAB, W, 8, 64, 0);
+    mxd_weight_src ns = kit_src(&k, "n", MXD_W_VECTOR, 1, 16, 0, 0, 0);
+    ns.add = 1;
+    mxd_weight *e = load(b, &es), *n = load(b, &ns);
+    setup(b, ROWS, 3, (int[]){W, W, W});
+    int32_t ids[ROWS] = {20, 0, 15, 16};
+    mxd_run run = {0, ROWS, 0, NULL};
+    mxd_batch batch = {ROWS, 1, &run, ids};
+    float x[ROWS * W], y[ROWS * W], g[ROWS * W], sum[2 * W];
+    mxd_err err = {0};
+    b->ops->begin(b, &batch);
+    b->ops->embed(b, 0, e);
+    b->ops->norm(b, 1, 0, n, 1e-6f);
+    b->ops->gated(b, 2, 0, 1, MXD_SILU);
+    CHECK_OK(b->ops->output(b, 0, x, &err), &err);
+    CHECK_OK(b->ops->output(b, 1, y, &err), &err);
+    CHECK_OK(b->ops->output(b, 2, g, &err), &err);
+    b->ops->add(b, 2, 0);
+    b->ops->pick(b, 2, 2, (int[]){1, 3}, 2);
+    CHECK_OK(b->ops->output(b, 2, sum, &err), &err);
+    CHECK_OK(b->ops->end(b, &err), &err);
+    for (int t = 0; t < ROWS; t++)
+        for (int i = 0; i < W; i++) {
+            double v = kit_value(&k, &es, ids[t], i), ss = 0, at = x[t * W + i];
+            CHECK(fabs(at - v) <= 1e-6);
+            for (int j = i / 16 * 16; j < i / 16 * 16 + 16; j++) ss += pow(x[t * W + j], 2);
+            double want = at / sqrt(ss / 16 + 1e-6) * (kit_value(&k, &ns, 0, i % 16) + 1);
+            CHECK(fabs(y[t * W + i] - want) <= 1e-5 * fabs(want) + 1e-7);
+            want = at / (1 + exp(-at)) * y[t * W + i];
+            CHECK(fabs(g[t * W + i] - want) <= 1e-5 * fabs(want) + 1e-7);
+            if (t % 2) CHECK(sum[t / 2 * W + i] == g[t * W + i] + x[t * W + i]);
+        }
+    b->ops->close(b);
+    kit_end(&k);
+}
+
+/* ------------------------------------------------------------------------------------- failures */
+
+typedef struct lie {
+    const char *what;
+    int out, in, bits, group, block_k, row0, rows;
+    mxd_rc rc;
+} lie;
+
+TEST(backend_load_refuses_what_does_not_fit) {
+    static const lie lies[] = {
+        {"honest", 32, 128, 8, 64, 64, 0, 0, MXD_OK},
+        {"more rows", 33, 128, 8, 64, 64, 0, 0, MXD_E_FORMAT},
+        {"more columns", 32, 192, 8, 64, 64, 0, 0, MXD_E_FORMAT},
+        {"another group", 32, 128, 8, 32, 64, 0, 0, MXD_E_FORMAT},
+        {"another width", 32, 128, 4, 64, 64, 0, 0, MXD_E_FORMAT},
+        {"bits not written yet", 32, 128, 5, 64, 64, 0, 0, MXD_E_UNSUPPORTED},
+        {"not quantised", 32, 128, 0, 0, 64, 0, 0, MXD_E_UNSUPPORTED},
+        {"block cuts a group", 32, 128, 8, 64, 96, 0, 0, MXD_E_INVAL},
+        {"no block", 32, 128, 8, 64, 0, 0, 0, MXD_E_INVAL},
+        {"part behind the end", 32, 128, 8, 64, 64, 16, 17, MXD_E_INVAL},
+        {"part at the end", 32, 128, 8, 64, 64, 16, 16, MXD_OK},
+        {"part before the start", 32, 128, 8, 64, 64, -1, 8, MXD_E_INVAL},
+    };
+    kit k;
+    kit_begin(&k);
+    kit_affine(&k, "w", MXD_DTYPE_BF16, 32, 128, 8, 64);
+    kit_open(&k);
+    for (size_t i = 0; i < MXD_COUNT(lies); i++) {
+        const lie *l = &lies[i];
+        mxd_weight_src s =
+            kit_src(&k, "w", MXD_W_LINEAR, l->out, l->in, l->bits, l->group, l->block_k);
+        s.row0 = l->row0;
+        s.rows = l->rows;
+        mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 1});
+        mxd_weight *w = NULL;
+        mxd_err err = {0};
+        mxd_rc rc = b->ops->load(b, &s, &w, &err);
+        if (rc != l->rc) fail_msg("%s: %s: %s", l->what, mxd_rc_name(rc), err.msg);
+        CHECK((w != NULL) == (rc == MXD_OK));
+        b->ops->close(b);
+    }
+    kit_end(&k);
+}
+
+TEST(backend_load_reports_a_file_that_became_shorter) {
+    kit k;
+    kit_begin(&k);
+    kit_affine(&k, "w", MXD_DTYPE_BF16, 64, 128, 8, 64);
+    kit_open(&k);
+    FILE *f = fopen(k.file, "wb"); /* empties it */
+    CHECK(f && fclose(f) == 0);
+    mxd_weight_src s = kit_src(&k, "w", MXD_W_LINEAR, 64, 128, 8, 64, 64);
+    mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 2});
+    mxd_weight *w = NULL;
+    mxd_err err = {0};
+    CHECK_EQ(b->ops->load(b, &s, &w, &err), MXD_E_IO);
+    CHECK(strstr(err.msg, "w") != NULL);
+    b->ops->close(b);
+    kit_end(&k);
+}
+
+TEST(backend_the_first_failure_of_a_step_sticks) {
+    kit k;
+    kit_begin(&k);
+    kit_float(&k, "e", MXD_DTYPE_F16, 10, 16, 1, 0);
+    kit_open(&k);
+    mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 1});
+    mxd_weight_src s = kit_src(&k, "e", MXD_W_LOOKUP, 10, 16, 0, 0, 0);
+    mxd_weight *e = load(b, &s);
+    setup(b, 2, 2, (int[]){16, 16});
+    int32_t bad[2] = {3, 10}, good[2] = {3, 9};
+    mxd_run run = {0, 2, 0, NULL}, far = {0, 2, 511, NULL}, gap = {1, 1, 0, NULL};
+    float y[32];
+    mxd_err err = {0};
+    b->ops->begin(b, &(mxd_batch){2, 1, &run, bad});
+    b->ops->embed(b, 0, e);
+    b->ops->add(b, 1, 0);
+    CHECK_EQ(b->ops->output(b, 1, y, &err), MXD_E_INVAL);
+    CHECK_EQ(b->ops->end(b, &err), MXD_OK); /* has been told */
+    b->ops->begin(b, &(mxd_batch){2, 1, &far, good});
+    CHECK_EQ(b->ops->end(b, &err), MXD_E_CONTEXT);
+    b->ops->begin(b, &(mxd_batch){2, 1, &gap, good});
+    CHECK_EQ(b->ops->end(b, &err), MXD_E_INTERNAL);
+    b->ops->begin(b, &(mxd_batch){2, 1, &run, good});
+    b->ops->embed(b, 0, e);
+    CHECK_OK(b->ops->output(b, 0, y, &err), &err);
+    CHECK_OK(b->ops->end(b, &err), &err);
+    b->ops->close(b);
+    kit_end(&k);
+}
+
+TEST(backend_setup_refuses_impossible_shapes) {
+    static const struct {
+        int rows, width, reg_rows, context, pages;
+        mxd_rc rc;
+    } rows[] = {
+        {8, 16, 8, 64, 2, MXD_OK},       {8, 16, 1, 64, 2, MXD_OK},
+        {8, 16, 0, 64, 2, MXD_E_INVAL},  {8, 16, 9, 64, 2, MXD_E_INVAL},
+        {0, 16, 1, 64, 2, MXD_E_INVAL},  {MXD_MAX_STEP_TOKENS, 16, 1, 64, 2, MXD_OK},
+        {8, 0, 1, 64, 2, MXD_E_INVAL},   {MXD_MAX_STEP_TOKENS + 1, 16, 1, 64, 2, MXD_E_INVAL},
+        {8, 16, 1, 0, 2, MXD_E_INVAL},   {8, 16, 1, MXD_MAX_CONTEXT + 1, 2, MXD_E_INVAL},
+        {8, 16, 1, 64, -1, MXD_E_INVAL},
+    };
+    for (size_t i = 0; i < MXD_COUNT(rows); i++) {
+        mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 1});
+        mxd_err err = {0};
+        mxd_kv_spec kv = {1, 16};
+        mxd_step_shape s = {
+            rows[i].rows,   1, &rows[i].width, &rows[i].reg_rows, 1, &kv, rows[i].pages,
+            rows[i].context};
+        uint64_t before = b->ops->bytes(b);
+        if (b->ops->setup(b, &s, &err) != rows[i].rc) fail_msg("shape %zu: %s", i, err.msg);
+        CHECK((b->ops->bytes(b) > before) == (rows[i].rc == MXD_OK));
+        b->ops->close(b);
+    }
+}
+
+TEST(backend_open_by_name) {
+    mxd_backend *b = NULL;
+    mxd_err err = {0};
+    CHECK_EQ(mxd_backend_open(&b, &mxd_alloc_libc, "tpu", NULL, &err), MXD_E_NOTFOUND);
+    mxd_backend_opts o = {.kernels = "mmx"};
+    CHECK_EQ(mxd_backend_open(&b, &mxd_alloc_libc, "cpu", &o, &err), MXD_E_INVAL);
+    o = (mxd_backend_opts){.threads = MXD_MAX_THREADS + 1};
+    CHECK_EQ(mxd_backend_open(&b, &mxd_alloc_libc, "cpu", &o, &err), MXD_E_INVAL);
+    CHECK(b == NULL);
+    CHECK_OK(mxd_backend_open(&b, &mxd_alloc_libc, "cpu", NULL, &err), &err);
+    CHECK_STR(b->ops->name, "cpu");
+    CHECK_STR(b->ops->determinism, "bit-exact");
+    b->ops->close(b);
+}
+
+TEST_OOM(backend_load_and_setup_unwind) {
+    static kit k; /* outlives a run that fails */
+    if (!k.st) {
+        kit_begin(&k);
+        kit_affine(&k, "w", MXD_DTYPE_BF16, 20, 64, 8, 64);
+        kit_float(&k, "b", MXD_DTYPE_F16, 0, 20, 1, 0);
+        kit_float(&k, "n", MXD_DTYPE_F32, 0, 64, 1, 0);
+        kit_open(&k);
+    }
+    mxd_weight_src s = kit_src(&k, "w", MXD_W_LINEAR, 20, 64, 8, 64, 64);
+    mxd_weight_src v = kit_src(&k, "n", MXD_W_VECTOR, 1, 64, 0, 0, 0);
+    s.bias = mxd_st_find(k.st, "b.weight");
+    mxd_backend *b = NULL;
+    mxd_weight *w = NULL;
+    mxd_kv_spec kv = {1, 16};
+    mxd_step_shape shape = {.max_rows = 2,
+                            .n_regs = 1,
+                            .reg_width = (int[]){64},
+                            .n_layers = 1,
+                            .kv = &kv,
+                            .n_pages = 2,
+                            .max_context = 64};
+    MXD_TRY(mxd_backend_open(&b, al, "cpu", &(mxd_backend_opts){.threads = 2}, err));
+    mxd_rc rc = b->ops->load(b, &s, &w, err);
+    if (!rc) rc = b->ops->load(b, &v, &w, err);
+    if (!rc) rc = b->ops->setup(b, &shape, err);
+    b->ops->close(b);
+    if (!rc) kit_end(&k);
+    return rc;
+}

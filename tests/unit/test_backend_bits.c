@@ -1,0 +1,316 @@
+/* The promise of the CPU backend: a small model gives the same bits for any chunk, batch, thread
+ * count and kernel table; and its attention agrees with double precision. */
+#include <math.h>
+#include <stdlib.h>
+#include "backend_kit.h"
+#include "base/rand.h"
+#include "kernels/kernels.h"
+#include "kernels/math.h"
+#include "test.h"
+
+enum {
+    HIDDEN = 128,
+    HEADS = 6,
+    KV = 2,
+    DIM = 24, /* not a multiple of 16 */
+    INTER = 192,
+    VOCAB = 50,
+    LAYERS = 3,
+    PAGES = 64,
+    CONTEXT = 320, /* more than one block of attention */
+    MAX_SEQS = 4,
+    SEQ_PAGES = CONTEXT / MXD_KV_PAGE_TOKENS,
+};
+
+/* Registers of the toy. */
+enum { X, N, Q, K, V, A, O, G, U, L, N_REGS };
+static const int widths[N_REGS] = {HIDDEN,     HIDDEN, HEADS *DIM, KV *DIM, KV *DIM,
+                                   HEADS *DIM, HIDDEN, INTER,      INTER,   VOCAB};
+
+typedef struct toy {
+    mxd_backend *b;
+    mxd_weight *embed, *final_norm;
+    struct {
+        mxd_weight *norm, *q, *k, *v, *o, *norm2, *gate, *up, *down, *qnorm;
+    } layer[LAYERS];
+    float inv_freq[DIM / 2];
+} toy;
+
+static void write_toy(kit *k) {
+    char name[32];
+    kit_begin(k);
+    kit_affine(k, "embed", MXD_DTYPE_BF16, VOCAB, HIDDEN, 8, 64);
+    kit_float(k, "norm", MXD_DTYPE_F32, 0, HIDDEN, 0.2f, 1);
+    for (int l = 0; l < LAYERS; l++) {
+        static const mxd_dtype types[LAYERS] = {MXD_DTYPE_BF16, MXD_DTYPE_F16, MXD_DTYPE_F32};
+#define NAME(n) (snprintf(name, sizeof name, "%d.%s", l, n), name)
+        kit_float(k, NAME("norm"), types[l], 0, HIDDEN, 0.2f, 1);
+        kit_float(k, NAME("qnorm"), types[l], 0, DIM, 0.2f, 1);
+        kit_affine(k, NAME("q"), types[l], HEADS * DIM, HIDDEN, 8, 64);
+        kit_affine(k, NAME("k"), types[l], KV * DIM, HIDDEN, 8, 32);
+        kit_float(k, NAME("v"), types[l], KV * DIM, HIDDEN, 0.1f, 0);
+        kit_float(k, NAME("o"), types[l], HIDDEN, HEADS * DIM, 0.1f, 0);
+        kit_affine(k, NAME("gate"), types[l], INTER, HIDDEN, 8, 128);
+        kit_affine(k, NAME("up"), types[l], INTER, HIDDEN, 4, 64);
+        kit_affine(k, NAME("down"), types[l], HIDDEN, INTER, 8, 64);
+    }
+    kit_open(k);
+}
+
+static mxd_weight *get(toy *m, const kit *k, const char *name, unsigned use, int out, int in,
+                       int bits, int group) {
+    mxd_weight_src s = kit_src(k, name, use, out, in, bits, group, 64);
+    if (group == 128) s.block_k = 128;
+    mxd_weight *w = NULL;
+    mxd_err err = {0};
+    CHECK_OK(m->b->ops->load(m->b, &s, &w, &err), &err);
+    return w;
+}
+
+static void load_toy(toy *m, const kit *k, mxd_backend_opts opts) {
+    char name[32];
+    mxd_err err = {0};
+    CHECK_OK(mxd_backend_open(&m->b, &mxd_alloc_libc, "cpu", &opts, &err), &err);
+    m->embed = get(m, k, "embed", MXD_W_LOOKUP | MXD_W_LINEAR, VOCAB, HIDDEN, 8, 64);
+    m->final_norm = get(m, k, "norm", MXD_W_VECTOR, 1, HIDDEN, 0, 0);
+    for (int l = 0; l < LAYERS; l++) {
+        m->layer[l].norm = get(m, k, NAME("norm"), MXD_W_VECTOR, 1, HIDDEN, 0, 0);
+        m->layer[l].qnorm = get(m, k, NAME("qnorm"), MXD_W_VECTOR, 1, DIM, 0, 0);
+        m->layer[l].q = get(m, k, NAME("q"), MXD_W_LINEAR, HEADS * DIM, HIDDEN, 8, 64);
+        m->layer[l].k = get(m, k, NAME("k"), MXD_W_LINEAR, KV * DIM, HIDDEN, 8, 32);
+        m->layer[l].v = get(m, k, NAME("v"), MXD_W_LINEAR, KV * DIM, HIDDEN, 0, 0);
+        m->layer[l].o = get(m, k, NAME("o"), MXD_W_LINEAR, HIDDEN, HEADS * DIM, 0, 0);
+        m->layer[l].gate = get(m, k, NAME("gate"), MXD_W_LINEAR, INTER, HIDDEN, 8, 128);
+        m->layer[l].up = get(m, k, NAME("up"), MXD_W_LINEAR, INTER, HIDDEN, 4, 64);
+        m->layer[l].down = get(m, k, NAME("down"), MXD_W_LINEAR, HIDDEN, INTER, 8, 64);
+    }
+    for (int i = 0; i < DIM / 2; i++) m->inv_freq[i] = mxd_expf(-9.2103404f * (float)(2 * i) / DIM);
+    mxd_kv_spec kv[LAYERS] = {{KV, DIM}, {KV, DIM}, {KV, DIM}};
+    mxd_step_shape s = {256, N_REGS, widths, NULL, LAYERS, kv, PAGES, CONTEXT};
+    CHECK_OK(m->b->ops->setup(m->b, &s, &err), &err);
+}
+
+/* One micro-batch; logits [n_rows, VOCAB]. */
+static void step(toy *m, const mxd_batch *batch, float *logits) {
+    mxd_backend *b = m->b;
+    const mxd_backend_ops *op = b->ops;
+    mxd_err err = {0};
+    op->begin(b, batch);
+    op->embed(b, X, m->embed);
+    for (int l = 0; l < LAYERS; l++) {
+        mxd_rope r = {l == 1 ? 16 : DIM, m->inv_freq, l == 2 ? 1.25f : 1, l == 1};
+        mxd_attention a = {HEADS, KV, DIM, 0.2f, l == 1 ? 40 : 0};
+        op->norm(b, N, X, m->layer[l].norm, 1e-5f);
+        op->linear(b, 3, (int[]){Q, K, V}, N,
+                   (const mxd_weight *const[]){m->layer[l].q, m->layer[l].k, m->layer[l].v});
+        op->norm(b, Q, Q, m->layer[l].qnorm, 1e-6f);
+        op->rope(b, Q, HEADS, DIM, &r);
+        op->rope(b, K, KV, DIM, &r);
+        op->kv_append(b, l, K, V);
+        op->attend(b, l, A, Q, &a);
+        op->linear(b, 1, (int[]){O}, A, (const mxd_weight *const[]){m->layer[l].o});
+        op->add(b, X, O);
+        op->norm(b, N, X, m->layer[l].norm, 1e-5f);
+        op->linear(b, 2, (int[]){G, U}, N,
+                   (const mxd_weight *const[]){m->layer[l].gate, m->layer[l].up});
+        op->gated(b, G, G, U, MXD_SILU);
+        op->linear(b, 1, (int[]){O}, G, (const mxd_weight *const[]){m->layer[l].down});
+        op->add(b, X, O);
+    }
+    op->norm(b, X, X, m->final_norm, 1e-5f);
+    op->linear(b, 1, (int[]){L}, X, (const mxd_weight *const[]){m->embed});
+    CHECK_OK(op->output(b, L, logits, &err), &err);
+    CHECK_OK(op->end(b, &err), &err);
+}
+
+typedef struct pattern {
+    const char *kernels;
+    int threads, chunk, seqs;
+    mxd_activations act;
+    bool kv_f32;
+} pattern;
+
+static int32_t token(int seq, int pos) {
+    return (int32_t)(mxd_rand_u64(5, (uint64_t)seq, (uint64_t)pos) % VOCAB);
+}
+
+/* Logits of every position of sequence 0, [n, VOCAB]; the others run beside it, shorter. */
+static void run_pattern(const kit *k, const pattern *p, int n, float *out) {
+    toy m;
+    load_toy(&m, k,
+             (mxd_backend_opts){.threads = p->threads,
+                                .activations = p->act,
+                                .kv_f32 = p->kv_f32,
+                                .kernels = p->kernels});
+    int32_t pages[MAX_SEQS][SEQ_PAGES], ids[256];
+    for (int s = 0; s < MAX_SEQS; s++)
+        for (int i = 0; i < SEQ_PAGES; i++) pages[s][i] = (s * SEQ_PAGES + i) * 23 % PAGES;
+    float *logits = malloc(256 * VOCAB * sizeof *logits);
+    for (int pos = 0; pos < n; pos += p->chunk) {
+        mxd_run runs[MAX_SEQS];
+        mxd_batch batch = {0, 0, runs, ids};
+        for (int s = p->seqs - 1; s >= 0; s--) { /* sequence 0 comes last in the batch */
+            int start = pos / (s + 1), end = pos + p->chunk < n ? pos + p->chunk : n;
+            int len = end / (s + 1) - start;
+            if (len < 1) continue;
+            runs[batch.n_runs++] = (mxd_run){batch.n_rows, len, start, pages[s]};
+            for (int i = 0; i < len; i++) ids[batch.n_rows++] = token(s, start + i);
+        }
+        step(&m, &batch, logits);
+        int len = n - pos < p->chunk ? n - pos : p->chunk;
+        memcpy(out + pos * VOCAB, logits + (batch.n_rows - len) * VOCAB,
+               (size_t)len * VOCAB * sizeof *out);
+    }
+    free(logits);
+    m.b->ops->close(m.b);
+}
+
+static void compare(const kit *k, const float *want, const pattern *p, int n) {
+    float *got = calloc((size_t)n * VOCAB, sizeof *got);
+    run_pattern(k, p, n, got);
+    for (int i = 0; i < n * VOCAB; i++)
+        if (memcmp(got + i, want + i, sizeof *got))
+            fail_msg("%s, %d threads, chunk %d, %d sequences: logit %d of position %d: %a, want %a",
+                     p->kernels, p->threads, p->chunk, p->seqs, i % VOCAB, i / VOCAB, got[i],
+                     want[i]);
+    free(got);
+}
+
+static uint64_t hash_of(const float *x, int n) {
+    uint64_t h = 0;
+    for (int i = 0; i < n; i++) h = mxd_mix64(h ^ mxd_float_bits(x[i]));
+    return h;
+}
+
+static void all_patterns(mxd_activations act, bool kv_f32, int n, uint64_t golden) {
+    static const int chunks[] = {1, 7, 64}, seqs[] = {1, 4}, threads[] = {1, 2, 3};
+    kit k;
+    write_toy(&k);
+    float *want = calloc((size_t)n * VOCAB, sizeof *want);
+    run_pattern(&k, &(pattern){"scalar", 1, 1, 1, act, kv_f32}, n, want);
+    if (hash_of(want, n * VOCAB) != golden)
+        fail_msg("the bits have changed: 0x%016llx", (unsigned long long)hash_of(want, n * VOCAB));
+    const mxd_kernels *tables[8];
+    size_t n_tables = mxd_kernels_usable(tables, 8);
+    for (size_t t = 0; t < n_tables; t++)
+        for (size_t c = 0; c < MXD_COUNT(chunks); c++)
+            for (size_t s = 0; s < MXD_COUNT(seqs); s++)
+                for (size_t h = 0; h < MXD_COUNT(threads); h++) {
+                    bool slow = strcmp(tables[t]->name, "scalar") == 0;
+                    if (slow && (h != c || n > 100)) continue; /* scalar: a few of them */
+                    compare(
+                        &k, want,
+                        &(pattern){tables[t]->name, threads[h], chunks[c], seqs[s], act, kv_f32},
+                        n);
+                }
+    free(want);
+    kit_end(&k);
+}
+
+/* The hashes let machines be compared; they change only when docs/numerics.md does. */
+TEST(backend_bits_i8) { all_patterns(MXD_ACT_I8, false, 300, 0x2419da91a069f80a); }
+TEST(backend_bits_i8_short) { all_patterns(MXD_ACT_I8, false, 60, 0x03954ddc9c8d7baf); }
+TEST(backend_bits_i16) { all_patterns(MXD_ACT_I16, false, 50, 0xa9e52f7a474c9cbd); }
+TEST(backend_bits_f32) { all_patterns(MXD_ACT_F32, true, 50, 0x398bba66af7d4aac); }
+
+/* ------------------------------------------------------------------------------------ attention */
+
+enum { AQ, AK, AV, AY, A_REGS, T = 290, A_HEADS = 4, A_KV = 2 };
+
+typedef struct attn_case {
+    int dim, window;
+    bool kv_f32, interleaved;
+    int rope_dims; /* 0: none */
+    double tolerance;
+} attn_case;
+
+/* Rotates x [dim] of a head as the reference does. */
+static void rotate(double *x, int pos, int dims, const float *inv_freq, bool interleaved) {
+    for (int i = 0; i < dims / 2; i++) {
+        double *a = interleaved ? x + 2 * i : x + i, *b = interleaved ? a + 1 : a + dims / 2;
+        double angle = (double)((float)pos * inv_freq[i]), u = *a, v = *b;
+        *a = u * cos(angle) - v * sin(angle);
+        *b = v * cos(angle) + u * sin(angle);
+    }
+}
+
+static void head_of(double *to, const float *x, const attn_case *c, int pos, int width, int head,
+                    bool turn, const float *inv_freq) {
+    for (int i = 0; i < c->dim; i++) to[i] = x[pos * width + head * c->dim + i];
+    if (turn) rotate(to, pos, c->rope_dims, inv_freq, c->interleaved);
+}
+
+/* Output of head h at position i, in double. */
+static void attend_double(double *y, const attn_case *c, const float *q, const float *k,
+                          const float *v, int i, int h, const float *inv_freq) {
+    double qh[128], kh[128], p[T], sum = 0, max = -1e300;
+    int lo = c->window && i >= c->window ? i - c->window + 1 : 0, g = h / (A_HEADS / A_KV);
+    head_of(qh, q, c, i, A_HEADS * c->dim, h, true, inv_freq);
+    for (int j = lo; j <= i; j++) {
+        head_of(kh, k, c, j, A_KV * c->dim, g, true, inv_freq);
+        p[j] = 0;
+        for (int d = 0; d < c->dim; d++) p[j] += qh[d] * kh[d] * 0.3;
+        max = p[j] > max ? p[j] : max;
+    }
+    memset(y, 0, (size_t)c->dim * sizeof *y);
+    for (int j = lo; j <= i; j++) sum += p[j] = exp(p[j] - max);
+    for (int j = lo; j <= i; j++)
+        for (int d = 0; d < c->dim; d++) y[d] += p[j] / sum * v[(j * A_KV + g) * c->dim + d];
+}
+
+static float *inputs(const char *stream, int width) {
+    float *x = malloc((size_t)(T * width) * sizeof *x);
+    for (int i = 0; i < T * width; i++) x[i] = kit_noise(stream, (uint64_t)i);
+    return x;
+}
+
+static void check_attention(const attn_case *c) {
+    int w[A_REGS] = {A_HEADS * c->dim, A_KV * c->dim, A_KV * c->dim, A_HEADS * c->dim};
+    float *q = inputs("q", w[AQ]), *k = inputs("k", w[AK]), *v = inputs("v", w[AV]), inv[64];
+    float *y = malloc((size_t)(T * w[AY]) * sizeof *y);
+    for (int i = 0; i < 64; i++) inv[i] = 1.0f / (float)(1 + i * i);
+    mxd_backend *b = NULL;
+    mxd_err err = {0};
+    mxd_backend_opts opts = {.threads = 2, .kv_f32 = c->kv_f32};
+    CHECK_OK(mxd_backend_open(&b, &mxd_alloc_libc, "cpu", &opts, &err), &err);
+    mxd_kv_spec kv = {A_KV, c->dim};
+    mxd_step_shape shape = {T, A_REGS, w, NULL, 1, &kv, 10, T};
+    CHECK_OK(b->ops->setup(b, &shape, &err), &err);
+    int32_t pages[10] = {7, 2, 9, 0, 1, 8, 3, 6, 5, 4};
+    mxd_rope r = {c->rope_dims, inv, 1, c->interleaved};
+    for (int pos = 0; pos < T; pos += 100) { /* chunks of 100, 100, 90 */
+        mxd_run run = {0, T - pos < 100 ? T - pos : 100, pos, pages};
+        b->ops->begin(b, &(mxd_batch){run.n, 1, &run, NULL});
+        b->ops->input(b, AQ, q + pos * w[AQ]);
+        b->ops->input(b, AK, k + pos * w[AK]);
+        b->ops->input(b, AV, v + pos * w[AV]);
+        if (c->rope_dims) b->ops->rope(b, AQ, A_HEADS, c->dim, &r);
+        if (c->rope_dims) b->ops->rope(b, AK, A_KV, c->dim, &r);
+        b->ops->kv_append(b, 0, AK, AV);
+        b->ops->attend(b, 0, AY, AQ, &(mxd_attention){A_HEADS, A_KV, c->dim, 0.3f, c->window});
+        CHECK_OK(b->ops->output(b, AY, y + pos * w[AY], &err), &err);
+        CHECK_OK(b->ops->end(b, &err), &err);
+    }
+    for (int i = 0; i < T; i++)
+        for (int h = 0; h < A_HEADS; h++) {
+            double want[128];
+            attend_double(want, c, q, k, v, i, h, inv);
+            for (int d = 0; d < c->dim; d++) {
+                double got = y[i * w[AY] + h * c->dim + d];
+                if (!(fabs(got - want[d]) <= c->tolerance))
+                    fail_msg("dim %d window %d: position %d head %d [%d]: %g, want %g", c->dim,
+                             c->window, i, h, d, got, want[d]);
+            }
+        }
+    b->ops->close(b);
+    free(q), free(k), free(v), free(y);
+}
+
+TEST(backend_attention_agrees_with_double) {
+    static const attn_case cases[] = {
+        {16, 0, true, false, 0, 1e-6},    {24, 0, true, false, 24, 3e-6},
+        {64, 50, true, true, 32, 3e-6},   {80, 0, false, false, 80, 2e-3},
+        {128, 33, false, false, 0, 2e-3},
+    };
+    for (size_t i = 0; i < MXD_COUNT(cases); i++) check_attention(&cases[i]);
+}

@@ -1,0 +1,475 @@
+/* Every kernel table gives the bits of scalar, for random shapes, every tail, every count. */
+#include <math.h>
+#include <stdlib.h>
+#include "base/rand.h"
+#include "kernels/kernels.h"
+#include "kernels/math.h"
+#include "test.h"
+
+enum { ROUNDS = 1500, MAX_K = 1024, MAX_N = 1200, GUARD = 64 };
+
+static uint64_t counter; /* of the test that runs */
+
+static uint32_t pick(uint32_t below) { return (uint32_t)(mxd_rand_u64(1, 2, counter++) % below); }
+
+static uint32_t pick_from(const uint32_t *choices, uint32_t n) { return choices[pick(n)]; }
+#define PICK(...) \
+    pick_from((const uint32_t[]){__VA_ARGS__}, (uint32_t)MXD_COUNT(((uint32_t[]){__VA_ARGS__})))
+
+/* Differs in every lane; sizes over several powers of ten, both signs, now and then zero. */
+static float noise(void) {
+    float f = mxd_rand_unit(1, 3, counter++) * 2 - 1;
+    return pick(40) ? f * (float)(1 << pick(6)) : 0;
+}
+
+static float *floats(size_t n) {
+    float *x = malloc((n + GUARD) * sizeof *x);
+    for (size_t i = 0; i < n + GUARD; i++) x[i] = noise();
+    return x;
+}
+
+static void *copy(const void *p, size_t bytes) {
+    void *q = malloc(bytes);
+    memcpy(q, p, bytes);
+    return q;
+}
+
+static void fill_floats(uint8_t *p, mxd_ftype t, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        float f = noise() * 0.05f;
+        uint16_t h = t == MXD_F16 ? mxd_f32_to_f16(f) : (uint16_t)(mxd_float_bits(f) >> 16);
+        if (t == MXD_F32)
+            memcpy(p + 4 * i, &f, 4);
+        else
+            memcpy(p + 2 * i, &h, 2);
+    }
+}
+
+static void same(const char *table, const char *what, const void *got, const void *want,
+                 size_t n_floats, const char *shape) {
+    if (memcmp(got, want, n_floats * sizeof(float)) == 0) return;
+    const float *g = got, *w = want;
+    for (size_t i = 0; i < n_floats; i++)
+        if (memcmp(g + i, w + i, sizeof *g))
+            fail_msg("%s %s %s: [%zu] is %a, want %a", table, what, shape, i, (double)g[i],
+                     (double)w[i]);
+}
+
+static const mxd_kernels *scalar(void) { return mxd_kernels_find("scalar"); }
+
+/* Calls check(table, round) for every fast table; the same inputs for each. */
+static void each_table(void (*check)(const mxd_kernels *k, int round), int rounds) {
+    const mxd_kernels *tables[8];
+    size_t n = mxd_kernels_usable(tables, 8);
+    CHECK_STR(tables[n - 1]->name, "scalar");
+    CHECK(mxd_kernels_best() == tables[0]);
+    for (size_t t = 0; t < n; t++) /* scalar against itself: are the functions pure? */
+        for (int round = 0; round < rounds; round++) {
+            counter = (uint64_t)round << 32;
+            check(tables[t], round);
+        }
+}
+
+/* ---------------------------------------------------------------------------------- conversions */
+
+TEST(kernels_half_floats_all_values) {
+    const mxd_kernels *tables[8];
+    size_t n = mxd_kernels_usable(tables, 8);
+    static uint16_t in[65536 + 3], back[65536];
+    static float half[65536], brain[65536];
+    for (int i = 0; i < 65536; i++) in[i] = (uint16_t)i;
+    for (size_t t = 0; t < n; t++) {
+        tables[t]->f32_from_f16(half, in, 65536);
+        tables[t]->f32_from_bf16(brain, in, 65536);
+        tables[t]->f16_from_f32(back, half, 65536);
+        for (uint32_t i = 0; i < 65536; i++) {
+            uint32_t exp = i >> 10 & 31, frac = i & 1023;
+            double want = exp ? ldexp(1024 + frac, (int)exp - 25) : ldexp(frac, -24);
+            want = i & 0x8000 ? -want : want;
+            if (exp < 31) CHECK((double)half[i] == want && !signbit(half[i]) == !(i & 0x8000));
+            if (exp == 31) CHECK(frac ? isnan(half[i]) : isinf(half[i]));
+            CHECK_EQ(mxd_float_bits(half[i]), mxd_float_bits(mxd_f16_to_f32((uint16_t)i)));
+            CHECK_EQ(mxd_float_bits(brain[i]), i << 16);
+            CHECK_EQ(back[i], exp == 31 && frac ? i | 0x200 : i); /* NaNs become quiet */
+        }
+    }
+}
+
+static void check_f16_from_f32(const mxd_kernels *k, int round) {
+    enum { N = 4099 };
+    static float x[N];
+    static uint16_t got[N], want[N];
+    for (int i = 0; i < N; i++) { /* any bits at all, and values between two halves */
+        uint32_t bits = (uint32_t)mxd_rand_u64(9, (uint64_t)round, (uint64_t)i);
+        if (i % 2) bits = (bits & 0x80ffffff) % 0x10000000 + 0x38000000 + (bits & 0x80000000);
+        if (i % 4 == 3) bits = (bits & 0xffffe000) | 0x1000; /* a tie */
+        x[i] = mxd_bits_float(bits);
+    }
+    k->f16_from_f32(got, x, N);
+    scalar()->f16_from_f32(want, x, N);
+    for (int i = 0; i < N; i++)
+        if (got[i] != want[i])
+            fail_msg("%s: %a to %04x, want %04x", k->name, x[i], got[i], want[i]);
+}
+
+TEST(kernels_f16_from_any_float) { each_table(check_f16_from_f32, 50); }
+
+TEST(kernels_f16_rounds_to_nearest_even) {
+    static const struct {
+        float f;
+        uint16_t h;
+    } rows[] = {{1, 0x3c00},
+                {1 + 0x1p-11f, 0x3c00},
+                {1 + 0x3p-11f, 0x3c02},
+                {65504, 0x7bff},
+                {65519.996f, 0x7bff},
+                {65520, 0x7c00},
+                {0x1p-24f, 1},
+                {0x1p-25f, 0},
+                {0x1.000002p-25f, 1},
+                {0x1p-14f, 0x0400},
+                {0x1p-14f - 0x1p-25f, 0x0400},
+                {0x3p-25f, 2},
+                {-0x1p-26f, 0x8000},
+                {1e30f, 0x7c00}};
+    for (size_t i = 0; i < MXD_COUNT(rows); i++) CHECK_EQ(mxd_f32_to_f16(rows[i].f), rows[i].h);
+}
+
+/* ------------------------------------------------------------------------------------- products */
+
+typedef struct qcase {
+    mxd_qshape s;
+    int n;
+    size_t ldx, ldy;
+    uint8_t *tile;
+    float *x;
+    char name[96];
+} qcase;
+
+static void qcase_make(qcase *c) {
+    c->s.group = (int)PICK(32, 64, 128);
+    c->s.bits = (int)PICK(8, 8, 4);
+    c->s.scales = (mxd_ftype)pick(3);
+    size_t groups = 1 + pick(MAX_K / (uint32_t)c->s.group);
+    c->s.k = groups * (size_t)c->s.group;
+    c->s.block_k = (1 + pick(4)) * (size_t)c->s.group;
+    c->n = 1 + (int)pick(MXD_PANEL);
+    c->ldx = c->s.k + pick(20);
+    c->ldy = 16 + pick(20);
+    c->tile = malloc(mxd_qtile_bytes(&c->s) + 4096);
+    uint8_t *at = c->tile;
+    size_t codes = (size_t)(c->s.group * c->s.bits) * 2, f = mxd_ftype_bytes(c->s.scales);
+    for (size_t g = 0; g < groups; g++, at += mxd_qgroup_bytes(&c->s)) {
+        for (size_t i = 0; i < codes; i++) at[i] = pick(8) ? (uint8_t)pick(256) : 255;
+        fill_floats(at + codes, c->s.scales, 32);
+        (void)f;
+    }
+    c->x = floats((size_t)c->n * c->ldx);
+    if (!pick(4)) /* the largest codes everywhere: where 16-bit sums would saturate */
+        for (size_t i = 0; i < (size_t)c->n * c->ldx; i++) c->x[i] = 2;
+    if (!pick(6)) memset(c->x, 0, (c->s.k / 2) * sizeof(float));
+    snprintf(c->name, sizeof c->name, "k %zu block %zu group %d bits %d scales %d n %d", c->s.k,
+             c->s.block_k, c->s.group, c->s.bits, (int)c->s.scales, c->n);
+}
+
+static void qcase_free(qcase *c) {
+    free(c->tile);
+    free(c->x);
+}
+
+static mxd_panel panel_new(const qcase *c) {
+    mxd_panel p = {.n = c->n, .g = mxd_act_group(c->s.group), .k = c->s.k};
+    p.q = calloc(p.k * (size_t)p.n, 2);
+    p.s = calloc(p.k / (size_t)p.g * (size_t)p.n, sizeof *p.s);
+    p.b = calloc(p.k / (size_t)p.g * (size_t)p.n, sizeof *p.b);
+    return p;
+}
+
+static void panel_free(mxd_panel *p) {
+    free(p->q);
+    free(p->s);
+    free(p->b);
+}
+
+static void check_qmul(const mxd_kernels *k, int round) {
+    qcase c;
+    qcase_make(&c);
+    bool wide = round % 4 == 0;
+    mxd_panel a = panel_new(&c), b = panel_new(&c);
+    (wide ? k->quantise_i16 : k->quantise_i8)(&a, c.x, c.ldx);
+    (wide ? scalar()->quantise_i16 : scalar()->quantise_i8)(&b, c.x, c.ldx);
+    size_t scales = c.s.k / (size_t)a.g * (size_t)c.n, n_y = (size_t)c.n * c.ldy;
+    if (memcmp(a.q, b.q, c.s.k * (size_t)c.n * (wide ? 2 : 1)))
+        fail_msg("%s: codes of %s", k->name, c.name);
+    same(k->name, "scales of", a.s, b.s, scales, c.name);
+    same(k->name, "sums of", a.b, b.b, scales, c.name);
+    float *got = calloc(n_y, sizeof *got), *want = calloc(n_y, sizeof *want);
+    (wide ? k->qmul_i16 : k->qmul_i8)(got, c.ldy, c.tile, &c.s, &a);
+    (wide ? scalar()->qmul_i16 : scalar()->qmul_i8)(want, c.ldy, c.tile, &c.s, &a);
+    same(k->name, wide ? "qmul_i16" : "qmul_i8", got, want, n_y, c.name);
+    panel_free(&a);
+    panel_free(&b);
+    free(got);
+    free(want);
+    qcase_free(&c);
+}
+
+TEST(kernels_quantised_products) { each_table(check_qmul, ROUNDS); }
+
+static void check_qmul_f32(const mxd_kernels *k, int round) {
+    (void)round;
+    qcase c;
+    qcase_make(&c);
+    size_t n_y = (size_t)c.n * c.ldy;
+    float *got = calloc(n_y, sizeof *got), *want = calloc(n_y, sizeof *want);
+    k->qmul_f32(got, c.ldy, c.tile, &c.s, c.x, c.ldx, c.n);
+    scalar()->qmul_f32(want, c.ldy, c.tile, &c.s, c.x, c.ldx, c.n);
+    same(k->name, "qmul_f32", got, want, n_y, c.name);
+    free(got);
+    free(want);
+    qcase_free(&c);
+}
+
+TEST(kernels_quantised_products_f32) { each_table(check_qmul_f32, 300); }
+
+TEST(kernels_quantise_odd_values) {
+    const mxd_kernels *tables[8];
+    size_t n_tables = mxd_kernels_usable(tables, 8);
+    float x[64] = {1, -2, 3}, s, b;
+    int8_t q[64];
+    mxd_panel p = {.n = 1, .g = 64, .k = 64, .q = q, .s = &s, .b = &b};
+    for (size_t t = 0; t < n_tables; t++) {
+        const float bad[] = {NAN, INFINITY, -INFINITY};
+        for (size_t i = 0; i < 3; i++) {
+            x[63] = bad[i];
+            tables[t]->quantise_i8(&p, x, 64);
+            CHECK(isnan(s) && isnan(b) && q[0] == 0);
+        }
+        x[63] = 0;
+        tables[t]->quantise_i8(&p, x, 64);
+        CHECK(s == 3.0f / 127 && q[2] == 127 && q[1] == -85 && q[0] == 42);
+        float small[64] = {0x1p-126f, -0x1p-149f, 0x1.8p-101f};
+        tables[t]->quantise_i8(&p, small, 64);
+        CHECK(s == 0 && b == 0 && q[2] == 0);
+        small[2] = 0x1p-100f;
+        tables[t]->quantise_i8(&p, small, 64);
+        CHECK(s > 0 && q[2] == 127);
+    }
+}
+
+static void check_plain(const mxd_kernels *k, int round) {
+    (void)round;
+    mxd_ftype type = (mxd_ftype)pick(3);
+    size_t cols = 1 + pick(400), padded = (cols + 15) / 16 * 16, block = 16 * (1 + pick(9));
+    int n = 1 + (int)pick(MXD_PANEL);
+    size_t ldx = padded + pick(9), ldy = 16 + pick(9), n_y = (size_t)n * ldy;
+    uint8_t *tile = malloc(mxd_ftile_bytes(cols, type));
+    fill_floats(tile, type, padded * MXD_TILE_ROWS);
+    float *x = floats((size_t)n * ldx);
+    float *got = calloc(n_y, sizeof *got), *want = calloc(n_y, sizeof *want);
+    k->plain_mul(got, ldy, tile, type, cols, block, x, ldx, n);
+    scalar()->plain_mul(want, ldy, tile, type, cols, block, x, ldx, n);
+    char shape[80];
+    snprintf(shape, sizeof shape, "k %zu block %zu type %d n %d", cols, block, (int)type, n);
+    same(k->name, "plain_mul", got, want, n_y, shape);
+    free(tile);
+    free(x);
+    free(got);
+    free(want);
+}
+
+TEST(kernels_plain_products) { each_table(check_plain, ROUNDS / 2); }
+
+/* ----------------------------------------------------------------------------------- row by row */
+
+static void check_rows(const mxd_kernels *k, int round) {
+    size_t n = round < 70 ? (size_t)round : 1 + pick(MAX_N);
+    float *x = floats(n), *w = floats(n), *u = floats(n);
+    float *got = copy(u, (n + GUARD) * sizeof *u), *want = copy(u, (n + GUARD) * sizeof *u);
+    char shape[32];
+    snprintf(shape, sizeof shape, "n %zu", n);
+    if (n) k->rms_norm(got, x, w, n, 1e-5f);
+    if (n) scalar()->rms_norm(want, x, w, n, 1e-5f);
+    same(k->name, "rms_norm", got, want, n + GUARD, shape);
+    for (size_t i = 0; i < n; i++) x[i] *= i % 7 ? 1 : 40; /* both ends of exp */
+    k->silu_mul(got, x, w, n);
+    scalar()->silu_mul(want, x, w, n);
+    same(k->name, "silu_mul", got, want, n + GUARD, shape);
+    k->add(got, x, n);
+    scalar()->add(want, x, n);
+    same(k->name, "add", got, want, n + GUARD, shape);
+    for (int inter = 0; inter < 2; inter++) {
+        k->rope(got, w, u, n / 2, inter);
+        scalar()->rope(want, w, u, n / 2, inter);
+        same(k->name, "rope", got, want, n + GUARD, shape);
+    }
+    free(x), free(w), free(u), free(got), free(want);
+}
+
+TEST(kernels_row_functions) { each_table(check_rows, 400); }
+
+/* ------------------------------------------------------------------------------------- attention
+ */
+
+static void check_softmax(const mxd_kernels *k, int round) {
+    size_t n = round < 70 ? (size_t)round + 1 : 1 + pick(MAX_N), first = pick(600);
+    float *got = floats(n), *want = copy(got, (n + GUARD) * sizeof *got);
+    float a = k->softmax(got, n, 0.37f, first), b = scalar()->softmax(want, n, 0.37f, first);
+    char shape[48];
+    snprintf(shape, sizeof shape, "n %zu first %zu", n, first);
+    same(k->name, "softmax", got, want, n + GUARD, shape);
+    same(k->name, "softmax sum", &a, &b, 1, shape);
+    free(got), free(want);
+}
+
+TEST(kernels_softmax) { each_table(check_softmax, 600); }
+
+static void check_mix(const mxd_kernels *k, int round) {
+    (void)round;
+    mxd_ftype type = (mxd_ftype)pick(3);
+    size_t d = 16 * (1 + pick(17)), n_pos = 1 + pick(32), ldp = n_pos + pick(9),
+           ldacc = d + pick(9);
+    int n = 1 + (int)pick(MXD_PANEL);
+    uint8_t *v = malloc(n_pos * d * mxd_ftype_bytes(type));
+    fill_floats(v, type, n_pos * d);
+    float *p = floats((size_t)n * ldp), *got = floats((size_t)n * ldacc);
+    float *want = copy(got, ((size_t)n * ldacc + GUARD) * sizeof *got);
+    k->attn_mix(got, ldacc, p, ldp, v, type, n_pos, d, n);
+    scalar()->attn_mix(want, ldacc, p, ldp, v, type, n_pos, d, n);
+    char shape[64];
+    snprintf(shape, sizeof shape, "d %zu positions %zu type %d n %d", d, n_pos, (int)type, n);
+    same(k->name, "attn_mix", got, want, (size_t)n * ldacc + GUARD, shape);
+    free(v), free(p), free(got), free(want);
+}
+
+TEST(kernels_attn_mix) { each_table(check_mix, 500); }
+
+/* ------------------------------------------------------------------------------------- functions
+ */
+
+TEST(kernels_exp_agrees_with_double) {
+    for (int i = -1050000; i <= 1050000; i += 7) {
+        float x = (float)i * 1e-4f;
+        double want = exp((double)x), got = mxd_expf(x);
+        if (x > 88.4f)
+            CHECK(isinf(got));
+        else if (x < -87.4f)
+            CHECK(got == 0);
+        else if (x > -87.3f && x < 88.3f)
+            CHECK(fabs(got - want) <= want * 1.2e-7);
+    }
+    CHECK(mxd_expf(0) == 1 && isnan(mxd_expf(NAN)) && isinf(mxd_expf(INFINITY)));
+    CHECK(mxd_expf(-INFINITY) == 0);
+}
+
+TEST(kernels_log_agrees_with_double) {
+    for (uint32_t bits = 0x00800000; bits < 0x7f800000; bits += 40961) {
+        float x = mxd_bits_float(bits);
+        double want = log((double)x);
+        CHECK(fabs(mxd_logf(x) - want) <= fabs(want) * 1.3e-7 + 1e-8);
+    }
+    CHECK(mxd_logf(1) == 0 && isinf(mxd_logf(0)) && isnan(mxd_logf(-1)) && isnan(mxd_logf(NAN)));
+    CHECK(isinf(mxd_logf(INFINITY)));
+}
+
+TEST(kernels_sincos_agrees_with_double) {
+    for (int i = 0; i < 2000000; i += 3) {
+        float x = (float)i * (i % 2 ? 8.3f : -0.37e-3f), s, c;
+        mxd_sincosf(x, &s, &c);
+        CHECK(fabs(s - sin((double)x)) <= 6e-8 && fabs(c - cos((double)x)) <= 6e-8);
+    }
+    float s, c;
+    mxd_sincosf(NAN, &s, &c);
+    CHECK(isnan(s) && isnan(c));
+}
+
+/* ------------------------------------------------------------------------------------- the rest */
+
+/* Numbers that two machines can compare by eye; they change only when docs/numerics.md does. */
+TEST(kernels_golden_bits) {
+    uint64_t hash = 0;
+    for (int round = 1; round <= 20; round++) {
+        counter = (uint64_t)round << 40;
+        qcase c;
+        qcase_make(&c);
+        mxd_panel p = panel_new(&c);
+        float *y = calloc((size_t)c.n * c.ldy, sizeof *y);
+        const mxd_kernels *k = mxd_kernels_best();
+        k->quantise_i8(&p, c.x, c.ldx);
+        k->qmul_i8(y, c.ldy, c.tile, &c.s, &p);
+        for (size_t i = 0; i < (size_t)c.n * c.ldy; i++)
+            hash = mxd_mix64(hash ^ mxd_float_bits(y[i]));
+        panel_free(&p);
+        free(y);
+        qcase_free(&c);
+    }
+    for (int i = -900; i < 900; i++) {
+        float s, c, x = (float)i * 0.0957f;
+        mxd_sincosf(x * 31, &s, &c);
+        hash = mxd_mix64(hash ^ mxd_float_bits(mxd_expf(x)) ^ mxd_float_bits(s));
+        hash = mxd_mix64(hash ^ mxd_float_bits(mxd_logf(fabsf(x) + 1e-3f)) ^ mxd_float_bits(c));
+    }
+    if (hash != 0xdfe815c219a534ac)
+        fail_msg("the bits have changed: 0x%016llx", (unsigned long long)hash);
+}
+
+TEST(kernels_tree_adds_in_the_order_of_the_page) {
+    /* Seven blocks of one group: ((0+1)+(2+3)) + ((4+5)+6). Chosen so that sums
+     * from left to right, or with another tree, round differently. */
+    enum { K = 7 * 32 };
+    static const float part[7] = {1, 1, 0x1p-23f, 0x1p-24f, 0x1p-24f, 0x1p-24f, 1};
+    float want = ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + part[6]);
+    uint8_t tile[7 * (32 * 16 + 128)] = {0};
+    mxd_qshape s = {K, 32, 32, 8, MXD_F32};
+    for (int b = 0; b < 7; b++) /* no scale; the bias times the sum of x makes the part */
+        for (int r = 0; r < 16; r++)
+            memcpy(tile + b * 640 + 512 + 64 + 4 * r, &part[b], sizeof *part);
+    float x[K] = {0}, y[16];
+    for (int b = 0; b < 7; b++) { /* scale 1, sum of codes 128 */
+        x[32 * b + b] = 127;
+        x[32 * b + 31] = 1;
+    }
+    const mxd_kernels *tables[8];
+    size_t n = mxd_kernels_usable(tables, 8);
+    mxd_panel p = {
+        .n = 1, .g = 32, .k = K, .q = (int8_t[K]){0}, .s = (float[7]){0}, .b = (float[7]){0}};
+    for (size_t t = 0; t < n; t++) {
+        tables[t]->quantise_i8(&p, x, K);
+        tables[t]->qmul_i8(y, 16, tile, &s, &p);
+        for (int r = 0; r < 16; r++) CHECK(y[r] == want * 128);
+        tables[t]->qmul_f32(y, 16, tile, &s, x, K, 1);
+        for (int r = 0; r < 16; r++) CHECK(y[r] == want * 128);
+    }
+}
+
+TEST(kernels_pack_is_read_back) {
+    enum { K = 64 };
+    uint8_t codes[16 * K], tile[K * 16 + 128];
+    uint16_t scales[16], biases[16];
+    for (int i = 0; i < 16 * K; i++) codes[i] = (uint8_t)(i * 37 + i / 64);
+    for (int r = 0; r < 16; r++) {
+        scales[r] = (uint16_t)(0x3f80 + r);
+        biases[r] = (uint16_t)(0xc000 + r);
+    }
+    for (int bits = 4; bits <= 8; bits += 4)
+        for (int rows = 1; rows <= 16; rows++) {
+            mxd_qshape s = {K, K, K, bits, MXD_BF16};
+            float y[K];
+            mxd_qtile_pack(tile, &s, rows, codes, scales, biases);
+            for (int r = 0; r < 16; r++) {
+                mxd_qtile_row(y, tile, &s, r);
+                for (int c = 0; c < K; c++) {
+                    int at = r * K + c, q = codes[at * bits / 8] >> at * bits % 8;
+                    float want = fmaf(mxd_bf16_to_f32(scales[r]), (float)(q & ((1 << bits) - 1)),
+                                      mxd_bf16_to_f32(biases[r]));
+                    CHECK(y[c] == (r < rows ? want : 0));
+                }
+            }
+        }
+}
+
+TEST(kernels_find_by_name) {
+    CHECK(mxd_kernels_find("mmx") == NULL);
+    CHECK_STR(mxd_kernels_find("scalar")->name, "scalar");
+    CHECK(mxd_kernels_find(mxd_kernels_best()->name) == mxd_kernels_best());
+}
