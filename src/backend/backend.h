@@ -39,7 +39,8 @@ typedef enum mxd_activations { /* what quantised weights are multiplied with */
 
 typedef struct mxd_backend_opts { /* all zero: sensible */
     int threads;                  /* 0: one per core this process may use */
-    int spin_us;                  /* how long idle compute threads poll before they sleep */
+    int spin_us;                  /* idle compute threads poll so long before they sleep; 0: 100,
+                                     negative: not at all */
     mxd_activations activations;
     bool kv_f32;         /* keep K and V as float32 instead of float16 */
     const char *kernels; /* cpu: force a table ("scalar", "avx2", ...); NULL: the best.

@@ -192,7 +192,7 @@ TEST(backend_load_refuses_what_does_not_fit) {
         {"more columns", 32, 192, 8, 64, 64, 0, 0, MXD_E_FORMAT},
         {"another group", 32, 128, 8, 32, 64, 0, 0, MXD_E_FORMAT},
         {"another width", 32, 128, 4, 64, 64, 0, 0, MXD_E_FORMAT},
-        {"bits not written yet", 32, 128, 5, 64, 64, 0, 0, MXD_E_UNSUPPORTED},
+        {"bits without a tile", 32, 128, 5, 64, 64, 0, 0, MXD_E_UNSUPPORTED},
         {"not quantised", 32, 128, 0, 0, 64, 0, 0, MXD_E_UNSUPPORTED},
         {"block cuts a group", 32, 128, 8, 64, 96, 0, 0, MXD_E_INVAL},
         {"no block", 32, 128, 8, 64, 0, 0, 0, MXD_E_INVAL},

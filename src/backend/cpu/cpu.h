@@ -74,7 +74,7 @@ typedef struct cpu_backend {
 
     mxd_weight *weights;
     uint64_t weight_bytes;
-    int max_in, max_vec; /* of quantised weights; of vectors */
+    int max_in; /* of quantised weights */
 
     unsigned char *map; /* from setup to close */
     size_t map_bytes;
