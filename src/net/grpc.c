@@ -1,0 +1,238 @@
+/* grpc.c - the transport: open and close, the loop, deadlines. The parts: grpc_private.h. */
+#include <openssl/crypto.h>
+#include <string.h>
+#include <time.h>
+#include "base/buf.h"
+#include "base/clock.h"
+#include "net/grpc_private.h"
+#include "net/tls.h"
+
+/* ------------------------------------------------------------------------------------- the loop */
+
+bool mxd_grpc_enter(mxd_grpc *t) {
+    pthread_mutex_lock(&t->lock);
+    t->calling = !t->muted;
+    bool wanted = t->calling;
+    pthread_mutex_unlock(&t->lock);
+    return wanted;
+}
+
+void mxd_grpc_leave(mxd_grpc *t) {
+    pthread_mutex_lock(&t->lock);
+    t->calling = false;
+    pthread_cond_broadcast(&t->changed);
+    pthread_mutex_unlock(&t->lock);
+}
+
+void mxd_grpc_emit(mxd_grpc *t, const mxd_net_event *ev) {
+    if (!mxd_grpc_enter(t)) return;
+    t->sink(t->sink_ctx, ev);
+    mxd_grpc_leave(t);
+}
+
+bool mxd_grpc_hold(mxd_grpc *t) {
+    pthread_mutex_lock(&t->lock);
+    bool open = !t->closing;
+    if (open) t->n_objects++;
+    pthread_mutex_unlock(&t->lock);
+    return open;
+}
+
+void mxd_grpc_drop(mxd_grpc *t) {
+    pthread_mutex_lock(&t->lock);
+    t->n_objects--;
+    bool last = t->abandoned && t->n_objects == 0;
+    pthread_cond_broadcast(&t->changed);
+    pthread_mutex_unlock(&t->lock);
+    if (last) grpc_completion_queue_shutdown(t->cq); /* the loop then frees the transport */
+}
+
+void mxd_grpc_deadline(mxd_grpc *t, int64_t at_ns) {
+    int64_t now = atomic_load(&t->next_deadline_ns);
+    while (at_ns < now && !atomic_compare_exchange_weak(&t->next_deadline_ns, &now, at_ns)) {}
+}
+
+static void expire(mxd_grpc *t, int64_t now_ns) {
+    if (now_ns < atomic_load(&t->next_deadline_ns)) return;
+    atomic_store(&t->next_deadline_ns, INT64_MAX); /* before the look: a new one comes on top */
+    mxd_grpc_deadline(t, mxd_grpc_links_expire(t, now_ns));
+    mxd_grpc_deadline(t, mxd_grpc_server_expire(t, now_ns));
+}
+
+static gpr_timespec wait_until(int64_t deadline_ns, int64_t now_ns) {
+    if (deadline_ns == INT64_MAX) return gpr_inf_future(GPR_CLOCK_MONOTONIC);
+    int64_t ns = deadline_ns > now_ns ? deadline_ns - now_ns : 0;
+    return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_nanos(ns, GPR_TIMESPAN));
+}
+
+/* The next completion: polls for spin_us, then sleeps until there is one or a deadline passes. */
+static grpc_event next_event(mxd_grpc *t) {
+    int64_t now = mxd_now_ns();
+    expire(t, now);
+    int64_t spin_until = now + (int64_t)t->spin_us * 1000;
+    while (t->spin_us > 0 && now < spin_until) {
+        /* a deadline in the past makes the queue look once and return */
+        grpc_event e = grpc_completion_queue_next(t->cq, gpr_inf_past(GPR_CLOCK_MONOTONIC), NULL);
+        if (e.type != GRPC_QUEUE_TIMEOUT) return e;
+        now = mxd_now_ns();
+    }
+    gpr_timespec until = wait_until(atomic_load(&t->next_deadline_ns), now);
+    return grpc_completion_queue_next(t->cq, until, NULL);
+}
+
+static void free_transport(mxd_grpc *t) {
+    const mxd_alloc *al = t->al;
+    if (t->cq) grpc_completion_queue_destroy(t->cq);
+    if (t->cq) grpc_shutdown();
+    mxd_links_deinit(&t->links);
+    pthread_cond_destroy(&t->changed);
+    pthread_mutex_destroy(&t->lock);
+    mxd_free(al, t->ca);
+    mxd_free(al, t->cert);
+    if (t->key) OPENSSL_cleanse(t->key, strlen(t->key));
+    mxd_free(al, t->key);
+    mxd_free(al, t);
+}
+
+static void *run_loop(void *arg) {
+    mxd_grpc *t = arg;
+    for (;;) {
+        grpc_event e = next_event(t);
+        if (e.type == GRPC_QUEUE_SHUTDOWN) break;
+        if (e.type != GRPC_OP_COMPLETE) continue;
+        mxd_grpc_tag *tag = e.tag;
+        MXD_GRPC_TAKEN(tag);
+        tag->done(tag->owner, e.success != 0);
+    }
+    if (t->abandoned) free_transport(t);
+    return NULL;
+}
+
+/* --------------------------------------------------------------------------------- the operations
+ */
+
+static mxd_rc grpc_listen(mxd_transport *base, const char *address, int *port, mxd_err *err) {
+    return mxd_grpc_server_open((mxd_grpc *)base, address, port, err);
+}
+
+static mxd_rc grpc_dial(mxd_transport *base, const char *address, const char *peer, mxd_lane lane,
+                        int64_t timeout_ms, mxd_link *out, mxd_err *err) {
+    return mxd_grpc_link_dial((mxd_grpc *)base, address, peer, lane, timeout_ms, out, err);
+}
+
+static mxd_rc grpc_send(mxd_transport *base, mxd_link link, uint32_t message, const void *head,
+                        size_t head_bytes, mxd_blob *payload, mxd_err *err) {
+    return mxd_grpc_link_send((mxd_grpc *)base, link, message, head, head_bytes, payload, err);
+}
+
+static void grpc_hangup(mxd_transport *base, mxd_link link) {
+    mxd_grpc_link_hangup((mxd_grpc *)base, link, MXD_E_CANCELED);
+}
+
+static void wait_changed(mxd_grpc *t, int64_t ms) {
+    struct timespec ts;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    ts.tv_nsec += ms % 1000 * 1000000;
+    ts.tv_sec += ms / 1000 + ts.tv_nsec / 1000000000;
+    ts.tv_nsec %= 1000000000;
+    pthread_cond_timedwait(&t->changed, &t->lock, &ts);
+}
+
+/* Waits for every DOWN and for callbacks that run: neither depends on a peer. Then a little for
+ * what gRPC still holds; a frozen peer can make it hold a send for long, and then the loop goes on
+ * without us. True: all is back, the caller frees. */
+static bool drain(mxd_grpc *t) {
+    pthread_mutex_lock(&t->lock);
+    while (t->links.n || t->calling) wait_changed(t, 1000);
+    int64_t until = mxd_now_ms() + MXD_GRPC_DRAIN_MS;
+    for (int64_t left = MXD_GRPC_DRAIN_MS; t->n_objects && left > 0; left = until - mxd_now_ms())
+        wait_changed(t, left);
+    t->muted = true;
+    while (t->calling) wait_changed(t, 1000); /* an enrolment may have begun meanwhile */
+    bool all_back = t->n_objects == 0;
+    if (!all_back) {
+        pthread_detach(t->thread);
+        t->abandoned = true;
+    }
+    pthread_mutex_unlock(&t->lock);
+    return all_back;
+}
+
+static void grpc_close(mxd_transport *base) {
+    mxd_grpc *t = (mxd_grpc *)base;
+    MXD_ASSERT(!pthread_equal(pthread_self(), t->thread)); /* never from a sink */
+    pthread_mutex_lock(&t->lock);
+    t->closing = true;
+    mxd_grpc_server *server = t->server;
+    t->server = NULL;
+    pthread_mutex_unlock(&t->lock);
+    mxd_grpc_links_hangup_all(t);
+    if (server) mxd_grpc_server_stop(server);
+    if (!drain(t)) return;
+    grpc_completion_queue_shutdown(t->cq);
+    pthread_join(t->thread, NULL);
+    free_transport(t);
+}
+
+static const mxd_transport_ops grpc_ops = {
+    .name = "grpc",
+    .close = grpc_close,
+    .listen = grpc_listen,
+    .dial = grpc_dial,
+    .send = grpc_send,
+    .hangup = grpc_hangup,
+};
+
+/* ---------------------------------------------------------------------------------------- opening
+ */
+
+/* The certificate is sent with the CA's behind it, so that a newcomer can compare the CA's
+ * fingerprint with its token. */
+static mxd_rc copy_identity(mxd_grpc *t, const mxd_identity *id, mxd_err *err) {
+    if (!id->ca && !id->cert && !id->key) return MXD_OK;
+    MXD_TRY(mxd_identity_check(id->ca, id->cert, id->key, NULL, err));
+    mxd_buf chain;
+    mxd_buf_init(&chain, t->al, 4 * MXD_PEM_MAX);
+    mxd_buf_puts(&chain, id->cert);
+    if (!strstr(id->cert, id->ca)) mxd_buf_printf(&chain, "\n%s", id->ca);
+    t->secure = true;
+    t->ca = mxd_strdup(t->al, id->ca);
+    t->key = mxd_strdup(t->al, id->key);
+    t->cert = chain.rc ? NULL : mxd_strdup(t->al, mxd_buf_str(&chain));
+    mxd_buf_deinit(&chain);
+    return t->ca && t->cert && t->key ? MXD_OK
+                                      : mxd_fail(err, MXD_E_NOMEM, "no memory for an identity");
+}
+
+mxd_rc mxd_grpc_open(mxd_transport **out, const mxd_transport_opts *o, mxd_err *err) {
+    MXD_ASSERT(o->al && o->sink);
+    mxd_grpc *t = MXD_NEW(o->al, 1, mxd_grpc);
+    if (!t) return mxd_fail(err, MXD_E_NOMEM, "no memory for a transport");
+    t->base.ops = &grpc_ops;
+    t->al = o->al;
+    t->sink = o->sink;
+    t->sink_ctx = o->sink_ctx;
+    t->enroll = o->enroll;
+    t->enroll_ctx = o->enroll_ctx;
+    t->spin_us = o->spin_us;
+    t->max_queued_bytes = o->max_queued_bytes ? o->max_queued_bytes : MXD_GRPC_QUEUED_BYTES;
+    atomic_init(&t->next_deadline_ns, INT64_MAX);
+    mxd_links_init(&t->links, t->al);
+    pthread_mutex_init(&t->lock, NULL);
+    pthread_cond_init(&t->changed, NULL);
+    mxd_rc rc = copy_identity(t, &o->identity, err);
+    if (rc) {
+        free_transport(t);
+        return rc;
+    }
+    mxd_grpc_environment();
+    grpc_init();
+    t->cq = grpc_completion_queue_create_for_next(NULL);
+    if (pthread_create(&t->thread, NULL, run_loop, t)) {
+        grpc_completion_queue_shutdown(t->cq);
+        free_transport(t);
+        return mxd_fail(err, MXD_E_NOMEM, "no thread for a transport");
+    }
+    *out = &t->base;
+    return MXD_OK;
+}
