@@ -1,5 +1,6 @@
 #include "api/engine.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -22,7 +23,7 @@ struct mxd_engine {
     char model_type[48];
     int32_t eos[MAX_EOS];
     int64_t timeout_ms; /* of requests that name none */
-    bool draining;
+    atomic_bool draining;
 };
 
 /* ---------------------------------------------------------------------------

@@ -163,6 +163,10 @@ mxd_rc mxd_stream_next(mxd_stream *s, int64_t timeout_ms, mxd_stream_event *ev,
  * once at once if one is waiting already. For servers that do not keep a thread per stream. */
 void mxd_stream_notify(mxd_stream *s, void (*fn)(void *ctx), void *ctx);
 
+/* True after DONE or a failure: tells a request that failed by its deadline (E_TIMEOUT) from a wait
+ * that ended (E_TIMEOUT). The reader's thread. */
+bool mxd_stream_ended(const mxd_stream *s);
+
 void mxd_stream_cancel(mxd_stream *s); /* any thread; DONE with CANCELLED follows */
 void mxd_stream_free(mxd_stream *s);   /* cancels if still running; no notify after this returns */
 

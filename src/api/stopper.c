@@ -25,16 +25,27 @@ static int find(const mxd_stopper *s, size_t *at) {
     return best;
 }
 
-/* How many bytes at the end are a proper prefix of a stop string: the longest such. */
-static size_t undecided(const mxd_stopper *s) {
-    size_t most = 0;
+/* Where the first place is that may still become a match: the held text from there on is a proper
+ * prefix of a stop string. The length of the text when there is none. For a place that has a match
+ * already (of stop string `found`) only stop strings before it in the list count. */
+static size_t undecided(const mxd_stopper *s, int found, size_t at) {
+    size_t first = s->held.len;
     for (int i = 0; i < s->n_stop; i++) {
-        size_t n = strlen(s->stop[i]) - 1;
-        if (n > s->held.len) n = s->held.len;
-        for (; n > most; n--)
-            if (memcmp(s->held.ptr + s->held.len - n, s->stop[i], n) == 0) most = n;
+        size_t len = strlen(s->stop[i]), from = s->held.len >= len ? s->held.len - len + 1 : 0;
+        for (; from < first; from++)
+            if (memcmp(s->held.ptr + from, s->stop[i], s->held.len - from) == 0 &&
+                !(from == at && found >= 0 && i > found)) {
+                first = from;
+                break;
+            }
     }
-    return most;
+    return first;
+}
+
+static void give_out(mxd_stopper *s, int found, size_t at, mxd_buf *out) {
+    mxd_buf_put(out, s->held.ptr, at);
+    s->matched = found;
+    mxd_buf_drop(&s->held, found >= 0 ? s->held.len : at);
 }
 
 void mxd_stopper_push(mxd_stopper *s, const char *text, size_t n, mxd_buf *out) {
@@ -49,13 +60,16 @@ void mxd_stopper_push(mxd_stopper *s, const char *text, size_t n, mxd_buf *out) 
         return;
     }
     size_t at = 0;
-    s->matched = find(s, &at);
-    if (s->matched < 0) at = s->held.len - undecided(s);
-    mxd_buf_put(out, s->held.ptr, at);
-    mxd_buf_drop(&s->held, s->matched >= 0 ? s->held.len : at);
+    int found = find(s, &at);
+    size_t open = undecided(s, found, at);
+    if (found >= 0 && open > at)
+        give_out(s, found, at, out);
+    else
+        give_out(s, -1, open, out);
 }
 
 void mxd_stopper_flush(mxd_stopper *s, mxd_buf *out) {
-    if (s->matched < 0 && s->held.len) mxd_buf_put(out, s->held.ptr, s->held.len);
+    size_t at = s->held.len;
+    if (s->matched < 0 && s->held.len) give_out(s, find(s, &at), at, out);
     mxd_buf_clear(&s->held);
 }

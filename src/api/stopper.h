@@ -20,10 +20,12 @@ void mxd_stopper_deinit(mxd_stopper *s);
 
 /* Takes n more bytes and appends to `out` what can no longer be part of a stop string. When one is
  * found (the leftmost; of several there, the first in the list), the text before it is given out,
- * `matched` is set and everything later is dropped. Failures stick in out->rc. */
+ * `matched` is set and everything later is dropped. A match waits while a better one may still
+ * begin before it, so the result does not depend on how the text was cut. Failures stick in
+ * out->rc. */
 void mxd_stopper_push(mxd_stopper *s, const char *text, size_t n, mxd_buf *out);
 
-/* The text has ended: gives out what was held. */
+/* The text has ended: gives out what was held, up to a match that waited (`matched` is set). */
 void mxd_stopper_flush(mxd_stopper *s, mxd_buf *out);
 
 #endif

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 
 enum { TEXT_MAX = 8 << 20, MAX_STOP_STRINGS = MXD_MAX_STOP_STRINGS };
+#define LONGEST_WAIT_MS (INT64_C(1) << 40)
 
 struct mxd_stream {
     const mxd_alloc *al;
@@ -169,7 +170,8 @@ void mxd_stream_notify(mxd_stream *s, void (*fn)(void *ctx), void *ctx) {
 
 /* Waits until a token or the end is there; holds the lock. False: the time has passed. */
 static bool await(mxd_stream *s, int64_t timeout_ms) {
-    int64_t until = timeout_ms < 0 ? INT64_MAX : mxd_now_ns() + timeout_ms * 1000000;
+    bool for_ever = timeout_ms < 0 || timeout_ms > LONGEST_WAIT_MS;
+    int64_t until = for_ever ? INT64_MAX : mxd_now_ns() + timeout_ms * 1000000;
     while (s->n_tokens == s->n_read && !s->ended) {
         int64_t left = until == INT64_MAX ? 1000000000 : until - mxd_now_ns();
         if (left <= 0) return false;
@@ -199,6 +201,11 @@ static mxd_rc take_tokens(mxd_stream *s, int *n, mxd_err *err) {
     return MXD_OK;
 }
 
+static void give_stopper(mxd_stream *s) {
+    if (s->raw.rc && !s->text.rc) s->text.rc = s->raw.rc;
+    mxd_stopper_push(&s->stopper, mxd_buf_str(&s->raw), s->raw.len, &s->text);
+}
+
 /* Tokens to text, one by one, up to a stop string; returns how many were used. The token that
  * ended the answer by its id is not text. */
 static int convert(mxd_stream *s, int n, bool last_is_stop) {
@@ -207,7 +214,7 @@ static int convert(mxd_stream *s, int n, bool last_is_stop) {
         bool silent = last_is_stop && used == n - 1;
         mxd_buf_clear(&s->raw);
         if (!silent) mxd_detok_push(&s->detok, s->taken[used].token, &s->raw);
-        mxd_stopper_push(&s->stopper, mxd_buf_str(&s->raw), s->raw.len, &s->text);
+        give_stopper(s);
         used++;
     }
     return used;
@@ -216,13 +223,16 @@ static int convert(mxd_stream *s, int n, bool last_is_stop) {
 static void flush(mxd_stream *s) {
     mxd_buf_clear(&s->raw);
     mxd_detok_flush(&s->detok, &s->raw);
-    mxd_stopper_push(&s->stopper, mxd_buf_str(&s->raw), s->raw.len, &s->text);
+    give_stopper(s);
     mxd_stopper_flush(&s->stopper, &s->text);
 }
 
 static mxd_rc give_text(mxd_stream *s, int n_tokens, mxd_stream_event *ev, mxd_err *err) {
-    if (s->raw.rc) s->text.rc = s->raw.rc;
-    MXD_TRY(mxd_buf_rc(&s->text, "a piece of the answer", err));
+    mxd_rc rc = mxd_buf_rc(&s->text, "a piece of the answer", err);
+    if (rc) {
+        s->done = true; /* better no answer than one with a gap */
+        return rc;
+    }
     *ev = (mxd_stream_event){.kind = MXD_STREAM_TEXT,
                              .text = mxd_buf_str(&s->text),
                              .n_text = s->text.len,
@@ -272,3 +282,5 @@ mxd_rc mxd_stream_next(mxd_stream *s, int64_t timeout_ms, mxd_stream_event *ev, 
     if (!s->flushed || used || s->text.len) return give_text(s, used, ev, err);
     return give_done(s, ev, err);
 }
+
+bool mxd_stream_ended(const mxd_stream *s) { return s->done; }

@@ -45,7 +45,7 @@ static mxd_rc finish(mxd_stream *s, int64_t *first_ns, int64_t *last_ns, int *n,
     for (;;) {
         mxd_stream_event ev;
         mxd_rc rc = mxd_stream_next(s, 200, &ev, err);
-        if (rc == MXD_E_TIMEOUT) {
+        if (rc == MXD_E_TIMEOUT && !mxd_stream_ended(s)) {
             if (!mxd_signals_wait(0)) continue;
             return mxd_fail(err, MXD_E_CANCELED, "interrupted");
         }

@@ -8,6 +8,7 @@
 #include "base/rand.h"
 #include "cli/main_kit.h"
 #include "cli/term.h"
+#include "hardware/hardware.h"
 
 enum { LOAD_TIMEOUT_MS = 900000, PROGRESS_MS = 200 };
 
@@ -63,6 +64,17 @@ static void public_name(mxd_engine_kit *kit, const mxd_options *o) {
         snprintf(kit->model_id, sizeof kit->model_id, "%.*s", part, from);
 }
 
+/* What the planner needs of this machine. */
+static mxd_rc fill_hardware(mxd_engine_opts *e, mxd_err *err) {
+    mxd_hardware h;
+    MXD_TRY(mxd_hardware_detect(&h, &mxd_alloc_libc, &(mxd_hardware_opts){.probe = true}, err));
+    e->memory_total = h.memory_total_bytes;
+    e->memory_free = h.memory_available_bytes;
+    e->bandwidth = h.read_bytes_per_s;
+    e->ops = h.dot_ops_per_s / 2; /* multiply-adds */
+    return MXD_OK;
+}
+
 static mxd_rc fill_cluster(mxd_engine_kit *kit, const mxd_options *o, mxd_err *err) {
     mxd_engine_opts *e = &kit->opts;
     e->local_workers = (int)mxd_opt_int(o, MXD_OPT_LOCAL_WORKERS);
@@ -95,6 +107,7 @@ mxd_rc mxd_engine_kit_fill(mxd_engine_kit *kit, const mxd_options *o, mxd_err *e
         e->chat_template = mxd_opt_text(o, MXD_OPT_CHAT_TEMPLATE);
         if (file) MXD_TRY(read_template(kit, file, err));
     }
+    MXD_TRY(fill_hardware(e, err));
     return fill_cluster(kit, o, err);
 }
 

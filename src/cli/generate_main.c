@@ -82,7 +82,7 @@ static mxd_rc answer(chat *c, const mxd_ids *ids, mxd_err *err) {
             c->interrupted = true;
             mxd_stream_cancel(s);
         }
-    } while (rc == MXD_OK || rc == MXD_E_TIMEOUT);
+    } while (rc == MXD_OK || (rc == MXD_E_TIMEOUT && !mxd_stream_ended(s)));
     mxd_stream_free(s);
     if (!json) fputc('\n', stdout);
     return rc ? rc : mxd_buf_rc(&c->answer, "the answer", err);

@@ -159,8 +159,7 @@ static mxd_rc run(const mxd_options *o, mxd_err *err) {
     if (!rc) rc = check_shape(&kit, o, err);
     if (!rc) rc = read_keys(&k, o, err);
     if (!rc)
-        rc = mxd_opt_bool(o, MXD_OPT_DRY_RUN) ? mxd_engine_kit_dry_run(&kit, o, err)
-                                              : run_engine(&kit, o, &k, err);
+        rc = run_engine(&kit, o, &k, err);
     mxd_engine_kit_deinit(&kit);
     return rc;
 }

@@ -74,6 +74,7 @@ static mxd_rc bootstrapped(mxd_err *err) {
     mxd_worker_opts o = {
         .node = text_of(b, "node"),
         .join = text_of(b, "join"),
+        .listen = text_of(b, "listen"),
         .identity = {text_of(b, "ca"), text_of(b, "cert"), text_of(b, "key")},
         .local = true,
         .memory_total = (uint64_t)json_integer_value(json_object_get(b, "memory_total")),
@@ -109,11 +110,11 @@ static bool find_model(void *ctx, const char *model, char *folder, size_t cap) {
 
 static mxd_rc fill_hardware(const mxd_options *o, mxd_worker_opts *w, mxd_err *err) {
     mxd_hardware h;
-    MXD_TRY(mxd_hardware_detect(&h, &(mxd_hardware_opts){.probe = true}, err));
-    w->memory_total = h.memory_total;
-    w->memory_free = h.memory_available;
-    w->bandwidth = h.read_bandwidth;
-    w->ops = h.dot_ops;
+    MXD_TRY(mxd_hardware_detect(&h, &mxd_alloc_libc, &(mxd_hardware_opts){.probe = true}, err));
+    w->memory_total = h.memory_total_bytes;
+    w->memory_free = h.memory_available_bytes;
+    w->bandwidth = h.read_bytes_per_s;
+    w->ops = h.dot_ops_per_s / 2; /* multiply-adds */
     if (mxd_opt_given(o, MXD_OPT_MEMORY)) w->memory_free = (uint64_t)mxd_opt_int(o, MXD_OPT_MEMORY);
     return MXD_OK;
 }

@@ -40,12 +40,26 @@ static mxd_rc write_pem(mxd_cluster *c, const char *name, const char *text, mxd_
     return ok ? MXD_OK : mxd_fail_sys(err, MXD_E_IO, "cannot write %s", path);
 }
 
+/* With the folders above it: on a fresh account there is no ~/.local/state. */
+static mxd_rc make_folder(const char *path, mxd_err *err) {
+    char part[1200];
+    if ((size_t)snprintf(part, sizeof part, "%s", path) >= sizeof part)
+        return mxd_fail(err, MXD_E_TOOBIG, "the path of the state folder is too long");
+    for (char *p = part + 1; *p; p++) {
+        if (*p != '/') continue;
+        *p = '\0';
+        mkdir(part, 0700);
+        *p = '/';
+    }
+    if (mkdir(part, 0700) == 0 || errno == EEXIST) return MXD_OK;
+    return mxd_fail_sys(err, MXD_E_IO, "cannot make the state folder %s", path);
+}
+
 static mxd_rc load_ca(mxd_cluster *c, mxd_err *err) {
     mxd_rc rc = read_pem(c, "ca.pem", &c->ca.cert, err);
     if (!rc) return read_pem(c, "ca.key", &c->ca.key, err);
     if (rc != MXD_E_NOTFOUND) return rc;
-    if (mkdir(c->opts.state_dir, 0700) != 0 && errno != EEXIST)
-        return mxd_fail_sys(err, MXD_E_IO, "cannot make the state folder %s", c->opts.state_dir);
+    MXD_TRY(make_folder(c->opts.state_dir, err));
     MXD_TRY(mxd_ca_new(c->al, "mlx-distributed", &c->ca, err));
     MXD_TRY(write_pem(c, "ca.key", c->ca.key, err));
     return write_pem(c, "ca.pem", c->ca.cert, err);
@@ -104,6 +118,7 @@ mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out, mxd_e
     mxd_buf_putc(out, '{');
     text_field(out, "node", node);
     text_field(out, "join", c->join);
+    text_field(out, "listen", c->worker_listen);
     text_field(out, "ca", c->ca.cert);
     text_field(out, "cert", own.cert);
     text_field(out, "key", own.key);

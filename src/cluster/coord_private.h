@@ -71,7 +71,8 @@ struct mxd_cluster {
     mxd_loopback_hub *hub; /* in-process worker; NULL with processes or remote workers */
     mxd_worker *worker;    /* that worker */
     int port;
-    char join[64]; /* the address local workers dial */
+    char join[MXD_CORE_ADDRESS];          /* the address local workers dial */
+    char worker_listen[MXD_CORE_ADDRESS]; /* where they listen for the stage before them */
     char local_ids[MXD_MAX_NODES][16];
     const char *local_id_list[MXD_MAX_NODES];
     pthread_t thread;

@@ -70,7 +70,8 @@ static json_t *node_json(const mxd_node_view *v, const mxd_plan *plan) {
         layers = json_pack("[i, i]", s->layer0, s->layer1);
     }
     return json_pack(
-        "{s:s, s:s, s:s, s:I, s:s, s:s, s:b, s:I, s:I, s:I, s:o, s:f, s:i}", "id", v->info.id,
+        "{s:s, s:s, s:s, s:I, s:s, s:s, s:b, s:I, s:I, s:I, s:o, s:f, s:i, s:{s:I, s:I}}", "id",
+        v->info.id,
         "name", v->info.name[0] ? v->info.name : v->info.id, "host", v->info.host, "pid",
         (json_int_t)v->info.pid, "state", mxd_node_state_name(v->state), "backend", v->info.backend,
         "local", v->info.local, "memory_total", (json_int_t)v->info.memory_total, "memory_planned",

@@ -1,5 +1,6 @@
 #include "cluster/coordinator.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -7,13 +8,14 @@
 #include "base/log.h"
 #include "base/proc.h"
 #include "cluster/coord_private.h"
+#include "cluster/places.h"
 
 enum {
     DEFAULT_CTX = 4096,
     DEFAULT_PARALLEL = 4,
     DEFAULT_ROWS = 256,
     STOP_WAIT_MS = 1200,        /* local workers get so long to end by themselves */
-    FRAME_HEAD_ROOM = 64 << 10, /* of a frame, for everything but hidden states */
+    FRAME_HEAD_ROOM = 64 << 10, /* of a frame, for everything but hidden states and biases */
 };
 
 /* -------------------------------------------------------------------------- the control thread */
@@ -66,6 +68,11 @@ static mxd_rc on_hello(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) {
             c, &(mxd_coord_action){
                    .kind = MXD_ACT_DROP, .node = -1, .link = ev->link, .rc = rc, .text = err->msg});
         return MXD_OK;
+    }
+    if (mxd_place_is_any(info.address)) {
+        char said[MXD_CORE_ADDRESS];
+        memcpy(said, info.address, sizeof said);
+        mxd_place_with_host(info.address, sizeof info.address, said, ev->address);
     }
     mxd_coord_give(c,
                    &(mxd_coord_event){.kind = MXD_COORD_HELLO, .link = ev->link, .hello = &info});
@@ -205,6 +212,10 @@ static void fail_requests(mxd_cluster *c) {
 
 static void *control_main(void *arg) {
     mxd_cluster *c = arg;
+    sigset_t broken_pipes; /* of a worker that ends while its bootstrap is written */
+    sigemptyset(&broken_pipes);
+    sigaddset(&broken_pipes, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &broken_pipes, NULL);
     mxd_coord_give(c, &(mxd_coord_event){.kind = MXD_COORD_TICK});
     while (!c->stop) {
         mxd_inbox_item *item = mxd_inbox_take(&c->inbox, MXD_COORD_TICK_MS);
@@ -292,7 +303,20 @@ static void submit_call(mxd_cluster *c, void *arg) {
     c->answering = NULL;
 }
 
+/* What the wire refuses would look like a broken coordinator to every worker. */
+static mxd_rc check_sampling(const mxd_sampling *s, mxd_err *err) {
+    if (s->n_bias > MXD_MAX_LOGIT_BIAS)
+        return mxd_fail(err, MXD_E_TOOBIG, "%d logit biases: at most %d", s->n_bias,
+                        MXD_MAX_LOGIT_BIAS);
+    if (s->n_top > MXD_MAX_TOP_LOGPROBS)
+        return mxd_fail(err, MXD_E_TOOBIG, "%d top log probabilities: at most %d", s->n_top,
+                        MXD_MAX_TOP_LOGPROBS);
+    if (s->top_k < 0) return mxd_fail(err, MXD_E_INVAL, "top_k %d is negative", s->top_k);
+    return MXD_OK;
+}
+
 mxd_rc mxd_cluster_submit(mxd_cluster *c, const mxd_request *r, uint64_t *id, mxd_err *err) {
+    MXD_TRY(check_sampling(&r->how, err));
     if (r->n_prompt < 1 || r->max_tokens < 1 || r->n_stop_ids > MXD_CORE_STOP_IDS)
         return mxd_fail(err, MXD_E_INVAL, "%d prompt tokens, %d to generate, %d stop ids",
                         r->n_prompt, r->max_tokens, r->n_stop_ids);
@@ -363,8 +387,11 @@ static mxd_rc keep_all(mxd_cluster *c, mxd_err *err) {
 }
 
 /* The largest micro-batch: what was asked for, as far as its hidden states fit into a frame. */
-static int rows_that_fit(const mxd_hparams *hp, int wanted) {
-    int most = (MXD_MAX_FRAME_BYTES - FRAME_HEAD_ROOM) / (hp->hidden * (int)sizeof(float));
+static int rows_that_fit(const mxd_hparams *hp, int slots, int wanted) {
+    int runs = slots < MXD_MAX_STEP_RUNS ? slots : MXD_MAX_STEP_RUNS;
+    int bias_bytes = runs * MXD_MAX_LOGIT_BIAS * (int)sizeof(mxd_logit_bias);
+    int most = (MXD_MAX_FRAME_BYTES - FRAME_HEAD_ROOM - bias_bytes) /
+               (hp->hidden * (int)sizeof(float));
     int rows = wanted > 0 ? wanted : DEFAULT_ROWS;
     if (rows > most) rows = most;
     if (rows > MXD_MAX_STEP_TOKENS) rows = MXD_MAX_STEP_TOKENS;
@@ -382,7 +409,7 @@ static mxd_rc read_model(mxd_cluster *c, mxd_err *err) {
         mxd_log(MXD_LOG_WARN, "context_beyond_training", "ctx=%d model=%d", o->ctx, hp->context);
     w->ctx = o->ctx > 0 ? o->ctx : most;
     w->slots = o->parallel > 0 ? o->parallel : DEFAULT_PARALLEL;
-    w->max_rows = rows_that_fit(hp, o->prefill_rows);
+    w->max_rows = rows_that_fit(hp, w->slots, o->prefill_rows);
     w->activations = o->activations;
     w->threads = o->threads;
     snprintf(w->model, sizeof w->model, "%s", o->model_id ? o->model_id : o->folder);
@@ -454,7 +481,12 @@ static mxd_rc open_net(mxd_cluster *c, mxd_err *err) {
     }
     c->inbox.transport = c->net;
     MXD_TRY(c->net->ops->listen(c->net, listen, &c->port, err));
-    snprintf(c->join, sizeof c->join, "127.0.0.1:%d", c->port);
+    if (mxd_place_is_any(listen))
+        snprintf(c->join, sizeof c->join, "127.0.0.1:%d", c->port);
+    else
+        mxd_place_with_port(c->join, sizeof c->join, listen, c->port);
+    /* workers of other machines hand their hidden states to the workers here */
+    mxd_place_with_port(c->worker_listen, sizeof c->worker_listen, listen, 0);
     return MXD_OK;
 }
 
@@ -465,6 +497,7 @@ static mxd_rc open_inner_worker(mxd_cluster *c, mxd_err *err) {
     if (!c->hub) MXD_TRY(mxd_ca_issue(c->al, &c->ca, "local-0", &own, err));
     mxd_worker_opts o = {.node = "local-0",
                          .join = c->join,
+                         .listen = c->worker_listen,
                          .hub = c->hub,
                          .identity = {c->ca.cert, own.cert, own.key},
                          .local = true,

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "cluster.pb-c.h"
+#include "formats/utf8.h"
 
 /* Generated names are long: PB(Hello) is the type, pb(hello) begins its functions. */
 #define PB(type) MlxDistributed__V1__##type
@@ -39,6 +40,11 @@ static mxd_rc put_text(char *dst, size_t cap, const char *src, const char *what,
     if (n >= cap)
         return mxd_fail(err, MXD_E_FORMAT, "%s of %zu bytes: at most %zu", what, n, cap - 1);
     memcpy(dst, src, n + 1);
+    for (char *at = dst; !mxd_utf8_valid(at, strlen(at));) { /* it will be shown as JSON */
+        bool bad;
+        at += mxd_utf8_whole(at, strlen(at), &bad);
+        *at++ = '?';
+    }
     return MXD_OK;
 }
 #define TEXT(dst, src, what) MXD_TRY(put_text((dst), sizeof(dst), (src), (what), err))
@@ -335,20 +341,18 @@ void mxd_wire_put_leave(mxd_buf *out) {
 
 /* --------------------------------------------------------------------------------------- steps */
 
-/* The generated structs of one step, in one place on the stack of put_step. Biases are rare and
- * few steps carry many; what does not fit sticks as E_TOOBIG. */
-enum { MAX_STEP_BIAS = 2 * MXD_MAX_LOGIT_BIAS };
+/* Biases travel as they lie in memory: thousands of them in one step cost no structs. */
+_Static_assert(sizeof(mxd_logit_bias) == 8, "a bias is two words on the wire");
+
+/* The generated structs of one step, in one place on the stack of put_step. */
 typedef struct step_parts {
     PB(Run) run[MXD_MAX_STEP_RUNS];
     PB(Run) * run_at[MXD_MAX_STEP_RUNS];
     PB(Sampling) how[MXD_MAX_STEP_RUNS];
-    PB(Bias) bias[MAX_STEP_BIAS];
-    PB(Bias) * bias_at[MAX_STEP_BIAS];
     uint32_t ids[MXD_MAX_STEP_TOKENS];
-    int n_bias;
 } step_parts;
 
-static bool fill_sampling(step_parts *s, PB(Sampling) * o, const mxd_sampling *h) {
+static void fill_sampling(PB(Sampling) * o, const mxd_sampling *h) {
     pb(sampling__init)(o);
     o->temperature = h->temperature;
     o->top_p = h->top_p;
@@ -362,22 +366,12 @@ static bool fill_sampling(step_parts *s, PB(Sampling) * o, const mxd_sampling *h
     o->n_prompt = h->n_prompt;
     o->logprobs = h->logprobs;
     o->n_top = h->n_top;
-    if (h->n_bias > MAX_STEP_BIAS - s->n_bias) return false;
-    o->n_bias = h->n_bias;
-    o->bias = &s->bias_at[s->n_bias];
-    for (int i = 0; i < h->n_bias; i++, s->n_bias++) {
-        PB(Bias) *b = s->bias_at[s->n_bias] = &s->bias[s->n_bias];
-        pb(bias__init)(b);
-        b->token = (uint32_t)h->bias[i].token;
-        b->bias = h->bias[i].bias;
-    }
-    return true;
+    o->bias = (ProtobufCBinaryData){h->n_bias * sizeof *h->bias, (uint8_t *)h->bias};
 }
 
 void mxd_wire_put_step(mxd_buf *out, uint64_t epoch, uint64_t step, const mxd_core_run *runs,
                        int n_runs) {
-    step_parts s; /* about 170 KB */
-    s.n_bias = 0;
+    step_parts s; /* about 20 KB */
     PB(Step) o;
     pb(step__init)(&o);
     o.epoch = epoch;
@@ -394,10 +388,7 @@ void mxd_wire_put_step(mxd_buf *out, uint64_t epoch, uint64_t step, const mxd_co
         for (int k = 0; k < r->n; k++) s.ids[o.n_ids++] = (uint32_t)r->ids[k];
         if (!r->sample) continue;
         w->sampling = &s.how[i];
-        if (!fill_sampling(&s, w->sampling, r->how)) {
-            out->rc = MXD_E_TOOBIG;
-            return;
-        }
+        fill_sampling(w->sampling, r->how);
     }
     o.n_runs = (size_t)n_runs;
     o.runs = s.run_at;
@@ -405,14 +396,14 @@ void mxd_wire_put_step(mxd_buf *out, uint64_t epoch, uint64_t step, const mxd_co
     pack(out, &o.base);
 }
 
-static mxd_rc get_sampling(mxd_sampling *o, mxd_arena *a, const PB(Sampling) * h, mxd_err *err) {
-    RANGE(h->n_bias, MXD_MAX_LOGIT_BIAS, "logit biases");
+/* The biases stay where protobuf-c unpacked them: in the arena, whose pieces are aligned. */
+static mxd_rc get_sampling(mxd_sampling *o, const PB(Sampling) * h, mxd_err *err) {
+    size_t n_bias = h->bias.len / sizeof(mxd_logit_bias);
+    RANGE(n_bias, MXD_MAX_LOGIT_BIAS, "logit biases");
+    if (h->bias.len % sizeof(mxd_logit_bias))
+        return mxd_fail(err, MXD_E_FORMAT, "logit biases of %zu bytes", h->bias.len);
     RANGE(h->n_top, MXD_MAX_TOP_LOGPROBS, "n_top");
     RANGE(h->top_k, INT32_MAX, "top_k");
-    mxd_logit_bias *bias = h->n_bias ? MXD_TAKE(a, h->n_bias, mxd_logit_bias) : NULL;
-    if (h->n_bias && !bias) return mxd_fail(err, MXD_E_NOMEM, "step");
-    for (size_t i = 0; i < h->n_bias; i++)
-        bias[i] = (mxd_logit_bias){(int32_t)h->bias[i]->token, h->bias[i]->bias};
     *o = (mxd_sampling){.temperature = h->temperature,
                         .top_p = h->top_p,
                         .min_p = h->min_p,
@@ -425,14 +416,13 @@ static mxd_rc get_sampling(mxd_sampling *o, mxd_arena *a, const PB(Sampling) * h
                         .n_prompt = h->n_prompt,
                         .logprobs = h->logprobs,
                         .n_top = (uint8_t)h->n_top,
-                        .n_bias = (uint16_t)h->n_bias,
-                        .bias = bias};
+                        .n_bias = (uint16_t)n_bias};
+    if (n_bias) o->bias = (const mxd_logit_bias *)(const void *)h->bias.data;
     return MXD_OK;
 }
 
 /* Run i of the message; its ids begin at row. */
-static mxd_rc get_run(mxd_wire_step *m, int i, int row, mxd_arena *a, const PB(Run) * w,
-                      mxd_err *err) {
+static mxd_rc get_run(mxd_wire_step *m, int i, int row, const PB(Run) * w, mxd_err *err) {
     RANGE(w->slot, MXD_MAX_SEQS - 1, "slot");
     RANGE(w->pos, MXD_MAX_CONTEXT, "position");
     if (!w->n || w->n > (uint32_t)(m->n_rows - row))
@@ -446,7 +436,7 @@ static mxd_rc get_run(mxd_wire_step *m, int i, int row, mxd_arena *a, const PB(R
                                 .ids = m->ids + row,
                                 .how = &m->how[i]};
     m->how[i] = (mxd_sampling){0};
-    return w->sampling ? get_sampling(&m->how[i], a, w->sampling, err) : MXD_OK;
+    return w->sampling ? get_sampling(&m->how[i], w->sampling, err) : MXD_OK;
 }
 
 mxd_rc mxd_wire_get_step(mxd_wire_step *m, mxd_arena *a, const void *p, size_t n, mxd_err *err) {
@@ -463,7 +453,7 @@ mxd_rc mxd_wire_get_step(mxd_wire_step *m, mxd_arena *a, const void *p, size_t n
     }
     int row = 0;
     for (int i = 0; i < m->n_runs; i++) {
-        MXD_TRY(get_run(m, i, row, a, o->runs[i], err));
+        MXD_TRY(get_run(m, i, row, o->runs[i], err));
         row += m->runs[i].n;
     }
     if (!m->n_runs || row != m->n_rows)

@@ -10,6 +10,7 @@
 #include "base/proc.h"
 #include "base/rand.h"
 #include "cluster/inbox.h"
+#include "cluster/places.h"
 #include "cluster/wire.h"
 #include "cluster/worker_engine.h"
 
@@ -60,10 +61,10 @@ struct mxd_worker {
     bool ready_held; /* READY waits until the next stage is reached */
     mxd_core_ready ready;
 
-    mxd_job *spare[SPARE_JOBS]; /* for steps, so that they need no new memory */
+    mxd_task *spare[SPARE_JOBS]; /* for steps, so that they need no new memory */
     int n_spare;
-    mxd_job *frame;       /* the frame that the core is deciding about */
-    mxd_job *computed;    /* the job that the core is deciding about */
+    mxd_task *frame;      /* the frame that the core is deciding about */
+    mxd_task *computed;   /* the job that the core is deciding about */
     bool busy, has_later; /* the core's actions are being carried out */
     mxd_wcore_event later;
     mxd_arena scratch;
@@ -177,8 +178,11 @@ static void link_next(mxd_worker *w, const mxd_stage *stage) {
     mxd_err err = {0};
     drop_next(w);
     w->next_stage = *stage;
+    if (!w->opts.local && !w->opts.hub && mxd_place_is_loopback(stage->next_address))
+        mxd_place_with_host(w->next_stage.next_address, sizeof w->next_stage.next_address,
+                            stage->next_address, w->opts.join);
     const char *peer = w->opts.hub ? NULL : stage->next_id;
-    mxd_rc rc = w->net->ops->dial(w->net, stage->next_address, peer, MXD_LANE_DATA, DIAL_MS,
+    mxd_rc rc = w->net->ops->dial(w->net, w->next_stage.next_address, peer, MXD_LANE_DATA, DIAL_MS,
                                   &w->next, &err);
     if (!rc) return;
     mxd_log(MXD_LOG_WARN, "dial_failed", "node=%s error=\"%s\"", stage->next_id, err.msg);
@@ -201,15 +205,15 @@ static void send_ready(mxd_worker *w) {
 
 /* ---------------------------------------------------------------------------------------- jobs */
 
-static mxd_job *step_job(mxd_worker *w) {
-    if (!w->n_spare) return mxd_job_new(w->al, MXD_JOB_COMPUTE);
+static mxd_task *step_job(mxd_worker *w) {
+    if (!w->n_spare) return mxd_task_new(w->al, MXD_TASK_COMPUTE);
     return w->spare[--w->n_spare];
 }
 
-static void retire(mxd_worker *w, mxd_job *job) {
+static void retire(mxd_worker *w, mxd_task *job) {
     if (!job) return;
-    if (job->kind != MXD_JOB_COMPUTE || w->n_spare == SPARE_JOBS) {
-        mxd_job_free(w->al, job);
+    if (job->kind != MXD_TASK_COMPUTE || w->n_spare == SPARE_JOBS) {
+        mxd_task_free(w->al, job);
         return;
     }
     mxd_blob_release(job->head);
@@ -223,9 +227,9 @@ static void retire(mxd_worker *w, mxd_job *job) {
 
 /* ----------------------------------------------------------------------------- the core's will */
 
-static void push_job(mxd_worker *w, mxd_job *job) {
+static void push_job(mxd_worker *w, mxd_task *job) {
     if (job && mxd_worker_engine_push(&w->engine, job)) return;
-    mxd_job_free(w->al, job);
+    mxd_task_free(w->al, job);
     end_with(w, MXD_E_NOMEM, "no memory for a job: the worker restarts rather than guess");
 }
 
@@ -233,7 +237,7 @@ static void start_load(mxd_worker *w, const mxd_wcore_action *a) {
     atomic_store(&w->engine.epoch, a->epoch);
     atomic_store(&w->engine.load_done, 0);
     atomic_store(&w->engine.load_total, 0);
-    mxd_job *job = mxd_job_new(w->al, MXD_JOB_LOAD);
+    mxd_task *job = mxd_task_new(w->al, MXD_TASK_LOAD);
     if (job) {
         job->epoch = a->epoch;
         job->stage = *a->stage;
@@ -242,14 +246,14 @@ static void start_load(mxd_worker *w, const mxd_wcore_action *a) {
 }
 
 static void start_compute(mxd_worker *w, const mxd_wcore_action *a) {
-    mxd_job *job = w->frame;
+    mxd_task *job = w->frame;
     MXD_ASSERT(job && job->step_id == a->step);
     w->frame = NULL;
     push_job(w, job);
 }
 
 static void forward(mxd_worker *w, const mxd_wcore_action *a) {
-    mxd_job *job = w->computed;
+    mxd_task *job = w->computed;
     MXD_ASSERT(job && job->step_id == a->step);
     mxd_err err = {0};
     mxd_rc rc = w->next_up ? w->net->ops->send(w->net, w->next, MXD_WIRE_STEP, job->head->bytes,
@@ -261,7 +265,7 @@ static void forward(mxd_worker *w, const mxd_wcore_action *a) {
 }
 
 static void send_result(mxd_worker *w, const mxd_wcore_action *a) {
-    const mxd_job *job = w->computed;
+    const mxd_task *job = w->computed;
     MXD_ASSERT(job && job->step_id == a->step);
     struct mxd_core_result_run runs[MXD_MAX_STEP_RUNS];
     mxd_core_result r = {a->epoch, a->step, 0, runs};
@@ -302,10 +306,10 @@ static void act(mxd_worker *w, const mxd_wcore_action *a) {
         start_load(w, a);
         break;
     case MXD_WACT_UNLOAD:
-        push_job(w, mxd_job_new(w->al, MXD_JOB_UNLOAD));
+        push_job(w, mxd_task_new(w->al, MXD_TASK_UNLOAD));
         break;
     case MXD_WACT_FORGET:
-        push_job(w, mxd_job_new(w->al, MXD_JOB_FORGET));
+        push_job(w, mxd_task_new(w->al, MXD_TASK_FORGET));
         break;
     case MXD_WACT_COMPUTE:
         start_compute(w, a);
@@ -419,7 +423,9 @@ static mxd_rc on_welcome(mxd_worker *w, const mxd_blob *head, mxd_err *err) {
     MXD_TRY(mxd_wire_get_welcome(&m, &w->scratch, head->bytes, head->len, err));
     if (!w->core) {
         w->welcome = m;
-        MXD_TRY(become_member(w, err));
+        mxd_rc rc = become_member(w, err);
+        if (rc) end_with(w, rc, err->msg);
+        if (rc) return MXD_OK;
     } else if (m.ctx != w->welcome.ctx || m.slots != w->welcome.slots ||
                memcmp(m.tensors_hash, w->welcome.tensors_hash, sizeof m.tensors_hash) != 0) {
         end_with(w, MXD_E_STALE, "the coordinator came back with another model or context");
@@ -477,7 +483,7 @@ static mxd_rc on_control(mxd_worker *w, const mxd_net_event *ev, mxd_err *err) {
 
 static mxd_rc on_frame(mxd_worker *w, const mxd_net_event *ev, mxd_err *err) {
     if (ev->message != MXD_WIRE_STEP || !w->core) return MXD_OK;
-    mxd_job *job = step_job(w);
+    mxd_task *job = step_job(w);
     if (!job) return mxd_fail(err, MXD_E_NOMEM, "no memory for a step");
     mxd_rc rc = mxd_wire_get_step(&job->step, &job->scratch, ev->head->bytes, ev->head->len, err);
     if (rc) {
@@ -534,20 +540,20 @@ static void on_net(mxd_worker *w, const mxd_net_event *ev) {
 
 /* ------------------------------------------------------------------------------- finished jobs */
 
-static void job_done(void *ctx, mxd_job *job) { /* engine thread */
+static void job_done(void *ctx, mxd_task *job) { /* engine thread */
     mxd_worker *w = ctx;
     while (!mxd_inbox_post(&w->inbox, POSTED_JOB, job)) {
         if (mxd_queue_closed(w->inbox.queue)) {
-            mxd_job_free(w->al, job);
+            mxd_task_free(w->al, job);
             return;
         }
         mxd_sleep_ms(1); /* full: the engine is what must wait */
     }
 }
 
-static void on_job(mxd_worker *w, mxd_job *job) {
+static void on_job(mxd_worker *w, mxd_task *job) {
     mxd_wcore_event e = {.kind = MXD_WCORE_LOADED};
-    if (job->kind == MXD_JOB_LOAD) {
+    if (job->kind == MXD_TASK_LOAD) {
         e.loaded.epoch = job->epoch;
         e.loaded.bytes = job->bytes;
         e.loaded.rc = job->err.rc;
@@ -555,7 +561,7 @@ static void on_job(mxd_worker *w, mxd_job *job) {
         e.loaded.determinism = job->determinism;
         snprintf(w->ready.determinism, sizeof w->ready.determinism, "%s", job->determinism);
         give(w, &e);
-    } else if (job->kind == MXD_JOB_COMPUTE) {
+    } else if (job->kind == MXD_TASK_COMPUTE) {
         e.kind = MXD_WCORE_COMPUTED;
         e.computed.epoch = job->epoch;
         e.computed.step = job->step_id;
@@ -639,9 +645,7 @@ static mxd_rc listen_for_data(mxd_worker *w, mxd_err *err) {
         snprintf(w->address, sizeof w->address, "%s", w->opts.advertise);
         return MXD_OK;
     }
-    const char *colon = strrchr(address, ':');
-    int host = colon ? (int)(colon - address) : (int)strlen(address);
-    snprintf(w->address, sizeof w->address, "%.*s:%d", host, address, port);
+    mxd_place_with_port(w->address, sizeof w->address, address, port);
     return MXD_OK;
 }
 
@@ -718,12 +722,12 @@ void mxd_worker_close(mxd_worker *w) {
     if (w->inbox.queue) /* jobs that came back too late */
         for (mxd_inbox_item *i; (i = mxd_inbox_take(&w->inbox, 0)) != NULL;
              mxd_inbox_free(&w->inbox, i))
-            if (i->kind == MXD_INBOX_OWN && i->what == POSTED_JOB) mxd_job_free(w->al, i->ptr);
+            if (i->kind == MXD_INBOX_OWN && i->what == POSTED_JOB) mxd_task_free(w->al, i->ptr);
     mxd_inbox_deinit(&w->inbox);
     mxd_buf_deinit(&w->head);
     mxd_arena_deinit(&w->scratch);
     mxd_free(w->al, w->core_memory);
-    while (w->n_spare) mxd_job_free(w->al, w->spare[--w->n_spare]);
+    while (w->n_spare) mxd_task_free(w->al, w->spare[--w->n_spare]);
     for (int i = 0; i < w->n_text; i++) mxd_free(w->al, w->text[i]);
     pthread_cond_destroy(&w->ended_cond);
     pthread_mutex_destroy(&w->lock);

@@ -8,18 +8,18 @@
 
 enum { JOBS_CAP = 256 };
 
-mxd_job *mxd_job_new(const mxd_alloc *al, mxd_job_kind kind) {
-    mxd_job *job = MXD_NEW(al, 1, mxd_job);
+mxd_task *mxd_task_new(const mxd_alloc *al, mxd_task_kind kind) {
+    mxd_task *job = MXD_NEW(al, 1, mxd_task);
     if (!job) return NULL;
     job->kind = kind;
-    if (kind != MXD_JOB_COMPUTE ||
+    if (kind != MXD_TASK_COMPUTE ||
         mxd_arena_init(&job->scratch, al, MXD_WIRE_SCRATCH, NULL) == MXD_OK)
         return job;
     mxd_free(al, job);
     return NULL;
 }
 
-void mxd_job_free(const mxd_alloc *al, mxd_job *job) {
+void mxd_task_free(const mxd_alloc *al, mxd_task *job) {
     if (!job) return;
     mxd_blob_release(job->head);
     mxd_blob_release(job->hidden_in);
@@ -28,7 +28,7 @@ void mxd_job_free(const mxd_alloc *al, mxd_job *job) {
     mxd_free(al, job);
 }
 
-bool mxd_worker_engine_push(mxd_worker_engine *e, mxd_job *job) {
+bool mxd_worker_engine_push(mxd_worker_engine *e, mxd_task *job) {
     return mxd_queue_push(e->jobs, job);
 }
 
@@ -55,7 +55,7 @@ static mxd_rc check_hash(mxd_worker_engine *e, mxd_err *err) {
         e->folder);
 }
 
-static mxd_rc load(mxd_worker_engine *e, mxd_job *job) {
+static mxd_rc load(mxd_worker_engine *e, mxd_task *job) {
     mxd_shard_close(e->shard); /* first: two shards may not fit */
     e->shard = NULL;
     MXD_TRY(check_hash(e, &job->err));
@@ -73,7 +73,7 @@ static mxd_rc load(mxd_worker_engine *e, mxd_job *job) {
 
 /* ---------------------------------------------------------------------------------------- steps */
 
-static mxd_rc hidden_buffers(mxd_worker_engine *e, mxd_job *job) {
+static mxd_rc hidden_buffers(mxd_worker_engine *e, mxd_task *job) {
     size_t bytes = (size_t)job->step.n_rows * (size_t)mxd_shard_hidden(e->shard) * sizeof(float);
     if (!mxd_shard_has_embed(e->shard) && (!job->hidden_in || job->hidden_in->len != bytes))
         return mxd_fail(&job->err, MXD_E_FORMAT, "step with %zu bytes of hidden states, not %zu",
@@ -83,7 +83,7 @@ static mxd_rc hidden_buffers(mxd_worker_engine *e, mxd_job *job) {
     return job->hidden_out ? MXD_OK : mxd_fail(&job->err, MXD_E_NOMEM, "hidden states");
 }
 
-static mxd_rc compute(mxd_worker_engine *e, mxd_job *job) {
+static mxd_rc compute(mxd_worker_engine *e, mxd_task *job) {
     if (job->epoch != atomic_load(&e->epoch) || !e->shard)
         return mxd_fail(&job->err, MXD_E_STALE, "the plan has changed");
     MXD_TRY(hidden_buffers(e, job));
@@ -105,21 +105,21 @@ static mxd_rc compute(mxd_worker_engine *e, mxd_job *job) {
 
 /* --------------------------------------------------------------------------------------- thread */
 
-static void run(mxd_worker_engine *e, mxd_job *job) {
+static void run(mxd_worker_engine *e, mxd_task *job) {
     int64_t start = mxd_now_ns();
     job->err = (mxd_err){.rc = MXD_OK};
     switch (job->kind) {
-    case MXD_JOB_LOAD:
+    case MXD_TASK_LOAD:
         job->err.rc = load(e, job);
         break;
-    case MXD_JOB_UNLOAD:
+    case MXD_TASK_UNLOAD:
         mxd_shard_close(e->shard);
         e->shard = NULL;
         break;
-    case MXD_JOB_FORGET:
+    case MXD_TASK_FORGET:
         if (e->shard) mxd_shard_forget(e->shard);
         break;
-    case MXD_JOB_COMPUTE:
+    case MXD_TASK_COMPUTE:
         job->err.rc = compute(e, job);
         break;
     }
@@ -128,7 +128,7 @@ static void run(mxd_worker_engine *e, mxd_job *job) {
 
 static void *engine_main(void *arg) {
     mxd_worker_engine *e = arg;
-    for (mxd_job *job; (job = mxd_queue_pop(e->jobs, -1, 0)) != NULL;) {
+    for (mxd_task *job; (job = mxd_queue_pop(e->jobs, -1, 0)) != NULL;) {
         if (mxd_queue_closed(e->jobs))
             job->err.rc = mxd_fail(&job->err, MXD_E_CANCELED, "the worker ends");
         else
@@ -141,7 +141,7 @@ static void *engine_main(void *arg) {
 }
 
 mxd_rc mxd_worker_engine_start(mxd_worker_engine *e, const mxd_alloc *al,
-                               void (*done)(void *ctx, mxd_job *job), void *ctx, mxd_err *err) {
+                               void (*done)(void *ctx, mxd_task *job), void *ctx, mxd_err *err) {
     e->al = al;
     e->done = done;
     e->done_ctx = ctx;

@@ -13,15 +13,15 @@
 #include "cluster/wire.h"
 #include "runtime/shard.h"
 
-typedef enum mxd_job_kind {
-    MXD_JOB_LOAD,
-    MXD_JOB_UNLOAD,
-    MXD_JOB_FORGET,
-    MXD_JOB_COMPUTE
-} mxd_job_kind;
+typedef enum mxd_task_kind {
+    MXD_TASK_LOAD,
+    MXD_TASK_UNLOAD,
+    MXD_TASK_FORGET,
+    MXD_TASK_COMPUTE
+} mxd_task_kind;
 
-typedef struct mxd_job {
-    mxd_job_kind kind;
+typedef struct mxd_task {
+    mxd_task_kind kind;
     uint64_t epoch, step_id;
     mxd_stage stage; /* LOAD */
 
@@ -37,14 +37,14 @@ typedef struct mxd_job {
     float ms;
     uint64_t bytes;       /* LOAD: held */
     char determinism[16]; /* LOAD */
-} mxd_job;
+} mxd_task;
 
 typedef struct mxd_worker_engine {
     const mxd_alloc *al;
     mxd_queue *jobs;
     pthread_t thread;
     bool started;
-    void (*done)(void *ctx, mxd_job *job);
+    void (*done)(void *ctx, mxd_task *job);
     void *done_ctx;
     atomic_ullong epoch; /* installed: queued steps of others are skipped */
     atomic_ullong load_done, load_total;
@@ -58,16 +58,16 @@ typedef struct mxd_worker_engine {
 
 /* shard_opts.folder and the hash are set before the first LOAD. Errors: E_NOMEM, E_IO. */
 mxd_rc mxd_worker_engine_start(mxd_worker_engine *e, const mxd_alloc *al,
-                               void (*done)(void *ctx, mxd_job *job), void *ctx,
+                               void (*done)(void *ctx, mxd_task *job), void *ctx,
                                mxd_err *err) MXD_MUST_USE;
 /* Ends after the job in hand; the others come back as E_CANCELED. */
 void mxd_worker_engine_stop(mxd_worker_engine *e);
 
 /* A job with one reference to nothing. NULL: no memory. */
-mxd_job *mxd_job_new(const mxd_alloc *al, mxd_job_kind kind);
-void mxd_job_free(const mxd_alloc *al, mxd_job *job);
+mxd_task *mxd_task_new(const mxd_alloc *al, mxd_task_kind kind);
+void mxd_task_free(const mxd_alloc *al, mxd_task *job);
 
 /* Takes the job; false when the queue is full (it stays the caller's). */
-bool mxd_worker_engine_push(mxd_worker_engine *e, mxd_job *job);
+bool mxd_worker_engine_push(mxd_worker_engine *e, mxd_task *job);
 
 #endif

@@ -1,0 +1,182 @@
+/* core_private.h - the coordinator's state, shared by the core_*.c files and nobody else.
+ *
+ *   core_coord.c   memory, events in, what follows from every event (settle)
+ *   core_node.c    membership: who lives, who is trusted with a stage, who is started again
+ *   core_epoch.c   plan, install, serve
+ *   core_request.c queue, slots, tokens
+ *   core_view.c    what others may see; the invariants
+ */
+#ifndef MXD_CLUSTER_CORE_PRIVATE_H
+#define MXD_CLUSTER_CORE_PRIVATE_H
+
+#include "cluster/core.h"
+#include "cluster/core_mutants.h"
+#include "runtime/sched.h"
+
+enum {
+    CORE_MAX_FLIGHTS = MXD_MAX_NODES + 1,
+    CORE_MAX_AVOID = 32,
+    CORE_SPAWN_MIN_MS = 100,
+    CORE_SPAWN_MAX_MS = 5000,
+    CORE_SPAWN_SHORT_MS = 10000, /* a worker that dies younger than this is started later */
+    CORE_COOL_WINDOW_MS = 10000,
+    CORE_COOL_FAILURES = 3,
+    CORE_COOL_MIN_MS = 500,
+    CORE_COOL_MAX_MS = 60000,
+    CORE_AVOID_MS = 2000,
+    CORE_RETRY_MS = 1000,   /* planning again while no plan fits */
+    CORE_MAX_PATIENCE = 16, /* step deadlines grow up to so many times while nothing comes */
+    CORE_EAGER_EPOCHS = 3,  /* epochs without a token between them that follow at once */
+    CORE_EPOCH_GAP_MS = 50, /* then the next one waits, doubling */
+    CORE_EPOCH_GAP_MAX_MS = 2000,
+};
+
+typedef struct core_node {
+    mxd_node_view v;
+    bool spawned;  /* one of local_ids: SPAWN brings it back */
+    bool wanted;   /* has been in a plan or is local: a plan without it is degraded */
+    bool ready;    /* of the plan being installed */
+    bool holds;    /* has been sent a plan, and nothing since that took it away */
+    bool releases; /* DRAINING: has asked to leave */
+    bool stuck;    /* its step went over the deadline and is still running */
+    bool cooling;
+    char determinism[16];
+    int64_t last_beat_ms;
+    int64_t leave_by_ms;
+    uint64_t spawn;                            /* number of the last SPAWN */
+    int64_t spawn_at_ms;                       /* when the next is due; -1: not */
+    int64_t spawned_ms;                        /* when the last was */
+    int64_t spawn_gap_ms;                      /* back-off */
+    int64_t failed_ms[CORE_COOL_FAILURES - 1]; /* the last ones before, newest first */
+    int64_t cool_until_ms, cool_ms;
+    uint64_t memory_cap; /* what proved to be too much; 0: none */
+} core_node;
+
+typedef struct core_avoid {
+    int a, b; /* a < b */
+    int64_t until_ms, ms;
+    bool active;
+} core_avoid;
+
+typedef enum core_request_state {
+    REQUEST_NONE,
+    REQUEST_WAITING,
+    REQUEST_RUNNING
+} core_request_state;
+
+typedef struct core_request {
+    core_request_state state;
+    int slot;
+    mxd_core_submit in; /* its pointers are the driver's */
+    int n_out, n_replays;
+    int64_t submit_ms, start_ms, first_ms;
+    int64_t stalled_ms; /* since when recovery goes without a token; -1: not */
+} core_request;
+
+typedef struct core_flight {
+    uint64_t step;
+    int n_runs, n_rows, n_sample;
+    bool decode, pure; /* has decode runs; has nothing else */
+    mxd_core_run runs[MXD_MAX_STEP_RUNS];
+} core_flight;
+
+typedef enum core_why { WHY_NONE, WHY_JOIN, WHY_LEAVE, WHY_LOSS } core_why;
+
+struct mxd_coord {
+    mxd_coord_cfg cfg; /* defaults filled in */
+    int64_t now_ms, tick_ms, start_ms;
+
+    core_node nodes[MXD_MAX_NODES];
+    core_avoid avoid[CORE_MAX_AVOID];
+
+    mxd_coord_state state;
+    uint64_t epoch;      /* the last one begun */
+    uint64_t epoch_seen; /* the highest anybody told of */
+    bool formed;         /* there has been a plan */
+    bool planned;        /* plan and stages are of `epoch` and in force or in the making */
+    core_why replan;     /* WHY_LOSS cannot wait */
+    bool rejoin;         /* somebody came who may be of use */
+    int64_t state_ms;    /* since when in `state` */
+    int64_t unserved_ms; /* when SERVING last ended */
+    int64_t retry_ms, not_before_ms;
+    int fruitless; /* epochs since the last token */
+    mxd_plan plan, next_plan;
+    mxd_stage stages[MXD_MAX_NODES];
+    mxd_plan_node plan_nodes[MXD_MAX_NODES];
+    int plan_index[MXD_MAX_NODES]; /* of plan_nodes: the node */
+    mxd_rc why_rc;
+    char why[MXD_CORE_TEXT];
+
+    mxd_sched sched;
+    mxd_sched_step next_step;
+    core_flight *flights; /* [CORE_MAX_FLIGHTS] oldest first from first_flight */
+    int first_flight, n_flights;
+    uint64_t step;         /* the last one sent */
+    int64_t progress_ms;   /* when the oldest flight became the oldest, or was sent */
+    float slow_ms, row_ms; /* slow steps lately: decode only; prefill per row. 0: none yet */
+    int patience;
+
+    core_request *requests; /* [n_slots + MXD_MAX_WAITING] */
+    int n_requests;
+    int *waiting; /* [MXD_MAX_WAITING] requests, oldest first */
+    int n_waiting;
+    int *slot_request; /* [n_slots] -1: free */
+    int n_running;
+    int32_t *tokens; /* [n_slots, ctx] the truth */
+    bool draining, drained;
+
+    mxd_coord_action *actions; /* [cap_actions] */
+    int n_actions, cap_actions;
+    bool changed;
+    uint64_t n_epochs, n_replays, n_steps, n_done, n_failed, n_cancelled;
+    uint64_t n_prompt_tokens, n_generated;
+};
+
+/* core_coord.c */
+mxd_coord_action *core_act(mxd_coord *c, mxd_coord_action_kind kind);
+mxd_coord_action *core_act_node(mxd_coord *c, mxd_coord_action_kind kind, int node);
+/* Copies text up to what fits, always with a NUL. */
+void core_text(char *to, size_t cap, const char *from);
+bool core_same(const char *a, const char *b);
+
+/* core_node.c */
+int core_node_of(const mxd_coord *c, uint64_t link); /* -1: stale */
+bool core_node_lives(const core_node *n);            /* has a link and is not suspect */
+bool core_node_usable(const mxd_coord *c, const core_node *n, bool cooled);
+bool core_anybody(const mxd_coord *c); /* there, or on its way */
+int core_lives(const mxd_coord *c);
+void core_node_state(mxd_coord *c, int i, mxd_node_state state);
+void core_node_failed(mxd_coord *c, int i);
+void core_node_rest(mxd_coord *c, int i); /* the node cools down now */
+void core_node_dead(mxd_coord *c, int i, mxd_rc rc, const char *text);
+void core_node_release(mxd_coord *c, int i);
+void core_on_hello(mxd_coord *c, uint64_t link, const mxd_node_info *info);
+void core_on_gone(mxd_coord *c, uint64_t link);
+void core_on_beat(mxd_coord *c, int i, const mxd_core_beat *beat);
+void core_on_leave(mxd_coord *c, int i);
+void core_on_exited(mxd_coord *c, const mxd_core_exited *e);
+void core_nodes_tick(mxd_coord *c);
+void core_avoid_pair(mxd_coord *c, int a, int b);
+void core_avoid_forget(mxd_coord *c, int node);
+
+/* core_epoch.c */
+void core_epoch_lost(mxd_coord *c); /* the present epoch cannot go on */
+void core_epoch_settle(mxd_coord *c);
+void core_epoch_tick(mxd_coord *c);
+void core_on_ready(mxd_coord *c, int i, const mxd_core_ready *r);
+void core_on_failed(mxd_coord *c, int i, const mxd_core_failed *f);
+void core_on_nack(mxd_coord *c, int i, const mxd_core_nack *n);
+void core_on_neighbour(mxd_coord *c, int i, const mxd_core_neighbour *n);
+
+/* core_request.c */
+void core_on_submit(mxd_coord *c, const mxd_core_submit *s);
+void core_on_cancel(mxd_coord *c, uint64_t id);
+void core_on_result(mxd_coord *c, const mxd_core_result *r);
+void core_requests_tick(mxd_coord *c);
+void core_requests_settle(mxd_coord *c);
+void core_requests_restart(mxd_coord *c); /* replay: every list from position 0 */
+void core_requests_stall(mxd_coord *c);   /* recovery begins */
+void core_requests_fail_all(mxd_coord *c, mxd_rc rc, const char *text);
+core_flight *core_flight_at(mxd_coord *c, int i);
+
+#endif
