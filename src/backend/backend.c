@@ -28,3 +28,11 @@ mxd_rc mxd_backend_open(mxd_backend **out, const mxd_alloc *al, const char *name
         if (strcmp(table[i].name, name) == 0) return table[i].open(out, al, opts, err);
     return mxd_fail(err, MXD_E_NOTFOUND, "backend '%s': there are auto, cpu and mlx", name);
 }
+
+const char *mxd_backend_default(void) {
+#if defined(__APPLE__) && defined(__aarch64__)
+    return "mlx";
+#else
+    return "cpu";
+#endif
+}

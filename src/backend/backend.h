@@ -180,6 +180,9 @@ struct mxd_backend {
     const mxd_backend_ops *ops; /* first member of every backend's own struct */
 };
 
+/* What "auto" will most likely be here, for people: "cpu", or "mlx" on Apple Silicon. */
+const char *mxd_backend_default(void);
+
 /* name: "cpu", "mlx", or "auto" (mlx on Apple Silicon when its plugin opens, else cpu).
  *   *out   owned by the caller: ops->close
  * Errors: E_NOTFOUND no such backend, or its plugin is missing (the message says what to install);

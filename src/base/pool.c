@@ -6,27 +6,31 @@
 #include "base/limits.h"
 #include "base/clock.h"
 
-/* A run is published by raising `generation` (odd values never occur as "no run": helpers just
- * compare with the last generation they served). Helpers pick tasks from `next`; the owner waits
- * until `busy` helpers have left the run, so `fn` and `ctx` may be reused at once.
+/* A run is published by a new `ticket`: its number above, the next free task below. Whoever takes a
+ * task does it by one compare-and-swap on the ticket, so a helper that wakes late, when the run is
+ * over or another has begun, takes nothing and holds up nobody. `fn`, `ctx` and `n_tasks` belong to
+ * the run of the ticket: they are read before the swap, and only believed when it succeeds; they
+ * cannot change while a task of theirs is unfinished. The owner waits for `left`, not for helpers.
  *
- *   helper: WAIT (spin, then sleep) -> generation changed -> take tasks -> busy-- -> WAIT */
+ *   helper: WAIT (spin, then sleep) -> a new run number -> take tasks -> WAIT */
 struct mxd_pool {
     const mxd_alloc *al;
     int n_threads, spin_us, n_started;
     pthread_t *helpers; /* [n_threads - 1] */
 
-    mxd_pool_fn fn; /* written by the owner before generation is raised */
-    void *ctx;
-    int n_tasks;
-    atomic_int next, busy;
-    atomic_uint generation;
+    _Atomic(mxd_pool_fn) fn;
+    _Atomic(void *) ctx;
+    atomic_uint n_tasks;
+    atomic_uint_least64_t ticket; /* run << 32 | next task */
+    atomic_uint left;             /* tasks of the run that are not finished */
     atomic_bool quit;
 
     pthread_mutex_t lock; /* only for sleeping */
     pthread_cond_t wake;
     atomic_int sleepers;
 };
+
+enum { PATIENT_SPINS = 20000 }; /* about a millisecond */
 
 typedef struct helper_arg {
     mxd_pool *pool;
@@ -41,27 +45,41 @@ static inline void relax(void) {
 #endif
 }
 
+static uint32_t run_of(uint64_t ticket) { return (uint32_t)(ticket >> 32); }
+
 static void take_tasks(mxd_pool *p, int thread) {
+    uint64_t t = atomic_load(&p->ticket);
     for (;;) {
-        int task = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed);
-        if (task >= p->n_tasks) return;
-        p->fn(p->ctx, task, thread);
+        mxd_pool_fn fn = atomic_load_explicit(&p->fn, memory_order_relaxed);
+        void *ctx = atomic_load_explicit(&p->ctx, memory_order_relaxed);
+        unsigned n = atomic_load_explicit(&p->n_tasks, memory_order_relaxed);
+        uint32_t task = (uint32_t)t;
+        if (task >= n) {
+            uint64_t now = atomic_load(&p->ticket);
+            if (now == t) return;
+            t = now; /* n was of another run */
+            continue;
+        }
+        if (!atomic_compare_exchange_weak(&p->ticket, &t, t + 1)) continue;
+        fn(ctx, (int)task, thread);
+        atomic_fetch_sub_explicit(&p->left, 1, memory_order_release);
+        t = atomic_load(&p->ticket);
     }
 }
 
-/* Returns when the generation is no longer `seen` or the pool ends. */
-static void await_run(mxd_pool *p, unsigned seen) {
+/* Returns when the run is no longer `seen` or the pool ends. */
+static void await_run(mxd_pool *p, uint32_t seen) {
     int64_t until = p->spin_us ? mxd_now_ns() + (int64_t)p->spin_us * 1000 : 0;
     while (p->spin_us) {
         for (int i = 0; i < 64; i++) {
-            if (atomic_load(&p->generation) != seen || atomic_load(&p->quit)) return;
+            if (run_of(atomic_load(&p->ticket)) != seen || atomic_load(&p->quit)) return;
             relax();
         }
         if (mxd_now_ns() >= until) break;
     }
     pthread_mutex_lock(&p->lock);
     atomic_fetch_add(&p->sleepers, 1);
-    while (atomic_load(&p->generation) == seen && !atomic_load(&p->quit))
+    while (run_of(atomic_load(&p->ticket)) == seen && !atomic_load(&p->quit))
         pthread_cond_wait(&p->wake, &p->lock);
     atomic_fetch_sub(&p->sleepers, 1);
     pthread_mutex_unlock(&p->lock);
@@ -71,12 +89,11 @@ static void *helper_main(void *arg) {
     helper_arg h = *(helper_arg *)arg;
     mxd_pool *p = h.pool;
     mxd_free(p->al, arg);
-    for (unsigned seen = 0;;) {
+    for (uint32_t seen = 0;;) {
         await_run(p, seen);
         if (atomic_load(&p->quit)) return NULL;
-        seen = atomic_load(&p->generation);
+        seen = run_of(atomic_load(&p->ticket));
         take_tasks(p, h.thread);
-        atomic_fetch_sub_explicit(&p->busy, 1, memory_order_release);
     }
 }
 
@@ -145,16 +162,19 @@ void mxd_pool_run(mxd_pool *p, mxd_pool_fn fn, void *ctx, int n_tasks) {
         for (int i = 0; i < n_tasks; i++) fn(ctx, i, 0);
         return;
     }
-    p->fn = fn;
-    p->ctx = ctx;
-    p->n_tasks = n_tasks;
-    atomic_store(&p->next, 0);
-    atomic_store(&p->busy, p->n_started);
-    atomic_fetch_add(&p->generation, 1); /* sequentially consistent: publishes the lines above */
+    uint32_t run = run_of(atomic_load_explicit(&p->ticket, memory_order_relaxed)) + 1;
+    /* Nobody may take a task of the old run by the new one's n_tasks. */
+    atomic_store(&p->ticket, (uint64_t)(run - 1) << 32 | UINT32_MAX);
+    atomic_store_explicit(&p->fn, fn, memory_order_relaxed);
+    atomic_store_explicit(&p->ctx, ctx, memory_order_relaxed);
+    atomic_store_explicit(&p->n_tasks, (unsigned)n_tasks, memory_order_relaxed);
+    atomic_store(&p->left, (unsigned)n_tasks);
+    atomic_store(&p->ticket,
+                 (uint64_t)run << 32); /* sequentially consistent: publishes the above */
     wake_all(p);
     take_tasks(p, 0);
-    for (int spins = 0; atomic_load_explicit(&p->busy, memory_order_acquire) > 0; spins++) {
+    for (int spins = 0; atomic_load_explicit(&p->left, memory_order_acquire) > 0; spins++) {
         relax();
-        if (spins > 2000) sched_yield(); /* a helper lost its core: let it have ours */
+        if (spins > PATIENT_SPINS) sched_yield(); /* a helper lost its core: let it have ours */
     }
 }

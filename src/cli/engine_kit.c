@@ -46,22 +46,18 @@ static const char *unless_auto(const char *s) { return s && strcmp(s, "auto") !=
 
 static bool has(const mxd_options *o, mxd_opt_id id) { return mxd_opt_is_for(id, o->prog); }
 
+/* A folder is known by its last part, other models by the name that was given. */
 static void public_name(mxd_engine_kit *kit, const mxd_options *o) {
-    const char *model = mxd_opt_text(o, MXD_OPT_MODEL);
     int n = 0;
     const char *const *alias = has(o, MXD_OPT_ALIAS) ? mxd_opt_list(o, MXD_OPT_ALIAS, &n) : NULL;
-    /* a folder is known by its last part, other models by the name that was given */
+    const char *model = n > 0 ? alias[0] : mxd_opt_text(o, MXD_OPT_MODEL), *from = model;
     size_t len = strlen(model);
     while (len > 1 && model[len - 1] == '/') len--;
-    const char *from = model;
-    if (model[0] == '/' || model[0] == '.' || model[len] == '/')
+    if (n == 0 && access(model, F_OK) == 0)
         for (size_t i = 0; i + 1 < len; i++)
             if (model[i] == '/') from = model + i + 1;
-    int part = (int)(len - (size_t)(from - model));
-    if (n > 0)
-        snprintf(kit->model_id, sizeof kit->model_id, "%s", alias[0]);
-    else
-        snprintf(kit->model_id, sizeof kit->model_id, "%.*s", part, from);
+    snprintf(kit->model_id, sizeof kit->model_id, "%.*s", (int)(len - (size_t)(from - model)),
+             from);
 }
 
 /* What the planner needs of this machine. */

@@ -22,22 +22,28 @@
  * and its link, for sending.
  *
  * Coordinator
- *   FORMING ----> INSTALLING ----> SERVING      FORMING -> INSTALLING   epoch_begin (a plan exists)
- *      ^            |     ^           |         INSTALLING -> SERVING   on_ready: the last stage
- *      |            v     |           |         INSTALLING, SERVING -> INSTALLING   epoch_begin
- *      +------------+-----+-----------+         any -> FORMING          epoch_begin: no plan fits
- *
- *   a node:    JOINING --hello--> READY --install--> JOINING --loaded--> SERVING --uninstall-->
- * READY any live --leave--> DRAINING --released--> LEFT        node_leave, node_release any live
- * --silence--> SUSPECT --heartbeat--> READY     node_suspect, on_heartbeat any --link gone, silent
- * too long--> DEAD --hello, new life--> READY   node_dead a request: WAITING --slot free--> RUNNING
- * --stop, length, cancel, error--> gone request_admit, request_end Invariants, asserted by
- * mxd_coord_check after each step: (C1) steps are in flight only in SERVING, and all of them belong
- * to the current epoch; (C2) a slot belongs to one RUNNING request or is free; running + free =
- * n_slots; (C3) n_tokens = n_prompt + n_out <= ctx, and n_out < max_tokens while RUNNING; (C4) no
- * sequence has two sampling runs in flight; runs of one sequence in flight are neighbours; (C5)
- * every stage of the plan in force is a node that lives; stages cover [0, n_layers) once; (C6) in
- * flight <= stages + 1; waiting <= MXD_MAX_WAITING; (C7) two live nodes never have the same id;
+ *   FORMING ----> INSTALLING ----> SERVING    FORMING -> INSTALLING        form, epoch_begin
+ *      ^            |     ^           |       INSTALLING -> SERVING        core_on_ready, serve
+ *      |            v     |           v       SERVING -> INSTALLING        improve, epoch_begin
+ *      +------------+     +-----------+       any -> FORMING               core_epoch_lost
+ *      +------------------------------+
+ *   a node:
+ *     JOINING --hello--> READY --install--> JOINING --ready--> SERVING --uninstall--> READY
+ *     lives --leave--> DRAINING --released--> LEFT           core_on_leave, core_node_release
+ *     lives --silence--> SUSPECT --heartbeat--> READY        listen_to, core_on_beat
+ *     any --link gone, long silence--> DEAD --hello--> READY core_node_dead, welcome
+ *     DEAD --a local worker is started again--> JOINING      spawn
+ *   a request:
+ *     WAITING --slot free--> RUNNING --stop, length, cancel, error--> gone
+ *                                                            request_admit, request_end
+ *   Invariants, asserted by mxd_coord_check:
+ *   (C1) steps are in flight only in SERVING, and all of them belong to the current epoch;
+ *   (C2) a slot belongs to one RUNNING request or is free;
+ *   (C3) n_tokens = n_prompt + n_out <= ctx, and n_out < max_tokens while RUNNING;
+ *   (C4) no sequence has two sampling runs in flight, and its runs in flight are neighbours;
+ *   (C5) every stage of the plan is a node that lives; stages cover [0, n_layers) once;
+ *   (C6) in flight <= stages + 1; waiting <= MXD_MAX_WAITING;
+ *   (C7) two living nodes never have the same id;
  *   (C8) with no node and none on its way there are no requests.
  *
  * Worker
@@ -45,6 +51,7 @@
  *   READY --PLAN, other layers--> LOADING          on_plan
  *   READY --PLAN, same layers--> READY             on_plan: FORGET, the weights stay
  *   any --UNINSTALL--> EMPTY                       on_uninstall
+ *   LOADING --LOADED, it failed--> EMPTY           failed
  *   (W1) a frame is computed only in READY, in the installed epoch, where every slot ends;
  *   (W2) epochs never go back;  (W3) steps leave in the order in which they came.
  *   A frame that comes before its plan is loaded is refused. It is never held: the coordinator
@@ -312,7 +319,7 @@ typedef struct mxd_coord_cfg { /* zero: default. Times in ms */
     int64_t dead_ms;     /* silence that makes a node suspect; MXD_DEAD_AFTER_MS */
     int64_t drop_ms;     /* silence that makes it dead; 10 s */
     int64_t step_ms;     /* least deadline of a step; MXD_STEP_DEADLINE_MS */
-    int64_t first_ms;    /* more of it, while nothing is measured in this epoch; 30 s */
+    int64_t first_ms;    /* more of it, while nothing is measured; 30 s */
     int64_t row_ms;      /* and per row; 250 ms */
     int64_t load_ms;     /* of an installation; 10 min */
     int64_t recovery_ms; /* a request without a new token for so long of recovery fails; 60 s */
@@ -332,7 +339,7 @@ mxd_coord *mxd_coord_init(void *memory, const mxd_coord_cfg *cfg);
 
 void mxd_coord_step(mxd_coord *c, const mxd_coord_event *event, mxd_coord_actions *out);
 
-/* Asserts (C1) to (C8). O(slots + nodes). mxd_coord_step calls it in builds with MXD_CORE_CHECK. */
+/* Asserts (C1) to (C8). O(slots + nodes). Simulator and tests call it after each step. */
 void mxd_coord_check(const mxd_coord *c);
 
 /* ---------------------------------------------------------------------- coordinator: view */
@@ -390,6 +397,8 @@ void mxd_coord_view_get(const mxd_coord *c, mxd_coord_view *out);
 
 /* ------------------------------------------------------------------------------- worker: in */
 
+/* A FRAME that is answered with a COMPUTE is taken; without one it is refused, and the driver frees
+ * it. A worker starts unconnected: the driver dials by itself the first time. */
 typedef enum mxd_wcore_event_kind {
     MXD_WCORE_TICK,             /* at least every 50 ms, from a thread that does not compute */
     MXD_WCORE_CONNECTED,        /* the control link is up, and HELLO was sent and welcomed */

@@ -242,7 +242,4 @@ void mxd_coord_step(mxd_coord *c, const mxd_coord_event *event, mxd_coord_action
     dispatch(c, event);
     settle(c);
     *out = (mxd_coord_actions){.list = c->actions, .n = c->n_actions};
-#ifdef MXD_CORE_CHECK
-    mxd_coord_check(c);
-#endif
 }

@@ -24,8 +24,8 @@ static void set_state(mxd_coord *c, mxd_coord_state state) {
     c->changed = true;
 }
 
-/* Epochs without a token between them come slower and slower: a cluster that cannot hold a plan
- * shall not spend its time on making more of them. */
+/* Epochs without a token or some quiet time between them come slower and slower: a cluster that
+ * cannot hold a plan shall not spend its time on making more of them. */
 static int64_t epoch_gap(mxd_coord *c) {
     if (c->fruitless <= CORE_EAGER_EPOCHS) return 0;
     int doublings = c->fruitless - CORE_EAGER_EPOCHS - 1;
@@ -36,7 +36,10 @@ static int64_t epoch_gap(mxd_coord *c) {
 void core_epoch_lost(mxd_coord *c) {
     c->replan = WHY_LOSS;
     if (c->state == MXD_COORD_FORMING) return;
-    if (c->state == MXD_COORD_SERVING) c->unserved_ms = c->now_ms;
+    if (c->state == MXD_COORD_SERVING) {
+        c->unserved_ms = c->now_ms;
+        if (c->now_ms - c->state_ms > CORE_COOL_WINDOW_MS) c->fruitless = 0;
+    }
     drop_work(c);
     set_state(c, MXD_COORD_FORMING);
     c->not_before_ms = c->now_ms + epoch_gap(c);
@@ -285,7 +288,6 @@ void core_epoch_settle(mxd_coord *c) {
 static void serve(mxd_coord *c) {
     c->why_rc = MXD_OK;
     c->why[0] = 0;
-    c->slow_ms = c->row_ms = 0;
     c->progress_ms = c->now_ms;
     c->n_flights = 0;
     set_state(c, MXD_COORD_SERVING);

@@ -201,6 +201,7 @@ static void welcome(mxd_coord *c, int i, uint64_t link, const mxd_node_info *inf
         core_avoid_forget(c, i);
     }
     n->v.info = *info;
+    n->v.info.local |= n->spawned;
     n->v.link = link;
     n->v.beat = (mxd_core_beat){0};
     n->last_beat_ms = c->now_ms;

@@ -346,9 +346,6 @@ void mxd_wcore_step(mxd_wcore *w, const mxd_wcore_event *event, mxd_wcore_action
     if (event->now_ms > w->now_ms) w->now_ms = event->now_ms;
     dispatch(w, event);
     *out = (mxd_wcore_actions){.list = w->actions, .n = w->n_actions};
-#ifdef MXD_CORE_CHECK
-    mxd_wcore_check(w);
-#endif
 }
 
 void mxd_wcore_check(const mxd_wcore *w) {

@@ -104,7 +104,8 @@ static void say_hello(mxd_worker *w) {
                           .local = o->local};
     snprintf(info.id, sizeof info.id, "%s", o->node);
     snprintf(info.name, sizeof info.name, "%s", o->name ? o->name : o->node);
-    snprintf(info.backend, sizeof info.backend, "%s", o->backend ? o->backend : "auto");
+    snprintf(info.backend, sizeof info.backend, "%s",
+             o->backend ? o->backend : mxd_backend_default());
     snprintf(info.address, sizeof info.address, "%s", w->address);
     if (gethostname(info.host, sizeof info.host - 1) != 0) info.host[0] = '\0';
     mxd_wire_put_hello(fresh(w), &info);
@@ -638,7 +639,8 @@ static mxd_rc keep_all(mxd_worker *w, mxd_err *err) {
 
 /* The address others are told: as bound, with the port that was taken. */
 static mxd_rc listen_for_data(mxd_worker *w, mxd_err *err) {
-    const char *address = w->opts.listen ? w->opts.listen : "127.0.0.1:0";
+    bool here = w->opts.local || w->opts.hub || mxd_place_is_loopback(w->opts.join);
+    const char *address = w->opts.listen ? w->opts.listen : here ? "127.0.0.1:0" : "0.0.0.0:0";
     int port;
     MXD_TRY(w->net->ops->listen(w->net, address, &port, err));
     if (w->opts.advertise) {

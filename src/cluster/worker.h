@@ -23,7 +23,8 @@ typedef struct mxd_worker_opts { /* zero: default. Strings and texts are copied 
     const char *join;            /* the coordinator, "host:port". Needed */
     mxd_identity identity;       /* mutual TLS; ignored with a hub */
     mxd_loopback_hub *hub;       /* a worker inside the coordinator's process; NULL: gRPC */
-    const char *listen;          /* where other workers reach us, "ip:port"; NULL: 127.0.0.1:0 */
+    const char *listen;          /* where other workers reach us, "ip:port"; NULL: a free port, on
+                                    127.0.0.1 if the coordinator is there, else everywhere */
     const char *advertise;       /* the address they are told; NULL: as bound */
     bool local;                  /* on the coordinator's machine */
     uint64_t memory_total, memory_free; /* bytes for weights and KV */
