@@ -5,8 +5,10 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/rand.h"
 #include "cli/main_kit.h"
+#include "cli/state.h"
 #include "cli/term.h"
 #include "hardware/hardware.h"
 
@@ -67,8 +69,17 @@ static mxd_rc fill_hardware(mxd_engine_opts *e, mxd_err *err) {
     e->memory_total = h.memory_total_bytes;
     e->memory_free = h.memory_available_bytes;
     e->bandwidth = h.read_bytes_per_s;
-    e->ops = h.dot_ops_per_s / 2; /* multiply-adds */
+    e->ops = h.dot_ops_per_s;
     return MXD_OK;
+}
+
+/* A join secret against the tokens on disk; on the transport's thread. */
+static bool spend(void *state_dir, const char *secret) {
+    bool spent = false;
+    mxd_err err = {0};
+    if (mxd_state_spend(&mxd_alloc_libc, state_dir, secret, mxd_wall_ms(), &spent, &err) != MXD_OK)
+        mxd_log(MXD_LOG_ERROR, "tokens_unreadable", "error=\"%s\"", err.msg);
+    return spent;
 }
 
 static mxd_rc fill_cluster(mxd_engine_kit *kit, const mxd_options *o, mxd_err *err) {
@@ -80,6 +91,8 @@ static mxd_rc fill_cluster(mxd_engine_kit *kit, const mxd_options *o, mxd_err *e
     if (!e->cluster_listen) return MXD_OK;
     MXD_TRY(mxd_main_state_dir(o, kit->state_dir, err));
     e->state_dir = kit->state_dir;
+    e->spend_secret = spend;
+    e->spend_ctx = kit->state_dir;
     return MXD_OK;
 }
 

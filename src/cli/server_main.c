@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "cli/dry_run.h"
 #include "cli/engine_kit.h"
 #include "cli/main_kit.h"
 #include "cli/state_print.h"
@@ -159,7 +160,8 @@ static mxd_rc run(const mxd_options *o, mxd_err *err) {
     if (!rc) rc = check_shape(&kit, o, err);
     if (!rc) rc = read_keys(&k, o, err);
     if (!rc)
-        rc = run_engine(&kit, o, &k, err);
+        rc = mxd_opt_bool(o, MXD_OPT_DRY_RUN) ? mxd_dry_run(&kit, o, err)
+                                              : run_engine(&kit, o, &k, err);
     mxd_engine_kit_deinit(&kit);
     return rc;
 }

@@ -114,7 +114,7 @@ static mxd_rc fill_hardware(const mxd_options *o, mxd_worker_opts *w, mxd_err *e
     w->memory_total = h.memory_total_bytes;
     w->memory_free = h.memory_available_bytes;
     w->bandwidth = h.read_bytes_per_s;
-    w->ops = h.dot_ops_per_s / 2; /* multiply-adds */
+    w->ops = h.dot_ops_per_s;
     if (mxd_opt_given(o, MXD_OPT_MEMORY)) w->memory_free = (uint64_t)mxd_opt_int(o, MXD_OPT_MEMORY);
     return MXD_OK;
 }
