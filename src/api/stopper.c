@@ -70,6 +70,9 @@ void mxd_stopper_push(mxd_stopper *s, const char *text, size_t n, mxd_buf *out) 
 
 void mxd_stopper_flush(mxd_stopper *s, mxd_buf *out) {
     size_t at = s->held.len;
-    if (s->matched < 0 && s->held.len) give_out(s, find(s, &at), at, out);
+    if (s->matched < 0 && s->held.len) {
+        int found = find(s, &at);
+        give_out(s, found, at, out);
+    }
     mxd_buf_clear(&s->held);
 }
