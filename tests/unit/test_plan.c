@@ -1,0 +1,282 @@
+#include "test.h"
+
+#include <math.h>
+#include "base/rand.h"
+#include "plan/plan.h"
+#include "plan/search.h"
+
+static mxd_model_sizes model_of(int layers, uint64_t layer_bytes) {
+    mxd_model_sizes m = {.n_layers = layers,
+                         .embed_bytes = 500000000,
+                         .head_bytes = 500000000,
+                         .tied = true,
+                         .scratch_bytes = 50000000,
+                         .hidden_bytes = 8192,
+                         .layer_ops = (double)layer_bytes,
+                         .head_ops = 5e8};
+    for (int i = 0; i < layers; i++) {
+        m.layer_bytes[i] = layer_bytes;
+        m.layer_kv_bytes[i] = 4096;
+    }
+    return m;
+}
+
+static mxd_plan_node node_of(const char *name, double gb, double bandwidth_gb) {
+    mxd_plan_node n = {.memory_bytes = (uint64_t)(gb * 1e9),
+                       .free_bytes = (uint64_t)(gb * 1e9),
+                       .bandwidth_bytes_per_s = bandwidth_gb * 1e9,
+                       .ops_per_s = bandwidth_gb * 20e9};
+    snprintf(n.name, sizeof n.name, "%s", name);
+    return n;
+}
+
+static void check_covers(const mxd_plan *p, int layers) {
+    int at = 0;
+    for (int i = 0; i < p->n_stages; i++) {
+        CHECK_EQ(p->stages[i].layer0, at);
+        CHECK(p->stages[i].layer1 > at);
+        CHECK_EQ(p->stages[i].embed, i == 0);
+        CHECK_EQ(p->stages[i].head, i == p->n_stages - 1);
+        at = p->stages[i].layer1;
+        for (int k = 0; k < i; k++) CHECK(p->stages[k].node != p->stages[i].node);
+    }
+    CHECK_EQ(at, layers);
+    CHECK(p->n_reasons > 0 && p->decode_tokens_per_s > 0 && p->prefill_tokens_per_s > 0);
+}
+
+TEST(plan_one_node) {
+    mxd_model_sizes m = model_of(28, 50000000);
+    mxd_plan_node n = node_of("a", 16, 100);
+    mxd_plan_opts o = {.ctx = 4096, .parallel = 4};
+    mxd_plan p;
+    mxd_err err = {0};
+    CHECK_OK(mxd_plan_make(&p, &m, &n, 1, NULL, 0, &o, &err), &err);
+    check_covers(&p, 28);
+    CHECK_EQ(p.stages[0].weight_bytes, 28ull * 50000000 + 500000000); /* tied: held once */
+    CHECK_EQ(p.stages[0].kv_bytes, 28ull * 4096 * 4096 * 4);
+    /* 1.9 GB of weights and 1,024 positions of KV at 100 GB/s, and 3 us a layer */
+    double want = 1 / ((1.9e9 + 28 * 4096 * 1024.0) / 100e9 + 28 * 3e-6);
+    CHECK(fabs(p.decode_tokens_per_s / want - 1) < 1e-6);
+}
+
+/* The example of docs/planner.md: memory alone is a bad guide. */
+TEST(plan_leaves_out_what_slows_one_stream) {
+    mxd_model_sizes m = model_of(48, 340000000);
+    mxd_plan_node n[] = {node_of("small1", 16, 120), node_of("small2", 16, 120),
+                         node_of("big", 48, 273)};
+    mxd_plan_opts o = {.ctx = 4096, .parallel = 1};
+    mxd_plan p;
+    mxd_err err = {0};
+    CHECK_OK(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), &err);
+    CHECK_EQ(p.n_stages, 1);
+    CHECK_EQ(p.stages[0].node, 2);
+    CHECK(strstr(p.reasons[1], "small1 is left out: with it one stream would take"));
+    o.objective = MXD_OBJECTIVE_THROUGHPUT;
+    CHECK_OK(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), &err);
+    check_covers(&p, 48);
+    CHECK_EQ(p.n_stages, 3);
+    for (int i = 0; i < 3; i++) {
+        const mxd_plan_stage *s = &p.stages[i];
+        int layers = s->layer1 - s->layer0;
+        if (s->node == 2)
+            CHECK(layers >= 24 && layers <= 28);
+        else
+            CHECK(layers >= 8 && layers <= 13);
+    }
+    o.objective = MXD_OBJECTIVE_LATENCY;
+    n[0].must = n[1].must = true; /* one stream: the slow ones get as little as may be */
+    CHECK_OK(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), &err);
+    check_covers(&p, 48);
+    CHECK_EQ(p.n_stages, 3);
+}
+
+TEST(plan_equal_local_workers_get_equal_shares) {
+    mxd_model_sizes m = model_of(12, 500000);
+    mxd_plan_node n[] = {node_of("w1", 4, 10), node_of("w2", 4, 10), node_of("w3", 4, 10.3)};
+    for (int i = 0; i < 3; i++) n[i].must = true;
+    m.embed_bytes = m.head_bytes = 100000;
+    m.head_ops = 1e5;
+    mxd_plan_opts o = {.ctx = 512, .parallel = 4};
+    mxd_plan p;
+    mxd_err err = {0};
+    CHECK_OK(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), &err);
+    check_covers(&p, 12);
+    CHECK_EQ(p.n_stages, 3);
+    for (int i = 0; i < 3; i++) {
+        int layers = p.stages[i].layer1 - p.stages[i].layer0;
+        if (layers < 3 || layers > 5) fail_msg("stage %d got %d layers", i, layers);
+    }
+}
+
+TEST(plan_unknown_speeds_and_links) {
+    mxd_model_sizes m = model_of(10, 1000000);
+    mxd_plan_node n[] = {node_of("a", 4, 0), node_of("b", 4, 0)};
+    n[0].must = n[1].must = true;
+    mxd_plan_link slow = {0, 1, 5000, 1e6};
+    mxd_plan_opts o = {.ctx = 100, .parallel = 1};
+    mxd_plan p, q;
+    mxd_err err = {0};
+    CHECK_OK(mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err), &err);
+    CHECK_OK(mxd_plan_make(&q, &m, n, 2, &slow, 1, &o, &err), &err);
+    CHECK(q.decode_tokens_per_s < p.decode_tokens_per_s);
+    CHECK(strstr(p.reasons[p.n_reasons - 1], "is not known"));
+}
+
+TEST(plan_split_of_the_user) {
+    mxd_model_sizes m = model_of(10, 1000000);
+    mxd_plan_node n[] = {node_of("a", 4, 50), node_of("b", 4, 50), node_of("c", 4, 50)};
+    mxd_plan_opts o = {.ctx = 100, .parallel = 1, .n_split = 3, .split = {7, 0, 3}};
+    mxd_plan p;
+    mxd_err err = {0};
+    CHECK_OK(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), &err);
+    check_covers(&p, 10);
+    CHECK_EQ(p.n_stages, 2);
+    CHECK_EQ(p.stages[0].layer1, 7);
+    CHECK_EQ(p.stages[1].node, 2);
+    static const struct {
+        int split[3];
+        const char *says;
+    } bad[] = {{{7, 0, 2}, "gives out 9 layers, the model has 10"},
+               {{7, 0, 4}, "more than the model's 10 layers"},
+               {{-1, 8, 3}, "more than"},
+               {{2147483647, 2147483647, 1}, "more than"}};
+    for (size_t i = 0; i < MXD_COUNT(bad); i++) {
+        memcpy(o.split, bad[i].split, sizeof bad[i].split);
+        CHECK_EQ(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), MXD_E_INVAL);
+        if (!strstr(err.msg, bad[i].says)) fail_msg("row %zu: %s", i, err.msg);
+    }
+    o.n_split = 4;
+    CHECK_EQ(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), MXD_E_INVAL);
+}
+
+TEST(plan_that_does_not_fit_names_bytes_and_context) {
+    mxd_model_sizes m = model_of(20, 100000000); /* 2.0 GB + 0.5 + KV 82 kB a position */
+    mxd_plan_node n[] = {node_of("left", 2, 50), node_of("right", 2, 50)};
+    mxd_plan_opts o = {.ctx = 65536, .parallel = 1};
+    mxd_plan p;
+    mxd_err err = {0};
+    CHECK_EQ(mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err), MXD_E_NOFIT);
+    const char *at = strstr(err.msg, "--ctx-size ");
+    CHECK(strstr(err.msg, "left misses") && strstr(err.msg, "right misses") && at);
+    CHECK_EQ(sscanf(at, "--ctx-size %d", &o.ctx), 1);
+    CHECK_OK(mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err), &err); /* what it says is true */
+    check_covers(&p, 20);
+    for (int i = 0; i < p.n_stages; i++) {
+        const mxd_plan_stage *s = &p.stages[i];
+        CHECK(s->weight_bytes + s->kv_bytes + s->scratch_bytes <= 1800000000);
+    }
+    o.ctx += o.ctx / 20;
+    CHECK_EQ(mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err), MXD_E_NOFIT); /* and not too careful */
+    n[0].free_bytes = n[1].free_bytes = 1000000000;
+    CHECK_EQ(mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err), MXD_E_NOFIT);
+    CHECK(strstr(err.msg, "smallest context"));
+}
+
+TEST(plan_must_be_possible) {
+    mxd_model_sizes m = model_of(6, 100000000);
+    mxd_plan_node n[] = {node_of("big", 64, 50), node_of("tiny", 0.05, 50)};
+    mxd_plan_opts o = {.ctx = 1000, .parallel = 1};
+    mxd_plan p;
+    mxd_err err = {0};
+    CHECK_OK(mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err), &err);
+    CHECK_EQ(p.n_stages, 1);
+    n[1].must = true;
+    CHECK_EQ(mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err), MXD_E_NOFIT);
+    CHECK(strstr(err.msg, "tiny misses 0.11 GB"));
+}
+
+TEST(plan_refuses_contradictions) {
+    mxd_model_sizes m = model_of(2, 1000000);
+    mxd_plan_node n[] = {node_of("a", 4, 50), node_of("b", 4, 50), node_of("c", 4, 50)};
+    mxd_plan_opts o = {.ctx = 100, .parallel = 1};
+    mxd_plan p;
+    mxd_err err = {0};
+    mxd_plan_link to_nowhere = {0, 3, 1, 1}, no_number = {0, 1, NAN, 1};
+    for (int i = 0; i < 3; i++) n[i].must = true;
+    CHECK_EQ(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), MXD_E_INVAL);
+    CHECK_EQ(mxd_plan_make(&p, &m, n, 0, NULL, 0, &o, &err), MXD_E_INVAL);
+    CHECK_EQ(mxd_plan_make(&p, &m, n, 2, &to_nowhere, 1, &o, &err), MXD_E_INVAL);
+    CHECK_EQ(mxd_plan_make(&p, &m, n, 2, &no_number, 1, &o, &err), MXD_E_INVAL);
+    n[0].bandwidth_bytes_per_s = -1;
+    CHECK_EQ(mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err), MXD_E_INVAL);
+    n[0].bandwidth_bytes_per_s = 1;
+    o.ctx = 0;
+    CHECK_EQ(mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err), MXD_E_INVAL);
+}
+
+/* Every order of every set with every cut, for small questions. */
+typedef struct brute {
+    const mxd_plan_task *t;
+    uint64_t must;
+    bool by_max;
+    double best;
+} brute;
+
+static void brute_step(brute *b, uint64_t used, int before, int at, double so_far) {
+    if (at == b->t->model->n_layers) {
+        if ((used & b->must) == b->must) b->best = fmin(b->best, so_far);
+        return;
+    }
+    for (int i = 0; i < b->t->n_nodes; i++) {
+        if (used >> i & 1) continue;
+        for (int to = at + 1; to <= b->t->model->n_layers; to++) {
+            if (!mxd_plan_fits(b->t, i, at, to)) continue;
+            double s =
+                mxd_plan_decode_s(b->t, i, at, to) + (before < 0 ? 0 : b->t->hop_s[before][i]);
+            brute_step(b, used | (uint64_t)1 << i, i, to, b->by_max ? fmax(so_far, s) : so_far + s);
+        }
+    }
+}
+
+TEST(plan_search_is_exact) {
+    for (int round = 0; round < 60; round++) {
+        uint64_t draw = 0;
+        mxd_model_sizes m = model_of(7, 100000000);
+        mxd_plan_node n[4];
+        mxd_plan_task t = {.model = &m, .nodes = n, .n_nodes = 4, .ctx = 1000, .parallel = 2};
+        for (int i = 0; i < 7; i++) {
+            m.layer_bytes[i] = 50000000 + mxd_rand_u64(7, round, draw++) % 200000000;
+            t.weights_to[i + 1] = t.weights_to[i] + (double)m.layer_bytes[i];
+            t.kv_to[i + 1] = t.kv_to[i] + 4096;
+        }
+        for (int i = 0; i < 4; i++) {
+            t.usable[i] = (double)(mxd_rand_u64(7, round, draw++) % 1500000000);
+            t.bandwidth[i] = 1e10 * (1 + mxd_rand_unit(7, round, draw++) * 9);
+            t.ops[i] = 1e12;
+            for (int j = 0; j < i; j++)
+                t.hop_s[i][j] = t.hop_s[j][i] = 2e-3 * mxd_rand_unit(7, round, draw++);
+        }
+        uint64_t must = round % 3 ? 0 : 1 + mxd_rand_u64(7, round, draw++) % 15;
+        for (int by_max = 0; by_max < 2; by_max++) {
+            brute b = {&t, must, by_max, INFINITY};
+            brute_step(&b, 0, -1, 0, 0);
+            mxd_plan_cut c;
+            bool found;
+            mxd_err err = {0};
+            CHECK_OK(mxd_plan_search(&t, must, by_max, &c, &found, &err), &err);
+            CHECK_EQ(found, b.best < INFINITY);
+            if (found && !by_max && fabs(c.sum_s / b.best - 1) > 1e-5)
+                fail_msg("round %d: %.9g, the best is %.9g", round, c.sum_s, b.best);
+            if (found && by_max && c.max_s > b.best * (1 + 1e-5))
+                fail_msg("round %d: longest %.9g, the best is %.9g", round, c.max_s, b.best);
+        }
+    }
+}
+
+TEST(plan_many_nodes_and_layers) {
+    static mxd_plan_node n[MXD_MAX_NODES];
+    mxd_model_sizes m = model_of(MXD_MAX_LAYERS, 10000000);
+    for (int i = 0; i < MXD_MAX_NODES; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "n%d", i);
+        n[i] = node_of(name, 1.0, 50 + i);
+    }
+    mxd_plan_opts o = {.ctx = 128, .parallel = 1};
+    mxd_plan p;
+    mxd_err err = {0};
+    CHECK_OK(mxd_plan_make(&p, &m, n, MXD_MAX_NODES, NULL, 0, &o, &err), &err);
+    check_covers(&p, MXD_MAX_LAYERS);
+    for (int i = 0; i < 8; i++) n[i].free_bytes = 2000000000;
+    CHECK_OK(mxd_plan_make(&p, &m, n, 8, NULL, 0, &o, &err), &err);
+    check_covers(&p, MXD_MAX_LAYERS);
+}

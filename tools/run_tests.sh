@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Every test of a built tree: unit and conformance by meson, end to end and Python by pytest against
+# an installed copy. The last line printed is "N passed, N failed[, N skipped]".
+#   tools/run_tests.sh [BUILD] [pytest arguments]
+set -u
+cd "$(dirname "$0")/.." || exit 1
+build=${1:-build}
+shift || true
+report=(--meson "$build/meson-logs/testlog.json")
+
+rm -f "$build/meson-logs/testlog.json" "$build/pytest.xml"
+meson test -C "$build" --no-rebuild --print-errorlogs
+meson_rc=$?
+[ $meson_rc = 0 ] || report+=(--meson-failed)
+
+tests=()
+for t in tests/e2e python/tests; do
+    compgen -G "$t/test_*.py" >/dev/null && tests+=("$t")
+done
+if [ ${#tests[@]} -gt 0 ]; then
+    venv=$build/venv
+    why=""
+    if [ ! -e "$venv/ready" ]; then
+        log=$build/venv.log
+        if ! { python3 -m venv "$venv" && "$venv/bin/pip" install -q openai pytest jsonschema; } \
+            >"$log" 2>&1; then
+            why="no Python packages (openai, pytest) from PyPI: $(tail -n 1 "$log" | cut -c1-120)"
+        else
+            touch "$venv/ready"
+        fi
+    fi
+    if [ -n "$why" ]; then
+        n=$(grep -rhE '^ *(async )?def test_' "${tests[@]}" --include='test_*.py' | wc -l)
+        echo "SKIP end-to-end and Python tests: $why"
+        report+=(--skipped "$n")
+    else
+        rm -rf "$build/stage"
+        meson install -C "$build" --no-rebuild --quiet --destdir "$PWD/$build/stage" >/dev/null ||
+            report+=(--failed "install")
+        bin=$(find "$build/stage" -type d -name bin | head -n 1)
+        MXD_BIN_DIR=$PWD/$bin MXD_FAKE_SERVER=$PWD/$build/tests/e2e/fake_server \
+            PYTHONPATH=python timeout 900 "$venv/bin/python" -m pytest -q -rs --junitxml="$build/pytest.xml" \
+            "${tests[@]}" "$@"
+        rc=$?
+        case $rc in 0 | 1 | 5) ;; *) report+=(--failed "pytest ended with $rc") ;; esac
+        [ -e "$build/pytest.xml" ] && report+=(--pytest "$build/pytest.xml")
+    fi
+fi
+exec python3 tools/test_report.py "${report[@]}"
