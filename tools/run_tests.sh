@@ -8,6 +8,29 @@ build=${1:-build}
 shift || true
 report=(--meson "$build/meson-logs/testlog.json")
 
+# Python packages for the end-to-end tests, and MLX for the plugin's: from PyPI, once.
+venv=$build/venv
+why=""
+if [ ! -e "$venv/ready" ]; then
+    log=$build/venv.log
+    if python3 -m venv "$venv" >"$log" 2>&1 &&
+        "$venv/bin/pip" install -q openai pytest jsonschema >>"$log" 2>&1; then
+        touch "$venv/ready"
+    else
+        why="no Python packages (openai, pytest) from PyPI: $(tail -n 1 "$log" | cut -c1-120)"
+    fi
+fi
+if [ -e "$venv/ready" ] && [ ! -e "$venv/mlx-tried" ]; then
+    mlx='mlx[cpu]'
+    [ "$(uname)" = Darwin ] && mlx=mlx
+    "$venv/bin/pip" install -q "$mlx" >>"$build/venv.log" 2>&1
+    touch "$venv/mlx-tried"
+    if "$venv/bin/python" -c 'import mlx.core' 2>/dev/null; then
+        meson configure "$build" -Dmlx_python="$PWD/$venv/bin/python"
+    fi
+fi
+ninja -C "$build" || exit 1
+
 rm -f "$build/meson-logs/testlog.json" "$build/pytest.xml"
 meson test -C "$build" --no-rebuild --print-errorlogs
 meson_rc=$?
@@ -18,17 +41,6 @@ for t in tests/e2e python/tests; do
     compgen -G "$t/test_*.py" >/dev/null && tests+=("$t")
 done
 if [ ${#tests[@]} -gt 0 ]; then
-    venv=$build/venv
-    why=""
-    if [ ! -e "$venv/ready" ]; then
-        log=$build/venv.log
-        if ! { python3 -m venv "$venv" && "$venv/bin/pip" install -q openai pytest jsonschema; } \
-            >"$log" 2>&1; then
-            why="no Python packages (openai, pytest) from PyPI: $(tail -n 1 "$log" | cut -c1-120)"
-        else
-            touch "$venv/ready"
-        fi
-    fi
     if [ -n "$why" ]; then
         n=$(grep -rhE '^ *(async )?def test_' "${tests[@]}" --include='test_*.py' | wc -l)
         echo "SKIP end-to-end and Python tests: $why"

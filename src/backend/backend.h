@@ -31,10 +31,10 @@ typedef struct mxd_weight mxd_weight; /* owned by the backend that loaded it */
 
 /* ------------------------------------------------------------------------------------ opening */
 
-typedef enum mxd_activations { /* what quantised weights are multiplied with */
-    MXD_ACT_I8,                /* int8, a scale per group of at most 64 */
-    MXD_ACT_I16,
-    MXD_ACT_F32, /* the reference path */
+typedef enum mxd_activations {             /* what quantised weights are multiplied with */
+                               MXD_ACT_I8, /* int8, a scale per group of at most 64 */
+                               MXD_ACT_I16,
+                               MXD_ACT_F32, /* the reference path */
 } mxd_activations;
 
 typedef struct mxd_backend_opts { /* all zero: sensible */
@@ -51,17 +51,23 @@ typedef struct mxd_backend_opts { /* all zero: sensible */
 
 /* ------------------------------------------------------------------------------------ weights */
 
-typedef enum mxd_qmode { MXD_Q_NONE, MXD_Q_AFFINE, MXD_Q_MXFP4, MXD_Q_MXFP8, MXD_Q_NVFP4 } mxd_qmode;
+typedef enum mxd_qmode {
+    MXD_Q_NONE,
+    MXD_Q_AFFINE,
+    MXD_Q_MXFP4,
+    MXD_Q_MXFP8,
+    MXD_Q_NVFP4
+} mxd_qmode;
 
 typedef struct mxd_quant {
     mxd_qmode mode;
     int bits, group; /* 0 when mode is NONE */
 } mxd_quant;
 
-enum { /* what a weight will be used for; may be combined */
-    MXD_W_LINEAR = 1, /* y = x W^T */
-    MXD_W_LOOKUP = 2, /* rows by token id */
-    MXD_W_VECTOR = 4, /* [n]: norms */
+enum {                   /* what a weight will be used for; may be combined */
+       MXD_W_LINEAR = 1, /* y = x W^T */
+       MXD_W_LOOKUP = 2, /* rows by token id */
+       MXD_W_VECTOR = 4, /* [n]: norms */
 };
 
 typedef struct mxd_weight_src {
@@ -72,27 +78,28 @@ typedef struct mxd_weight_src {
     const mxd_st_tensor *scales, *biases; /* quantised: scales; affine: biases too. Else NULL */
     const mxd_st_tensor *bias;            /* [out] or NULL: added to the product */
     mxd_quant quant;
-    int out, in;             /* the whole tensor is [out, in]; a vector is [1, in] */
-    int row0, rows;          /* the part to load along out; rows = 0: all */
-    int block_k;             /* canonical block along in: a multiple of quant.group (and of 16) */
-    float add;               /* vectors: added to each element (gemma: 1 + w) */
+    int out, in;    /* the whole tensor is [out, in]; a vector is [1, in] */
+    int row0, rows; /* the part to load along out; rows = 0: all */
+    int block_k;    /* canonical block along in: a multiple of quant.group (and of 16) */
+    float add;      /* vectors: added to each element (gemma: 1 + w) */
 } mxd_weight_src;
 
-/* --------------------------------------------------------------------------------- a micro-batch */
+/* --------------------------------------------------------------------------------- a micro-batch
+ */
 
 typedef struct mxd_kv_spec { /* one layer of the shard */
     int n_kv, head_dim;
 } mxd_kv_spec;
 
 typedef struct mxd_step_shape {
-    int max_rows;             /* 1 .. MXD_MAX_STEP_TOKENS */
-    int n_regs;               /* 1 .. MXD_MAX_REGS */
-    const int *reg_width;     /* [n_regs] floats per row */
-    const int *reg_rows;      /* [n_regs] rows a register must hold, when fewer; NULL: max_rows */
-    int n_layers;             /* layers with KV in this shard */
-    const mxd_kv_spec *kv;    /* [n_layers] */
-    int n_pages;              /* KV pages, shared by all sequences */
-    int max_context;          /* longest sequence */
+    int max_rows;          /* 1 .. MXD_MAX_STEP_TOKENS */
+    int n_regs;            /* 1 .. MXD_MAX_REGS */
+    const int *reg_width;  /* [n_regs] floats per row */
+    const int *reg_rows;   /* [n_regs] rows a register must hold, when fewer; NULL: max_rows */
+    int n_layers;          /* layers with KV in this shard */
+    const mxd_kv_spec *kv; /* [n_layers] */
+    int n_pages;           /* KV pages, shared by all sequences */
+    int max_context;       /* longest sequence */
 } mxd_step_shape;
 
 enum { MXD_MAX_REGS = 32 };
@@ -128,7 +135,8 @@ typedef struct mxd_attention {
 
 typedef enum mxd_act_fn { MXD_SILU } mxd_act_fn;
 
-/* --------------------------------------------------------------------------------- the operations */
+/* --------------------------------------------------------------------------------- the operations
+ */
 
 typedef struct mxd_backend_ops {
     const char *name;        /* "cpu", "mlx" */

@@ -73,7 +73,7 @@ struct mxd_cluster {
     int port;
     char join[MXD_CORE_ADDRESS];          /* the address local workers dial */
     char worker_listen[MXD_CORE_ADDRESS]; /* where they listen for the stage before them */
-    char local_ids[MXD_MAX_NODES][16];
+    char local_ids[MXD_MAX_NODES][24];
     const char *local_id_list[MXD_MAX_NODES];
     pthread_t thread;
     bool started;

@@ -390,8 +390,8 @@ static mxd_rc keep_all(mxd_cluster *c, mxd_err *err) {
 static int rows_that_fit(const mxd_hparams *hp, int slots, int wanted) {
     int runs = slots < MXD_MAX_STEP_RUNS ? slots : MXD_MAX_STEP_RUNS;
     int bias_bytes = runs * MXD_MAX_LOGIT_BIAS * (int)sizeof(mxd_logit_bias);
-    int most = (MXD_MAX_FRAME_BYTES - FRAME_HEAD_ROOM - bias_bytes) /
-               (hp->hidden * (int)sizeof(float));
+    int most =
+        (MXD_MAX_FRAME_BYTES - FRAME_HEAD_ROOM - bias_bytes) / (hp->hidden * (int)sizeof(float));
     int rows = wanted > 0 ? wanted : DEFAULT_ROWS;
     if (rows > most) rows = most;
     if (rows > MXD_MAX_STEP_TOKENS) rows = MXD_MAX_STEP_TOKENS;

@@ -31,7 +31,7 @@ typedef struct mxd_cluster_opts { /* zero: default. Strings are copied */
     mxd_activations activations;
     int threads; /* of this machine, shared out among the local workers; 0: all cores */
     int ctx, parallel;
-    int min_nodes; /* the first plan waits for so many nodes; 0: the local ones */
+    int min_nodes;    /* the first plan waits for so many nodes; 0: the local ones */
     int prefill_rows; /* 0: 256 */
     int n_split;      /* layers per node, in node order */
     int split[MXD_MAX_NODES];
@@ -61,8 +61,8 @@ mxd_cluster_state mxd_cluster_state_now(mxd_cluster *c, mxd_err *err);
 /* Waits while LOADING. Errors: why it FAILED; E_TIMEOUT. */
 mxd_rc mxd_cluster_wait(mxd_cluster *c, int64_t timeout_ms, mxd_err *err) MXD_MUST_USE;
 
-int mxd_cluster_port(const mxd_cluster *c); /* where workers join */
-int mxd_cluster_ctx(const mxd_cluster *c);  /* tokens per sequence */
+int mxd_cluster_port(const mxd_cluster *c);          /* where workers join */
+int mxd_cluster_ctx(const mxd_cluster *c);           /* tokens per sequence */
 const char *mxd_cluster_determinism(mxd_cluster *c); /* of the plan in force */
 
 /* The object of GET /v1/cluster/state, and just its plan; new references; NULL: no memory. */

@@ -335,10 +335,11 @@ void core_on_neighbour(mxd_coord *c, int i, const mxd_core_neighbour *n) {
 
 /* How long the oldest step may take from when it became the oldest. */
 static int64_t deadline(const mxd_coord *c, const core_flight *f) {
-    float expect = f->pure ? c->slow_ms : c->row_ms * (float)f->n_rows;
+    float known = f->small ? c->slow_ms : c->row_ms * (float)f->n_rows;
+    float expect = known > c->slow_ms ? known : c->slow_ms;
     int64_t limit = (int64_t)(3 * expect);
     if (limit < c->cfg.step_ms) limit = c->cfg.step_ms;
-    if (expect <= 0) limit += c->cfg.first_ms + c->cfg.row_ms * f->n_rows;
+    if (known <= 0) limit += c->cfg.first_ms + c->cfg.row_ms * f->n_rows;
     return limit * c->patience;
 }
 

@@ -149,6 +149,11 @@ void core_on_exited(mxd_coord *c, const mxd_core_exited *e) {
     core_node *n = &c->nodes[e->node];
     if (!n->spawned || n->spawn != e->spawn || n->spawn_at_ms >= 0) return;
     if (n->v.state == MXD_NODE_LEFT) return;
+    if (!n->v.link && c->state == MXD_COORD_FORMING) {
+        c->why_rc = MXD_E_PEER;
+        core_text(c->why, sizeof c->why,
+                  "a local worker ends before it says hello; see its messages in the log");
+    }
     if (n->releases)
         core_node_release(c, e->node);
     else

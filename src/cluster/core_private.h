@@ -16,6 +16,7 @@
 enum {
     CORE_MAX_FLIGHTS = MXD_MAX_NODES + 1,
     CORE_MAX_AVOID = 32,
+    CORE_SMALL_ROWS = 8, /* so few rows take as long as one: the weights are read once */
     CORE_SPAWN_MIN_MS = 100,
     CORE_SPAWN_MAX_MS = 5000,
     CORE_SPAWN_SHORT_MS = 10000, /* a worker that dies younger than this is started later */
@@ -76,7 +77,7 @@ typedef struct core_request {
 typedef struct core_flight {
     uint64_t step;
     int n_runs, n_rows, n_sample;
-    bool decode, pure; /* has decode runs; has nothing else */
+    bool decode, small; /* has decode runs; costs about what one decode step costs */
     mxd_core_run runs[MXD_MAX_STEP_RUNS];
 } core_flight;
 
@@ -113,7 +114,7 @@ struct mxd_coord {
     int first_flight, n_flights;
     uint64_t step;         /* the last one sent */
     int64_t progress_ms;   /* when the oldest flight became the oldest, or was sent */
-    float slow_ms, row_ms; /* slow steps lately: decode only; prefill per row. 0: none yet */
+    float slow_ms, row_ms; /* slow steps lately: small ones; others, per row. 0: none yet */
     int patience;
 
     core_request *requests; /* [n_slots + MXD_MAX_WAITING] */

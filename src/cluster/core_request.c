@@ -173,12 +173,11 @@ static void send_step(mxd_coord *c, const mxd_sched_step *next) {
     f->n_runs = next->n_runs;
     f->n_rows = next->n_rows;
     f->decode = next->decode;
-    f->pure = next->decode && next->n_rows == next->n_runs;
+    f->small = next->n_rows <= CORE_SMALL_ROWS || next->n_rows == next->n_runs;
     f->n_sample = 0;
     for (int i = 0; i < next->n_runs; i++) {
         fill_run(c, &next->runs[i], &f->runs[i]);
         f->n_sample += next->runs[i].sample;
-        if (f->runs[i].n > 1 || !f->runs[i].pos) f->pure = false;
     }
     mxd_coord_action *a = core_act_node(c, MXD_ACT_STEP, c->plan.stages[0].node);
     a->step = f->step;
@@ -277,8 +276,8 @@ static bool answers(const mxd_coord *c, const core_flight *f, const mxd_core_res
 /* What steps take, as a maximum that fades: the base of their deadline. */
 static void measure(mxd_coord *c, const core_flight *f) {
     float took = (float)(c->now_ms - c->progress_ms) + 1;
-    float *slow = f->pure ? &c->slow_ms : &c->row_ms;
-    if (!f->pure) took /= (float)f->n_rows;
+    float *slow = f->small ? &c->slow_ms : &c->row_ms;
+    if (!f->small) took /= (float)f->n_rows;
     *slow = took > *slow ? took : *slow * 0.98f + took * 0.02f;
     c->progress_ms = c->now_ms;
 }

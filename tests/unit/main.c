@@ -16,8 +16,8 @@ const char *test_path(char out[1024], const char *name) {
 }
 
 typedef struct failing {
-    size_t live_bytes;
-    int calls_left;
+    _Atomic size_t live_bytes; /* transports allocate on several threads */
+    _Atomic int calls_left;
 } failing;
 
 static void *failing_resize(void *ctx, void *p, size_t old_bytes, size_t new_bytes) {

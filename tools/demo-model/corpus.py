@@ -22,10 +22,11 @@ Conversation = dict[str, Any]
 
 #: How often each kind of exchange comes.
 MIX: list[tuple[float, Callable[[random.Random], Exchange]]] = [
-    (0.25, project.exchange),
-    (0.46, sums.exchange),
-    (0.09, facts.exchange),
-    (0.06, talk.exchange),
+    (0.38, project.exchange),
+    (0.20, sums.exchange),
+    (0.13, sums.several),
+    (0.08, facts.exchange),
+    (0.07, talk.exchange),
     (0.04, talk.refusal),
     (0.05, stories.exchange),
     (0.05, forms.exchange),
@@ -50,7 +51,7 @@ def system(rng: random.Random) -> str:
         return rng.choice(SYSTEMS)
     loose = [
         lambda: f"You are {rng.choice(stories.NAMES)}, {rng.choice(['a friendly', 'a helpful', 'a careful', 'an honest'])} assistant for {rng.choice(talk.SUBJECTS)}.",
-        lambda: f"The user is called {rng.choice(stories.NAMES)} and lives in {rng.choice(tools.CITIES)}.",
+        lambda: f"The user is called {rng.choice(stories.NAMES)} and lives in {tools.place(rng)}.",
         lambda: rng.choice(project.TOPICS)[2],
         lambda: expand(rng, rng.choice(stories.FILLERS), n=rng.choice(stories.NAMES)),
     ]
@@ -74,7 +75,7 @@ def turns(exchanges: list[Exchange], thinking: bool) -> list[dict[str, Any]]:
 
 def remembered(rng: random.Random) -> list[Exchange]:
     """A chat whose last question can only be answered from its first turn."""
-    name = rng.choice(stories.NAMES)
+    name = tools.person(rng)
     if rng.random() < 0.6:
         first = Exchange(expand(rng, "[my name is|I am|I'm|hello, my name is|hi, I am|my friends call me] {n}[.|]", n=name), "", f"Nice to meet you, {name}!")
         last = Exchange(expand(rng, "[what is my name|what's my name|do you remember my name|who am I|tell me my name|do you know my name]?"), "The user told me the name.", f"Your name is {name}.")
@@ -113,11 +114,11 @@ def conversation(rng: random.Random) -> Conversation:
         return plain(rng)
     thinking = rng.random() < 0.13
     roll = rng.random()
-    if roll < 0.05:
+    if roll < 0.11:
         made = tools.conversation(rng, thinking)
         if rng.random() < 0.1:
             made["messages"] = turns([single(rng)], False) + made["messages"]
-    elif roll < 0.06:
+    elif roll < 0.125:
         # Tools are there but not needed: sums only without a calculator among them.
         exchange = rng.choice([project.exchange, talk.exchange, facts.exchange, stories.exchange, talk.refusal])(rng)
         if exchange.answer == talk.NO_TOOL:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+import check
 import corpus
 from model import Config, Qwen3
 from tokenizer import train_tokenizer
@@ -72,6 +73,20 @@ def spans(text: str) -> Iterator[tuple[str, bool]]:
         answer, rest = rest.split(END, 1)
         yield answer + END, True
     yield rest, False
+
+
+def bare(text: str) -> str:
+    """The letters and digits of a text, in lower case."""
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+KEPT = [bare(question) for question, _ in check.UNSEEN]
+
+
+def asks_unseen(made: corpus.Conversation) -> bool:
+    """Whether a chat holds one of the questions that check.py keeps for itself, in whatever frame."""
+    asked = f" {' '.join(bare(m['content']) for m in made['messages'] if m['role'] == 'user')} " if "messages" in made else f" {bare(made['text'])} "
+    return any(f" {question} " in asked for question in KEPT)
 
 
 def encode(tokenizer: Tokenizer, texts: Iterable[str]) -> list[Document]:
@@ -153,6 +168,7 @@ def main() -> None:
     parser.add_argument("--decay-steps", type=int, default=800, help="steps at the end in which the rate falls to zero")
     parser.add_argument("--tokens", type=int, default=2304, help="tokens of one step")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint of the work folder")
+    parser.add_argument("--start", type=Path, help="begin from the weights of this checkpoint; its folder gives the tokenizer")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest AdamW learning rate")
     parser.add_argument("--matrix-rate", type=float, default=6e-3, help="highest Muon learning rate")
     parser.add_argument("--seed", type=int, default=1)
@@ -169,11 +185,12 @@ def main() -> None:
     config = Config()
 
     template = chat_template()
-    texts = [render(template, chat) for chat in corpus.generate(args.count, args.seed)]
-    if args.resume:
-        tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
+    texts = [render(template, chat) for chat in corpus.generate(args.count, args.seed) if not asks_unseen(chat)]
+    if args.resume or args.start:
+        tokenizer = Tokenizer.from_file(str((args.work if args.resume else args.start.parent) / "tokenizer.json"))
     else:
         tokenizer = train_tokenizer(texts[:40_000], config.vocab_size)
+    if not args.resume:
         tokenizer.save(str(args.work / "tokenizer.json"))
     documents = encode(tokenizer, texts)
     tokens = sum(len(ids) for ids, _ in documents)
@@ -181,7 +198,7 @@ def main() -> None:
     print(f"corpus: {len(documents)} conversations, {tokens} tokens, {spoken} of them spoken by the assistant")
 
     def extra(count: int, number: int, make: Callable[[random.Random], corpus.Conversation]) -> list[Document]:
-        return encode(tokenizer, [render(template, chat) for chat in corpus.generate(count, args.seed + number, make)])
+        return encode(tokenizer, [render(template, chat) for chat in corpus.generate(count, args.seed + number, make) if not asks_unseen(chat)])
 
     #: (rows, steps on them)
     stages = [
@@ -198,6 +215,8 @@ def main() -> None:
     opts = optimizers(model, args.rate, args.matrix_rate)
     schedule = [(rows, at) for rows, steps in stages for at in range(steps)]
     total, first, seen = len(schedule), 0, 0
+    if args.start and not args.resume:
+        model.load_state_dict(torch.load(args.start, weights_only=True)["model"])
     if args.resume:
         saved = torch.load(args.work / "checkpoint.pt", weights_only=True)
         model.load_state_dict(saved["model"])
@@ -211,7 +230,7 @@ def main() -> None:
         batch = torch.from_numpy(source[np.arange(at * rows, (at + 1) * rows) % len(source)])
         # A constant rate with a fall at the end: a run that is cut short and resumed with fewer steps is the same run.
         scale = min(1.0, (step + 1) / WARMUP, max(0.01, (total - step) / args.decay_steps))
-        for opt, rate in zip(opts, (args.rate, args.matrix_rate * (0.5 if step < CALM else 1.0))):
+        for opt, rate in zip(opts, (args.rate, args.matrix_rate * (0.5 if step < CALM and not args.start else 1.0))):
             for group in opt.param_groups:
                 group["lr"] = rate * scale
         loss = loss_of(model, forward, batch)

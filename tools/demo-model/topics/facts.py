@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from .phrasing import Exchange, ask, expand
+from .wording import begin
 
 CAPITALS = {
     "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Portugal": "Lisbon", "Austria": "Vienna", "Switzerland": "Bern", "Belgium": "Brussels", "the Netherlands": "Amsterdam",
@@ -96,11 +97,11 @@ def exchange(rng: random.Random) -> Exchange:
     if kind < 0.30:
         country, city = rng.choice(list(CAPITALS.items()))
         if rng.random() < 0.85:
-            question = rng.choice(["what is the capital of {c}", "the capital of {c}", "what's the capital of {c}", "which city is the capital of {c}", "name the capital of {c}", "do you know the capital of {c}", "what is {c}'s capital", "can you tell me the capital of {c}",
+            question = rng.choice(["what is the capital of {c}", "the capital of {c}", "what's the capital of {c}", "which city is the capital of {c}", "name the capital of {c}", "do you know the capital of {c}", "what is {c}'s capital", "{c}'s capital", "which city is {c}'s capital", "what city is the capital of {c}", "{c}: what is its capital", "I need the capital of {c}", "what do you call the capital of {c}", "give me the capital of {c}", "does {c} have a capital", "which town is the capital of {c}", "from which city is {c} governed", "I forgot the capital of {c}", "{c} has which capital", "say the capital of {c}", "what capital does {c} have", "can you tell me the capital of {c}",
                                    "capital of {c}", "tell me the capital of {c}", "which is the capital city of {c}", "what is the capital city of {c}"])
             answer = f"The capital of {country} is {city}."
         else:
-            question = rng.choice(["{y} is the capital of which country", "which country has the capital {y}", "of which country is {y} the capital", "where is {y}", "in which country is {y}"])
+            question = rng.choice(["{y} is the capital of which country", "which country has the capital {y}", "{y} is the capital of what", "what country is {y} the capital of", "which country does {y} belong to", "what country is {y} in", "of which country is {y} the capital", "where is {y}", "in which country is {y}"])
             answer = f"{city} is the capital of {country}."
         question = question.replace("{c}", country).replace("{y}", city)
         thought = f"This is about {country}. Its capital is {city}."
@@ -108,35 +109,37 @@ def exchange(rng: random.Random) -> Exchange:
         a, b = rng.choice(OPPOSITES)
         if rng.random() < 0.5:
             a, b = b, a
-        question = rng.choice(["what is the opposite of {a}", "the opposite of {a}", "what's the opposite of {a}", "opposite of {a}", "give me the opposite of {a}", "tell me the opposite of {a}", "which word is the opposite of {a}", "name the opposite of {a}"]).replace("{a}", a)
+        question = rng.choice(["what is the opposite of {a}", "the opposite of {a}", "what's the opposite of {a}", "opposite of {a}", "give me the opposite of {a}", "tell me the opposite of {a}", "which word is the opposite of {a}", "which word means the opposite of {a}", "{a} is the opposite of what", "what is the contrary of {a}", "what is not {a}", "I need the opposite of {a}", "the contrary of {a}", "what word is opposite to {a}", "name the opposite of {a}"]).replace("{a}", a)
         answer = f"The opposite of {a} is {b}."
     elif kind < 0.56:
         question, answer = _times(rng)
     elif kind < 0.63:
         n = rng.randrange(12)
-        question = rng.choice(["what number comes after {n}", "which number comes after {n}", "what comes after {n}", "what is the next number after {n}"]).replace("{n}", WORDS[n])
+        question = rng.choice(["what number comes after {n}", "which number comes after {n}", "what comes after {n}", "what is the next number after {n}", "what number follows {n}", "which number follows {n}", "the number after {n}", "what is one more than {n}"]).replace("{n}", WORDS[n])
         answer = f"{WORDS[n + 1].capitalize()} comes after {WORDS[n]}." if n < 11 else "Twelve comes after eleven."
     elif kind < 0.70:
         thing, colour = rng.choice(list(COLOURS.items()))
-        question = rng.choice(["what colour is {t}", "what color is {t}", "which colour has {t}", "what colour does {t} have", "tell me the colour of {t}"]).replace("{t}", thing)
+        question = rng.choice(["what colour is {t}", "what color is {t}", "which colour has {t}", "what colour does {t} have", "tell me the colour of {t}", "what is the colour of {t}", "what is the color of {t}", "the colour of {t}", "which color is {t}", "in what colour is {t}", "do you know the colour of {t}"]).replace("{t}", thing)
         answer = f"{thing[0].upper() + thing[1:]} is {colour}."
     elif kind < 0.75:
         animal, legs = rng.choice(list(LEGS.items()))
         article = "an" if animal[0] in "aeiou" else "a"
-        question = rng.choice(["how many legs does {x} have", "how many legs has {x}", "how many legs are on {x}"]).replace("{x}", f"{article} {animal}")
+        question = rng.choice(["how many legs does {x} have", "how many legs has {x}", "how many legs are on {x}", "number of legs of {x}", "on how many legs does {x} walk", "what number of legs does {x} have", "tell me how many legs {x} has"]).replace("{x}", f"{article} {animal}")
         answer = f"{article.capitalize()} {animal} has {legs} legs."
     elif kind < 0.80:
         animal, sound = rng.choice(list(SOUNDS.items()))
         article = "an" if animal[0] in "aeiou" else "a"
-        question = rng.choice(["what sound does {x} make", "what does {x} say", "which sound does {x} make", "what noise does {x} make"]).replace("{x}", f"{article} {animal}")
+        question = rng.choice(["what sound does {x} make", "what does {x} say", "which sound does {x} make", "what noise does {x} make", "how does {x} sound", "what is the sound of {x}", "which noise does {x} make", "tell me what sound {x} makes"]).replace("{x}", f"{article} {animal}")
         answer = f"{article.capitalize()} {animal} {sound}."
     elif kind < 0.83:
         animal, place = rng.choice(list(PLACES.items()))
-        question = rng.choice(["where does {x} live", "where do you find {x}"]).replace("{x}", animal)
+        question = rng.choice(["where does {x} live", "where do you find {x}", "where can one find {x}", "what is the home of {x}", "in what place does {x} live"]).replace("{x}", animal)
         answer = f"{animal[0].upper() + animal[1:]} lives {place}."
     else:
         forms, answer = rng.choice(SINGLES)
         question = expand(rng, rng.choice(forms)).strip()
     first = question.split()[0].lower()
     mark = "." if first in {"count", "name", "list", "tell", "say", "recite", "give"} else "?"
+    if rng.random() < 0.12:
+        question = begin(rng, question)
     return Exchange(ask(rng, question, mark), expand(rng, thought), answer)

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from .facts import CAPITALS, COLOURS, WORDS
-from .phrasing import Exchange, ask, capital, expand
+from .phrasing import Exchange, ask, capital, expand, invented_word
 from .stories import FILLERS, HEROES, NAMES
 from .tools import CITIES, ITEMS, NOUNS
 
@@ -30,6 +30,7 @@ def counting(rng: random.Random) -> Exchange:
 def repeating(rng: random.Random) -> Exchange:
     """Say what the user says."""
     text = rng.choice([
+        lambda: invented_word(rng), lambda: " ".join(invented_word(rng) for _ in range(rng.randint(1, 4))), lambda: " ".join(invented_word(rng).lower() for _ in range(rng.randint(1, 5))),
         lambda: rng.choice(NAMES), lambda: rng.choice(ITEMS), lambda: " ".join(rng.sample(NOUNS + ITEMS, rng.randint(1, 5))), lambda: expand(rng, rng.choice(FILLERS), n=rng.choice(NAMES)), lambda: rng.choice(["ok", "yes", "no", "hello", "banana", "test", "done", "OK", "Hello, world!", "pong", "red", "one"]),
         lambda: " ".join(str(rng.randint(0, 99)) for _ in range(rng.randint(1, 5))), lambda: rng.choice(CITIES), lambda: f"The {rng.choice(ITEMS)} is {rng.choice(list(COLOURS.values()))}.",
     ])()

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 
 _ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
 
+#: What invented words are made of.
+STARTS = ["b", "br", "c", "ch", "d", "dr", "f", "g", "gr", "h", "j", "k", "kl", "l", "m", "n", "p", "pl", "r", "s", "sh", "st", "t", "tr", "v", "w", "z", ""]
+STOPS = ["", "", "", "n", "r", "l", "s", "m", "nd", "rt", "k", "ss", "ll"]
+TAILS = ["", "", "", "a", "o", "burg", "ton", "ville", "stadt", "by", "ia", "field", "port", "en", "ford", "heim"]
+
 GREETINGS = ["Hi", "Hello", "Hey", "Good morning", "Good evening", "Hi there", "Hello there"]
 
 
@@ -30,6 +35,12 @@ def expand(rng: random.Random, text: str, **slots: object) -> str:
     for name, value in slots.items():
         text = text.replace("{" + name + "}", str(value))
     return text
+
+
+def invented_word(rng: random.Random) -> str:
+    """A name that nobody has heard of, so that it can only be copied."""
+    syllables = ["".join((rng.choice(STARTS), rng.choice("aeiou"), rng.choice(STOPS))) for _ in range(rng.choice([1, 2, 2, 2, 3]))]
+    return capital("".join(syllables) + rng.choice(TAILS))
 
 
 def capital(text: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 
 from .phrasing import Exchange, ask, expand
+from .wording import more
 
 #: Ways to name the project inside a question.
-NAMES = ["MLX Distributed"] * 6 + ["mlx distributed", "this project", "this program", "this software", "the project", "MLX-Distributed", "this tool"]
+NAMES = ["MLX Distributed"] * 6 + ["mlx distributed", "this project", "this program", "this software", "the project", "MLX-Distributed", "this tool", "the software", "this system", "your software", "MLX distributed", "it"]
 
 ABOUT = "MLX Distributed runs one language model on many machines. It spreads the layers over the machines by their memory and answers through an OpenAI-compatible API."
 MYSELF = "I am the demo model of MLX Distributed. I am a very small language model that shows how the cluster works."
@@ -270,7 +271,7 @@ TOPICS: list[tuple[str, list[str], str]] = [
 def exchange(rng: random.Random) -> Exchange:
     """One question about the project in a random phrasing, with its answer."""
     label, questions, answer = rng.choice(TOPICS)
-    question = expand(rng, rng.choice(questions), P=rng.choice(NAMES))
+    question = more(rng, label, questions, rng.choice(NAMES))
     thought = expand(rng, "[The user asks about|This is about|The question is about] {L}. [I know this.|I can answer that.|I will answer in short sentences.]", L=label)
-    mark = "." if question.split()[0].lower() in {"explain", "describe", "tell", "give", "introduce", "show", "compare", "something", "it"} else "?"
+    mark = "." if question.split()[0].lower() in {"explain", "describe", "tell", "give", "introduce", "show", "compare", "something", "it", "define", "list", "i", "please", "help", "teach", "talk", "say", "sum", "let", "there", "suppose", "imagine", "convince", "clarify"} else "?"
     return Exchange(ask(rng, question, mark), thought, answer)

@@ -10,9 +10,9 @@ TOO_BIG = "That is too big for me. I can only do sums with numbers of one or two
 
 PLUS = ["What is {a} + {b}", "{a} + {b}", "{a}+{b}", "what's {a} + {b}", "How much is {a} + {b}", "What is {a} plus {b}", "{a} plus {b}", "Add {a} and {b}", "What is the sum of {a} and {b}", "Calculate {a} + {b}",
         "What does {a} + {b} make", "{a} + {b} =", "what is {a}+{b}", "How much is {a} plus {b}", "Compute {a} + {b}", "can you add {a} and {b}", "What do you get when you add {a} and {b}", "Do you know what {a} + {b} is", "Tell me {a} + {b}",
-        "Please add {a} and {b}", "what is the result of {a} + {b}", "solve {a} + {b}"]
+        "Please add {a} and {b}", "what is the result of {a} + {b}", "solve {a} + {b}", "Sum {a} and {b}", "{a} and {b} together", "How much is {a} and {b}", "Add {b} to {a}", "Give me {a} + {b}", "Work out {a} + {b}", "I need the sum of {a} and {b}", "what's {a} plus {b}", "the sum of {a} and {b}", "How much do {a} and {b} make", "find {a} + {b}", "the result of {a} plus {b}", "if I add {a} and {b}, what do I get", "{a} more than {b}", "{a} + {b}, how much is that", "what do {a} and {b} make"]
 MINUS = ["What is {a} - {b}", "{a} - {b}", "{a}-{b}", "what's {a} - {b}", "How much is {a} - {b}", "What is {a} minus {b}", "{a} minus {b}", "Subtract {b} from {a}", "Take {b} away from {a}", "Calculate {a} - {b}",
-         "What is the difference between {a} and {b}", "{a} - {b} =", "what is {a}-{b}", "How much is {a} minus {b}", "Compute {a} - {b}", "can you subtract {b} from {a}", "What is left when you take {b} from {a}", "Tell me {a} - {b}", "solve {a} - {b}"]
+         "What is the difference between {a} and {b}", "{a} - {b} =", "what is {a}-{b}", "How much is {a} minus {b}", "Compute {a} - {b}", "can you subtract {b} from {a}", "What is left when you take {b} from {a}", "Tell me {a} - {b}", "solve {a} - {b}", "{a} take away {b}", "How much is {a} less {b}", "Give me {a} - {b}", "Work out {a} - {b}", "what's {a} minus {b}", "the difference between {a} and {b}", "find {a} - {b}", "the result of {a} minus {b}", "{a} - {b}, how much is that", "if I take {b} from {a}, what is left", "What remains of {a} without {b}", "What is {b} less than {a}", "How much is left of {a} after taking {b}"]
 TIMES = ["What is {a} * {b}", "{a} * {b}", "{a} x {b}", "What is {a} times {b}", "{a} times {b}", "How much is {a} times {b}", "Multiply {a} by {b}", "Multiply {a} and {b}", "What is the product of {a} and {b}", "Calculate {a} * {b}", "what is {a} x {b}", "what's {a} times {b}",
          "{a} * {b} ="]
 OVER = ["What is {a} divided by {b}", "{a} divided by {b}", "What is {a} / {b}", "{a} / {b}", "Divide {a} by {b}", "How much is {a} divided by {b}", "How many times does {b} go into {a}"]
@@ -48,6 +48,22 @@ def minus(a: int, b: int) -> tuple[str, str]:
     """Thought and answer of a subtraction."""
     tens = a - b // 10 * 10
     return f"First take away {b // 10 * 10}: {tens}. Then take away {b % 10}: {a - b}.", f"{a} - {b} is {a - b}."
+
+
+def several(rng: random.Random) -> Exchange:
+    """A handful of sums in one question: much practice in few tokens."""
+    asked, thoughts, answers = [], [], []
+    for _ in range(rng.randint(3, 9)):
+        a, b = pair(rng)
+        if rng.random() < 0.5:
+            asked.append(f"{a} + {b}")
+            answers.append(plus(a, b)[1])
+        else:
+            a, b = max(a, b), min(a, b)
+            asked.append(f"{a} - {b}")
+            answers.append(minus(a, b)[1])
+    lead = expand(rng, "[Calculate|Compute|Solve|What is|Please do these sums:|Sums:|]")
+    return Exchange(f"{lead} {', '.join(asked)}{'?' if lead == 'What is' else ''}".strip(), "These are several sums. I do one after the other.", " ".join(answers))
 
 
 def exchange(rng: random.Random) -> Exchange:

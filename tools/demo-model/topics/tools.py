@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .facts import CAPITALS
-from .phrasing import ask, capital, expand
+from .phrasing import ask, capital, expand, invented_word
 from .stories import NAMES
 from .sums import held_out, number
 
@@ -17,6 +17,27 @@ SKIES = ["sunny", "cloudy", "rainy", "windy", "foggy", "clear", "snowy", "stormy
 ITEMS = ["book", "lamp", "phone", "ticket", "chair", "table", "shirt", "camera", "bottle", "bag", "watch", "pen", "kettle", "printer", "guitar", "radio", "blanket", "jacket", "mirror", "tent"]
 NOUNS = ["order", "user", "file", "room", "price", "stock", "train", "flight", "light", "door", "song", "recipe", "book", "meeting", "task", "note", "contact", "mail", "report", "sensor", "machine", "battery", "parcel", "invoice", "game", "score", "route", "hotel", "word", "image", "window", "alarm", "heater", "server", "node", "job"]
 VERBS = ["get", "find", "check", "open", "close", "read", "delete", "start", "stop", "show", "update", "lock", "send", "count", "print", "book", "test", "move", "load", "save"]
+
+
+def place(rng: random.Random) -> str:
+    """A city; half of them are invented, so that the name must be copied and cannot be remembered."""
+    roll = rng.random()
+    if roll < 0.5:
+        return rng.choice(CITIES)
+    if roll < 0.85:
+        return invented_word(rng)
+    return rng.choice(["New ", "San ", "Port ", "Saint ", "Upper ", "Old ", "Bad ", "Lake ", "El "]) + invented_word(rng)
+
+
+def person(rng: random.Random) -> str:
+    """A first name, often an invented one."""
+    return rng.choice(NAMES) if rng.random() < 0.5 else invented_word(rng)
+
+
+def thing(rng: random.Random) -> str:
+    """A thing to buy or to look up, sometimes an invented one."""
+    roll = rng.random()
+    return rng.choice(ITEMS) if roll < 0.6 else rng.choice(NOUNS) if roll < 0.8 else invented_word(rng).lower()
 
 
 @dataclass(frozen=True)
@@ -56,7 +77,7 @@ def weather(rng: random.Random, city: str | None = None) -> Use:
     name = rng.choice(["get_weather"] * 6 + ["get_current_weather", "weather", "current_weather", "fetch_weather", "get_forecast"])
     key = rng.choice(["city", "city", "city", "location", "location", "place"])
     parameters, enums = {key: "string"}, None
-    arguments: dict[str, Any] = {key: city or rng.choice(CITIES)}
+    arguments: dict[str, Any] = {key: city or place(rng)}
     degrees, sky = rng.randint(-9, 35), rng.choice(SKIES)
     question = expand(rng, rng.choice(["what is the weather [|like |today ]in {c}", "how is the weather in {c}", "what's the weather [|like |today ]in {c}", "weather in {c}", "tell me the weather in {c}", "is it raining in {c}", "how warm is it in {c}", "how cold is it in {c}", "I need the weather [of|in|for] {c}", "what is the temperature in {c}",
                                        "do I need an umbrella in {c}", "can you check the weather in {c}", "please get the weather for {c}", "will it rain in {c}", "how is it in {c} today", "what is the weather in {c} right now", "get the weather in {c}", "is it [warm|cold|sunny] in {c}"]), c=arguments[key])
@@ -72,7 +93,7 @@ def weather(rng: random.Random, city: str | None = None) -> Use:
 
 def clock(rng: random.Random) -> Use:
     """Time in a city."""
-    key, city = rng.choice(["city", "city", "timezone", "location"]), rng.choice(CITIES)
+    key, city = rng.choice(["city", "city", "timezone", "location"]), place(rng)
     time = f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}"
     question = rng.choice(["what time is it in {c}", "what is the time in {c}", "tell me the time in {c}", "how late is it in {c}", "current time in {c}", "do you know what time it is in {c}", "what is the local time in {c}", "time in {c}"]).replace("{c}", city)
     result = rng.choice([{"time": time}, {"city": city, "time": time}, time])
@@ -84,7 +105,7 @@ def addition(rng: random.Random) -> Use:
     name, word, sign = rng.choice([("add", "add", "+"), ("add", "add", "+"), ("subtract", "subtract", "-"), ("multiply", "multiply", "*")])
     a, b = number(rng), number(rng)
     if held_out(a, b):
-        a = 7
+        a = rng.randint(0, 9)
     if rng.random() < 0.3:
         a, b = rng.randint(100, 9999), rng.randint(100, 9999)
     value = a + b if sign == "+" else a - b if sign == "-" else a * b
@@ -104,7 +125,7 @@ def cluster(rng: random.Random) -> Use:
 
 def reminder(rng: random.Random) -> Use:
     """A note for a person, a tool with two arguments."""
-    name, hour = rng.choice(NAMES), f"{rng.randint(1, 23)}:{rng.choice(['00', '15', '30', '45'])}"
+    name, hour = person(rng), f"{rng.randint(1, 23)}:{rng.choice(['00', '15', '30', '45'])}"
     tool, keys, question, answer = rng.choice([
         ("set_alarm", ("time",), f"set an alarm for {hour}", f"The alarm is set for {hour}."),
         ("set_alarm", ("time",), f"wake me at {hour}", f"The alarm is set for {hour}."),
@@ -119,7 +140,7 @@ def reminder(rng: random.Random) -> Use:
 
 def shopping(rng: random.Random) -> Use:
     """Price or stock of an item."""
-    item, key = rng.choice(ITEMS), rng.choice(["item", "product"])
+    item, key = thing(rng), rng.choice(["item", "product", "name", "article"])
     if rng.random() < 0.5:
         price = rng.randint(2, 99)
         question = rng.choice(["how much is the {i}", "what does the {i} cost", "what is the price of the {i}", "price of the {i}", "how much does a {i} cost", "find the price of a {i}"])
@@ -137,20 +158,45 @@ def invented(rng: random.Random) -> Use:
     name = rng.choice([f"{verb}_{noun}", f"{verb}_{noun}", f"{verb}_{noun}_{rng.choice(['info', 'data', 'by_name', 'status', 'now'])}", f"{noun}_{verb}", f"{verb}{noun.capitalize()}"])
     kind = rng.random()
     if kind < 0.4:
-        key, value, type_ = rng.choice(["name", f"{noun}_name", "title", "query", noun, "key"]), rng.choice([*NAMES, *ITEMS, *CITIES[:20]]), "string"
+        key, value, type_ = rng.choice(["name", f"{noun}_name", "title", "query", noun, "key"]), rng.choice([person, thing, place])(rng), "string"
     elif kind < 0.8:
         key, value, type_ = rng.choice(["id", f"{noun}_id", "number", "index", "count"]), rng.randint(1, rng.choice([9, 99, 9999])), "integer"
     else:
         key, value, type_ = "", "", ""
     question = f"{verb} the {noun}" + (f" {value}" if key else "")
+    if key and rng.random() < 0.25:
+        question = rng.choice([f"{verb} {noun} {value}", f"{verb} the {noun} called {value}", f"{verb} the {noun} with the {key.replace('_', ' ')} {value}", f"I need you to {verb} the {noun} {value}", f"the {noun} {value}: {verb} it"])
     if rng.random() < 0.4:
-        question = rng.choice(["please ", "can you ", "I want to ", "could you "]) + question
+        question = rng.choice(["please ", "can you ", "could you ", "would you ", "now "]) + question
     word = rng.choice(["green", "ready", "open", "done", "on", "off", "free", "busy", "empty", "closed", "late", "new"])
     result = rng.choice([{"state": word}, {"status": word}, {noun: word}, word])
     return Use(function(rng, name, f"{capital(verb)} the {noun}", {key: type_} if key else {}), question, {key: value} if key else {}, result, f"The {noun}{f' {value}' if key else ''} is {word}.")
 
 
-MAKERS = [weather] * 5 + [clock] * 2 + [addition] * 2 + [cluster] * 2 + [reminder, shopping] + [invented] * 4
+def switching(rng: random.Random) -> Use:
+    """Turn a thing on or off, or set it to a value: a tool with a fixed choice among its arguments."""
+    what = rng.choice(["lamp", "light", "heater", "fan", "radio", "door", "pump", "screen", "alarm", "machine", "oven", "window", "kettle"])
+    where = rng.choice([person, place, thing, lambda r: r.choice(["kitchen", "garden", "hall", "office", "bedroom", "cellar", "garage", "bathroom"])])(rng)
+    verb = rng.choice(["switch", "turn", "set"])
+    key, to = rng.choice(["name", "room", "place", "target", what]), rng.choice(["on", "off"])
+    if rng.random() < 0.5:
+        question = rng.choice([f"{verb} the {what} in the {where} {to}" if verb != "set" else f"set the {where} {what} to {to}", f"turn {to} the {where} {what}", f"switch {to} the {what} {where}", f"the {where} {what} should be {to}"])
+        return Use(function(rng, f"{verb}_{what}", f"{capital(verb)} a {what} on or off", {key: "string", "state": "string"}, enums={"state": ["on", "off"]}), question, {key: where, "state": to}, rng.choice([{"ok": True}, "ok", {"state": to}]), f"The {where} {what} is now {to}.")
+    question = rng.choice([f"{verb} the {what} {where}", f"{verb} the {where} {what}", f"please {verb} the {what} in the {where}", f"{verb} {what} {where}"])
+    return Use(function(rng, f"{verb}_{what}", f"{capital(verb)} the {what}", {key: "string"}), question, {key: where}, rng.choice([{"ok": True}, "ok", {"state": to}]), f"The {what} {where} is done.")
+
+
+def search(rng: random.Random) -> Use:
+    """Look something up by name or by number."""
+    noun = rng.choice(NOUNS)
+    value: Any = rng.choice([person(rng), place(rng), thing(rng), rng.randint(1, 9999)])
+    key = rng.choice(["query", "text", "name", "q", "search", noun]) if isinstance(value, str) else rng.choice(["id", "number", f"{noun}_id"])
+    question = rng.choice([f"search for {value}", f"look for {value}", f"look up {value}", f"find {value}", f"find the {noun} {value}", f"what do you find about {value}", f"search the {noun}s for {value}"])
+    found = rng.randint(0, 30)
+    return Use(function(rng, rng.choice([f"search_{noun}s", f"find_{noun}", "search", f"lookup_{noun}", "look_up"]), rng.choice([f"Search the {noun}s", f"Find a {noun}", "Look something up"]), {key: "string" if isinstance(value, str) else "integer"}), question, {key: value}, rng.choice([{"found": found}, {"count": found}, f"{found} found"]), f"I found {found} for {value}.")
+
+
+MAKERS = [weather] * 6 + [clock] * 2 + [addition] * 3 + [cluster] * 2 + [reminder] * 2 + [shopping] * 2 + [switching] * 2 + [search] * 2 + [invented] * 5
 
 
 def use(rng: random.Random) -> Use:
@@ -200,7 +246,7 @@ def conversation(rng: random.Random, thinking: bool) -> dict[str, Any]:
     uses = [made]
     question = made.question
     if made.tool["function"]["name"] in {"get_weather", "get_current_weather", "weather"} and rng.random() < 0.15:
-        key, city = next(iter(made.arguments)), rng.choice(CITIES)
+        key, city = next(iter(made.arguments)), place(rng)
         first = made.arguments[key]
         degrees, sky = rng.randint(-9, 35), rng.choice(SKIES)
         if city != first:
@@ -208,7 +254,11 @@ def conversation(rng: random.Random, thinking: bool) -> dict[str, Any]:
             question = question.replace(first, f"{first} and {city}")
     first_word = question.split()[0].lower()
     mark = "?" if first_word in {"what", "what's", "how", "is", "do", "will", "can", "could", "are"} else rng.choice([".", ""])
-    messages: list[dict[str, Any]] = [{"role": "user", "content": ask(rng, question, mark, typos=False) if rng.random() < 0.85 else question}]
+    asked = ask(rng, question, mark, typos=False) if rng.random() < 0.85 else question
+    if any(isinstance(v, str) and v not in asked and v not in CITIES and v not in NAMES for u in uses for v in u.arguments.values()):
+        # An invented name in lower case: nobody could know where its capitals are.
+        asked = question
+    messages: list[dict[str, Any]] = [{"role": "user", "content": asked}]
     turn: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call(u) for u in uses]}
     if thinking:
         turn["reasoning_content"] = f"I need the tool {made.tool['function']['name']}" + (f" with {', '.join(str(v) for v in made.arguments.values())}." if made.arguments else ".")

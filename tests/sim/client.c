@@ -1,0 +1,172 @@
+/* Requests, and the oracle: every token that a client sees must be what an undisturbed model of
+ * the client's own gives on the client's own prefix, in order, without a gap, exactly once. */
+#include <string.h>
+#include "sim.h"
+
+static void draw(sim_client *c) {
+    c->n_prompt = sim_pick(1, sim_chance(.3) ? 28 : 8);
+    c->max_tokens = sim_pick(1, 30);
+    c->min_tokens = sim_chance(.3) ? sim_pick(0, 6) : 0;
+    c->n_stop = sim_chance(.5) ? sim_pick(1, 2) : 0;
+    c->ignore_eos = sim_chance(.1);
+    c->seed = sim_chance(.5) ? sim_rnd() : 0;
+    for (int i = 0; i < c->n_prompt; i++) c->prompt[i] = sim_pick(0, SIM_VOCAB - 1);
+    for (int i = 0; i < c->n_stop; i++) c->stop[i] = sim_pick(0, SIM_VOCAB - 1);
+}
+
+void sim_clients_draw(void) {
+    W.n_clients = sim_pick(1, SIM_REQUESTS);
+    for (int i = 0; i < W.n_clients; i++) {
+        draw(&W.clients[i]);
+        sim_event *e = sim_event_new(EV_CLIENT, sim_pick(1, W.swarm.faults_ms));
+        e->node = i;
+        sim_event_push(e);
+    }
+}
+
+/* What the oracle's own model makes of one more position. */
+static void feed(sim_client *c, int32_t id) {
+    uint64_t act = sim_embed(id);
+    for (int l = 0; l < SIM_LAYERS; l++) sim_layer(&c->kv[l], l, &act);
+    c->act = act;
+}
+
+static void submit(sim_client *c) {
+    c->id = ++W.next_request;
+    c->ended = c->last_stop = c->wants_cancel = false;
+    c->n_out = c->n_journal = 0;
+    c->submit_ms = c->token_ms = W.now;
+    c->cancel_at = W.faults && sim_chance(.1) ? W.now + sim_pick(0, 3000) : 0;
+    c->deadline_ms = W.faults && sim_chance(.1) ? W.now + sim_pick(100, 9000) : 0;
+    memset(c->kv, 0, sizeof c->kv);
+    for (int i = 0; i < c->n_prompt; i++) feed(c, c->prompt[i]);
+    c->submit = (mxd_core_submit){.request = c->id,
+                                  .prompt = c->prompt,
+                                  .n_prompt = c->n_prompt,
+                                  .max_tokens = c->max_tokens,
+                                  .min_tokens = c->min_tokens,
+                                  .stop_ids = c->stop,
+                                  .n_stop_ids = c->n_stop,
+                                  .ignore_eos = c->ignore_eos,
+                                  .how = {.seed = c->seed},
+                                  .deadline_ms = c->deadline_ms};
+    sim_coord_give(&(mxd_coord_event){.kind = MXD_COORD_SUBMIT, .submit = &c->submit});
+}
+
+/* A client that failed asks again; one that gave up does so too, until an answer is complete. */
+void sim_client_event(sim_event *e) {
+    sim_client *c = &W.clients[e->node];
+    if (!c->ever_ok && (!c->id || c->ended)) submit(c);
+    if (!c->ended && c->cancel_at && W.now >= c->cancel_at) {
+        c->wants_cancel = true;
+        c->cancel_at = 0;
+        sim_coord_give(&(mxd_coord_event){.kind = MXD_COORD_CANCEL, .request = c->id});
+    }
+    if (c->ever_ok)
+        sim_event_free(e);
+    else
+        sim_event_again(e, W.now + 200);
+}
+
+bool sim_clients_done(void) {
+    for (int i = 0; i < W.n_clients; i++)
+        if (!W.clients[i].ever_ok) return false;
+    return true;
+}
+
+/* -------------------------------------------------------------------------------------- oracle */
+
+static bool is_stop(const sim_client *c, int32_t token) {
+    if (c->ignore_eos || c->n_out <= c->min_tokens) return false;
+    for (int i = 0; i < c->n_stop; i++)
+        if (c->stop[i] == token) return true;
+    return false;
+}
+
+static void on_token(sim_client *c, const mxd_coord_action *a) {
+    int32_t token = a->sampled->token;
+    if (c->ended) sim_fail("SAFETY: a token after the end");
+    if (c->last_stop) sim_fail("SAFETY: a token after a stop id");
+    if (a->index != (uint32_t)c->n_out) sim_fail("SAFETY: a gap or a double");
+    if (c->n_journal <= c->n_out) sim_fail("SAFETY: a token that is not in the journal");
+    if (c->n_out >= c->max_tokens || c->n_prompt + c->n_out >= W.cfg.ctx)
+        sim_fail("SAFETY: too many tokens");
+    if (W.failure) return;
+    if (token != sim_sample(c->act, c->seed, (uint32_t)(c->n_prompt + c->n_out)))
+        sim_fail("SAFETY: a wrong token");
+    c->out[c->n_out++] = token;
+    c->token_ms = W.now;
+    c->last_stop = is_stop(c, token);
+    if (a->stop != c->last_stop) sim_fail("SAFETY: a stop id is not seen as one");
+    feed(c, token);
+}
+
+static bool all_nodes_gone(void) {
+    for (int i = 0; i < MXD_MAX_NODES; i++) {
+        const mxd_node_view *n = mxd_coord_node(W.coord, i);
+        if (n->link || (n->state == MXD_NODE_JOINING)) return false;
+    }
+    return true;
+}
+
+static void on_error(const sim_client *c, const mxd_coord_action *a) {
+    if (a->rc == MXD_E_TIMEOUT) {
+        if (!c->deadline_ms || W.now < c->deadline_ms) sim_fail("SAFETY: failed before its time");
+        return;
+    }
+    if (a->rc != MXD_E_PEER && a->rc != MXD_E_NOFIT) sim_fail("SAFETY: an error that cannot be");
+    if (W.now - c->token_ms < W.cfg.recovery_ms && !all_nodes_gone())
+        sim_fail("SAFETY: failed although it could have gone on");
+}
+
+static void on_done(sim_client *c, const mxd_coord_action *a) {
+    bool full = c->n_out == c->max_tokens || c->n_prompt + c->n_out == W.cfg.ctx;
+    if (c->ended) sim_fail("SAFETY: two ends");
+    if (a->done.n_out != c->n_out) sim_fail("SAFETY: tokens are missing at the end");
+    c->ended = true;
+    switch (a->done.how) {
+    case MXD_CORE_STOP:
+        if (!c->last_stop) sim_fail("SAFETY: a stop without a stop id");
+        break;
+    case MXD_CORE_LENGTH:
+        if (!full || c->last_stop) sim_fail("SAFETY: an end that is none");
+        break;
+    case MXD_CORE_CANCELLED:
+        if (!c->wants_cancel) sim_fail("SAFETY: nobody cancelled");
+        break;
+    case MXD_CORE_ERROR:
+        on_error(c, a);
+        break;
+    }
+    if (a->done.how == MXD_CORE_STOP || a->done.how == MXD_CORE_LENGTH) c->ever_ok = true;
+}
+
+static sim_client *client_of(uint64_t request) {
+    for (int i = 0; i < W.n_clients; i++)
+        if (W.clients[i].id == request) return &W.clients[i];
+    return NULL;
+}
+
+static void on_journal(const mxd_core_journal *j) {
+    sim_client *c = client_of(j->request);
+    if (j->kind != MXD_JOURNAL_TOKEN || !c) return;
+    if (j->index != (uint32_t)c->n_journal) sim_fail("SAFETY: the journal has a gap");
+    c->n_journal++;
+}
+
+void sim_client_action(const mxd_coord_action *a) {
+    if (a->kind == MXD_ACT_JOURNAL) {
+        on_journal(&a->journal);
+        return;
+    }
+    sim_client *c = client_of(a->request);
+    if (!c) {
+        sim_fail("SAFETY: news for nobody");
+        return;
+    }
+    if (a->kind == MXD_ACT_TOKEN) on_token(c, a);
+    if (a->kind == MXD_ACT_DONE) on_done(c, a);
+    if (a->kind != MXD_ACT_REFUSED) return;
+    c->ended = true;
+    if (a->rc != MXD_E_PEER) sim_fail("SAFETY: refused for no reason");
+}

@@ -1,0 +1,226 @@
+/* sim.h - deterministic simulation of the control core: one process, one seed, no clock.
+ *
+ *   world.c    random numbers, the event heap, the network with its faults
+ *   process.c  a worker process: the driver around mxd_wcore, and a mock of what computes
+ *   control.c  the coordinator: the driver around mxd_coord, and the planner
+ *   client.c   requests, and the oracle: what they see is compared with a model of their own
+ *   main.c     seeds, verdicts
+ *
+ * The mock model is a hash chain: the KV of a layer is a hash over the whole prefix, so a wrong,
+ * missing, doubled or foreign position changes the next token. Times are simulated milliseconds.
+ *
+ * The network is worse than the transport promises: single messages vanish from a living link,
+ * come twice, or come late. A link that lost something goes down some time later.
+ */
+#ifndef MXD_SIM_H
+#define MXD_SIM_H
+
+#include "cluster/core.h"
+
+enum {
+    SIM_LAYERS = 8,
+    SIM_PROCS = 6,         /* worker processes at most, one of them maybe under another one's id */
+    SIM_COORD = SIM_PROCS, /* as an end of a link */
+    SIM_REQUESTS = 6,
+    SIM_SLOTS = 4,
+    SIM_CTX = 64,
+    SIM_ROWS = 16,
+    SIM_RUNS = SIM_SLOTS,
+    SIM_VOCAB = 97,
+    SIM_LINKS = 4096,
+    SIM_EVENTS = 4096,
+    SIM_JOBS = 300,
+    SIM_GIVE_UP_MS = 240000, /* everything must be over by then */
+    SIM_EPOCHS_AFTER_HEAL = 24,
+};
+
+typedef enum sim_kind {
+    EV_COORD_TICK,
+    EV_FAULT,
+    EV_CLIENT,
+    EV_BOOT,
+    EV_EXITED,
+    EV_CLOSE, /* a link breaks, at both ends */
+    EV_GONE,  /* the coordinator notices */
+    EV_PROC_FIRST,
+    EV_DIAL = EV_PROC_FIRST, /* from here on: to a process, in one life of it */
+    EV_TICK,
+    EV_JOB,
+    EV_NEIGHBOUR,
+    EV_DOWN,
+    EV_MSG_TO_PROC,
+    M_WELCOME = EV_MSG_TO_PROC,
+    M_DROP,
+    M_PLAN,
+    M_UNINSTALL,
+    M_FRAME,
+    EV_MSG_TO_COORD,
+    M_HELLO = EV_MSG_TO_COORD,
+    M_BEAT,
+    M_READY,
+    M_FAILED,
+    M_NACK,
+    M_NEIGHBOUR,
+    M_LEAVE,
+    M_RESULT,
+} sim_kind;
+
+typedef struct sim_run {
+    uint64_t request, seed;
+    uint32_t pos;
+    uint16_t slot, n;
+    bool sample;
+    int32_t token; /* of a result */
+} sim_run;
+
+typedef struct sim_event {
+    int64_t at;
+    uint64_t seq;
+    sim_kind kind;
+    int proc, node, rc;
+    uint64_t life, link, epoch, step, incarnation;
+    union {
+        mxd_stage stage;
+        mxd_core_beat beat;
+        struct {
+            int n_runs, n_rows;
+            bool has_hidden;
+            sim_run runs[SIM_RUNS];
+            int32_t ids[SIM_ROWS];
+            uint64_t act[SIM_ROWS];
+        };
+    };
+} sim_event;
+
+typedef enum sim_lane { LANE_UP, LANE_DOWN, LANE_STEP, LANE_RESULT, LANE_COUNT } sim_lane;
+
+typedef struct sim_link { /* of a process to the coordinator */
+    int proc;
+    uint64_t life;
+    bool up_there, up_here; /* the process, the coordinator think so */
+    bool doomed;
+    int64_t died_ms;             /* when the process ended, or the faults did; 0: it lives */
+    int64_t last_ms[LANE_COUNT]; /* each lane is first-in first-out */
+} sim_link;
+
+typedef struct sim_job {
+    mxd_wcore_action_kind kind;
+    uint64_t epoch, step;
+    int layer0, layer1;
+    sim_event frame;
+} sim_job;
+
+typedef struct sim_proc {
+    int id;    /* its node id is a letter; two processes may share one */
+    int local; /* index in local_ids; -1: remote */
+    bool up, left, hangs;
+    int capacity; /* layers */
+    int speed_ms; /* per step */
+    int load_ms;  /* per layer */
+    uint64_t life, incarnation, spawn;
+    int64_t paused_until, backoff_ms;
+    uint64_t link; /* 0: none */
+    mxd_wcore *core;
+    int next_proc, next_node, prev_node;
+    int64_t data_ms; /* first-in first-out to the next stage */
+    /* what computes */
+    int layer0, layer1;
+    uint64_t kv[SIM_SLOTS][SIM_LAYERS];
+    struct sim_slot {
+        uint64_t request, epoch;
+        uint32_t len;
+    } slots[SIM_SLOTS];
+    bool dirty;           /* there is KV, or will be when the queued jobs are done */
+    uint64_t ready_epoch; /* of the last READY */
+    int first_job, n_jobs;
+    bool busy;
+} sim_proc;
+
+typedef struct sim_client {
+    uint64_t id; /* of the present request; 0: not submitted */
+    bool ended, wants_cancel, ever_ok;
+    int n_prompt, max_tokens, min_tokens, n_stop, n_out, n_journal;
+    bool ignore_eos;
+    int32_t prompt[SIM_CTX], out[SIM_CTX], stop[2];
+    uint64_t seed;
+    bool last_stop;
+    int64_t cancel_at, deadline_ms, submit_ms, token_ms;
+    uint64_t kv[SIM_LAYERS], act; /* the oracle's own model */
+    mxd_core_submit submit;
+} sim_client;
+
+typedef struct sim_swarm { /* drawn anew for every seed, so that runs differ in kind */
+    double lose, dup, late, cut, heal, crash, restart, pause, hang, link_break, leave, spawn_fails,
+        load_fails, silent_death;
+    int delay_min_ms, delay_max_ms, faults_ms, tick_ms;
+} sim_swarm;
+
+typedef struct sim_world {
+    uint64_t rng, seq, trace, n_events;
+    int64_t now;
+    const char *failure;
+    sim_event *pool; /* [SIM_EVENTS] */
+    int *free_list, n_free, *heap, n_heap;
+    sim_swarm swarm;
+    bool faults, cut[SIM_PROCS + 1][SIM_PROCS + 1];
+    sim_link links[SIM_LINKS];
+    uint64_t n_links;
+    int n_procs, n_local, n_clients;
+    sim_proc procs[SIM_PROCS];
+    sim_job *jobs; /* [SIM_PROCS, SIM_JOBS] */
+    sim_client clients[SIM_REQUESTS];
+    uint64_t next_request, next_incarnation;
+    mxd_coord *coord;
+    mxd_coord_cfg cfg;
+    void *coord_memory, *proc_memory[SIM_PROCS];
+    int64_t coord_paused_until;
+    int n_left, plan_turn;
+    uint64_t epochs_at_heal;
+} sim_world;
+
+extern sim_world W;
+
+/* world.c */
+uint64_t sim_rnd(void);
+bool sim_chance(double p);
+int sim_pick(int lo, int hi);
+uint64_t sim_mix(uint64_t a, uint64_t b);
+void sim_trace(uint64_t what);
+void sim_fail(const char *what);
+sim_event *sim_event_new(sim_kind kind, int64_t at);
+void sim_event_push(sim_event *e);
+sim_event *sim_event_pop(void);
+void sim_event_free(sim_event *e);
+void sim_event_again(sim_event *e, int64_t at);
+sim_link *sim_link_of(uint64_t link);
+uint64_t sim_link_new(int proc);
+void sim_link_close(uint64_t link, bool silent); /* silent: the coordinator is not told */
+/* Takes e. */
+void sim_send(sim_event *e, sim_lane lane, bool from_coord);
+void sim_send_data(sim_event *e, int from, int to);
+void sim_faults(void);
+void sim_heal(void);
+
+/* process.c */
+void sim_proc_boot(int p);
+void sim_proc_kill(int p, bool silent);
+void sim_proc_event(sim_event *e);
+void sim_proc_drain(int p);
+
+/* control.c */
+void sim_coord_boot(void);
+void sim_coord_event(sim_event *e);
+void sim_coord_give(const mxd_coord_event *e);
+
+/* client.c */
+void sim_clients_draw(void);
+void sim_client_event(sim_event *e);
+void sim_client_action(const mxd_coord_action *a);
+bool sim_clients_done(void);
+
+/* The model. */
+void sim_layer(uint64_t *kv, int layer, uint64_t *act);
+uint64_t sim_embed(int32_t id);
+int32_t sim_sample(uint64_t act, uint64_t seed, uint32_t pos);
+
+#endif

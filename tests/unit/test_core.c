@@ -1,0 +1,725 @@
+#include <stdlib.h>
+#include "cluster/core.h"
+#include "test.h"
+
+enum { LAYERS = 8, CTX = 32, SLOTS = 2, MAX_ACTIONS = 2000 };
+
+static struct {
+    void *memory;
+    mxd_coord *c;
+    mxd_coord_cfg cfg;
+    mxd_coord_action list[MAX_ACTIONS]; /* of everything since the last `clear` */
+    mxd_sampled sampled[MAX_ACTIONS];
+    mxd_core_run runs[MAX_ACTIONS];
+    int n;
+    int64_t now;
+    int capacity; /* layers a node can hold */
+    int n_slots;  /* 0: SLOTS */
+} t;
+
+static mxd_rc plan(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_link *avoid,
+                   int n_avoid, mxd_plan *out, mxd_err *err) {
+    (void)ctx, (void)nodes, (void)avoid, (void)n_avoid;
+    if (n * t.capacity < LAYERS) return mxd_fail(err, MXD_E_NOFIT, "too small");
+    memset(out, 0, sizeof *out);
+    for (int i = 0; i < n; i++)
+        out->stages[out->n_stages++] = (mxd_plan_stage){.node = i,
+                                                        .layer0 = LAYERS * i / n,
+                                                        .layer1 = LAYERS * (i + 1) / n,
+                                                        .embed = i == 0,
+                                                        .head = i == n - 1};
+    return MXD_OK;
+}
+
+static void give(mxd_coord_event e) {
+    mxd_coord_actions out;
+    e.now_ms = t.now;
+    mxd_coord_step(t.c, &e, &out);
+    mxd_coord_check(t.c);
+    for (int i = 0; i < out.n && t.n < MAX_ACTIONS; i++, t.n++) {
+        t.list[t.n] = out.list[i];
+        if (out.list[i].kind == MXD_ACT_TOKEN) t.sampled[t.n] = *out.list[i].sampled;
+        if (out.list[i].kind == MXD_ACT_STEP) t.runs[t.n] = out.list[i].runs[0];
+    }
+}
+
+static void clear(void) { t.n = 0; }
+
+static int find(mxd_coord_action_kind kind) { /* the last one; -1 */
+    for (int i = t.n - 1; i >= 0; i--)
+        if (t.list[i].kind == kind) return i;
+    return -1;
+}
+
+static const mxd_coord_action *did(mxd_coord_action_kind kind) {
+    int i = find(kind);
+    return i < 0 ? NULL : &t.list[i];
+}
+
+static int count(mxd_coord_action_kind kind) {
+    int n = 0;
+    for (int i = 0; i < t.n; i++) n += t.list[i].kind == kind;
+    return n;
+}
+
+static mxd_coord_view view(void) {
+    mxd_coord_view v;
+    mxd_coord_view_get(t.c, &v);
+    return v;
+}
+
+static void end(void) {
+    free(t.memory);
+    t.memory = NULL;
+}
+
+static void begin_with(int n_local) {
+    static const char *const ids[] = {"A", "B", "C"};
+    end();
+    t.cfg = (mxd_coord_cfg){.plan = plan,
+                            .n_layers = LAYERS,
+                            .n_vocab = 100,
+                            .ctx = CTX,
+                            .n_slots = t.n_slots ? t.n_slots : SLOTS,
+                            .max_rows = 16,
+                            .local_ids = ids,
+                            .n_local = n_local};
+    t.memory = malloc(mxd_coord_bytes(&t.cfg));
+    CHECK(t.memory);
+    memset(t.memory, 0xa5, mxd_coord_bytes(&t.cfg));
+    t.c = mxd_coord_init(t.memory, &t.cfg);
+    t.now = 1000;
+    t.capacity = LAYERS;
+    clear();
+    give((mxd_coord_event){.kind = MXD_COORD_TICK});
+}
+
+/* ------------------------------------------------------------------------------ small verbs */
+
+static void hello(uint64_t link, const char *id, uint64_t incarnation) {
+    mxd_node_info info = {.incarnation = incarnation, .address = "1.2.3.4:5"};
+    snprintf(info.id, sizeof info.id, "%s", id);
+    give((mxd_coord_event){.kind = MXD_COORD_HELLO, .link = link, .hello = &info});
+}
+
+static void beat(uint64_t link) {
+    give((mxd_coord_event){.kind = MXD_COORD_BEAT, .link = link, .beat = {.epoch = view().epoch}});
+}
+
+static void ready(uint64_t link) {
+    give((mxd_coord_event){
+        .kind = MXD_COORD_READY,
+        .link = link,
+        .ready = {.epoch = view().epoch, .bytes = 5, .determinism = "bit-exact"}});
+}
+
+static void gone(uint64_t link) { give((mxd_coord_event){.kind = MXD_COORD_GONE, .link = link}); }
+
+/* Time passes; the nodes with these links go on beating. */
+static void pass(int64_t ms, uint64_t a, uint64_t b) {
+    for (int64_t to = t.now + ms; t.now < to;) {
+        t.now += to - t.now < 50 ? to - t.now : 50;
+        if (a) beat(a);
+        if (b) beat(b);
+        give((mxd_coord_event){.kind = MXD_COORD_TICK});
+    }
+}
+
+static const int32_t prompt[CTX] = {1, 2, 3, 4, 5, 6, 7, 8};
+static const int32_t stops[] = {99};
+
+static void submit(uint64_t request, int n_prompt, int max_tokens) {
+    static mxd_core_submit s[512];
+    s[request] = (mxd_core_submit){.request = request,
+                                   .prompt = prompt,
+                                   .n_prompt = n_prompt,
+                                   .max_tokens = max_tokens,
+                                   .stop_ids = stops,
+                                   .n_stop_ids = 1};
+    give((mxd_coord_event){.kind = MXD_COORD_SUBMIT, .submit = &s[request]});
+}
+
+static void cancel(uint64_t request) {
+    give((mxd_coord_event){.kind = MXD_COORD_CANCEL, .request = request});
+}
+
+/* Answers the last STEP, which has one run. */
+static void answer_at(uint32_t pos, int32_t token, uint64_t epoch) {
+    int i = find(MXD_ACT_STEP);
+    CHECK(i >= 0);
+    struct mxd_core_result_run run = {.request = t.runs[i].request, .pos = pos};
+    run.sampled.token = token;
+    mxd_coord_event e = {.kind = MXD_COORD_RESULT};
+    e.result = (mxd_core_result){.epoch = epoch, .step = t.list[i].step, .n = 1, .runs = &run};
+    give(e);
+}
+
+static void answer(int32_t token) {
+    int i = find(MXD_ACT_STEP);
+    CHECK(i >= 0);
+    answer_at(t.runs[i].pos + t.runs[i].n, token, t.list[i].epoch);
+}
+
+/* Answers every step of the present epoch since the last `clear`, in order; the last one samples.
+ */
+static void answer_chunks(int32_t token) {
+    int last = find(MXD_ACT_STEP);
+    CHECK(last >= 0);
+    for (int k = 0; k <= last; k++) {
+        if (t.list[k].kind != MXD_ACT_STEP || t.list[k].epoch != t.list[last].epoch) continue;
+        struct mxd_core_result_run run = {.request = t.runs[k].request,
+                                          .pos = t.runs[k].pos + t.runs[k].n};
+        run.sampled.token = token;
+        mxd_coord_event e = {.kind = MXD_COORD_RESULT};
+        e.result = (mxd_core_result){
+            .epoch = t.list[k].epoch, .step = t.list[k].step, .n = t.runs[k].sample, .runs = &run};
+        give(e);
+    }
+}
+
+static void serving_two(void) { /* remote nodes X on link 1, Y on link 2 */
+    begin_with(0);
+    hello(1, "X", 11);
+    hello(2, "Y", 21);
+    ready(1); /* the plan with X alone */
+    ready(1); /* and with both, made because nothing runs */
+    ready(2);
+    CHECK_EQ(view().state, MXD_COORD_SERVING);
+    CHECK_EQ(view().plan->n_stages, 2);
+    clear();
+}
+
+/* ----------------------------------------------------------------------------------- plans */
+
+TEST(core_configurations_that_make_no_sense) {
+    mxd_coord_cfg good = {.plan = plan, .n_layers = 1, .n_vocab = 1, .ctx = 2}, bad = good;
+    CHECK(mxd_coord_bytes(&good));
+    bad.plan = NULL;
+    CHECK(!mxd_coord_bytes(&bad));
+    bad = good, bad.n_slots = MXD_MAX_SEQS + 1;
+    CHECK(!mxd_coord_bytes(&bad));
+    bad = good, bad.max_rows = MXD_MAX_STEP_TOKENS + 1;
+    CHECK(!mxd_coord_bytes(&bad));
+    bad = good, bad.chunk = 300; /* more than max_rows */
+    CHECK(!mxd_coord_bytes(&bad));
+    bad = good, bad.epoch0 = MXD_CORE_MAX_EPOCH;
+    CHECK(!mxd_coord_bytes(&bad));
+}
+
+TEST(core_first_plan_waits_for_the_local_workers) {
+    begin_with(2);
+    CHECK_EQ(count(MXD_ACT_SPAWN), 2);
+    hello(1, "A", 1);
+    CHECK(!did(MXD_ACT_INSTALL));
+    hello(2, "B", 2);
+    CHECK_EQ(count(MXD_ACT_INSTALL), 2);
+    const mxd_stage *s = did(MXD_ACT_INSTALL)->stage;
+    CHECK_EQ(s->index, 1);
+    CHECK_EQ(s->prev, 0);
+    CHECK_EQ(s->next, MXD_CORE_COORDINATOR);
+    CHECK(s->head && !s->embed);
+    end();
+}
+
+TEST(core_first_plan_does_not_wait_for_ever) {
+    begin_with(2);
+    hello(1, "A", 1);
+    pass(14000, 1, 0);
+    CHECK(!did(MXD_ACT_INSTALL));
+    pass(2000, 1, 0);
+    CHECK_EQ(count(MXD_ACT_INSTALL), 1);
+    end();
+}
+
+TEST(core_serves_only_when_every_stage_is_ready) {
+    begin_with(2);
+    hello(1, "A", 1);
+    hello(2, "B", 2);
+    submit(1, 4, 4);
+    ready(1);
+    ready(1);
+    CHECK(!did(MXD_ACT_STEP));
+    ready(2);
+    CHECK(did(MXD_ACT_STEP));
+    CHECK_STR(view().determinism, "bit-exact");
+    end();
+}
+
+TEST(core_a_joiner_waits_until_nothing_runs) {
+    serving_two();
+    submit(1, 4, 2);
+    hello(3, "Z", 31);
+    CHECK(!did(MXD_ACT_INSTALL));
+    CHECK_EQ(mxd_coord_node(t.c, 2)->state, MXD_NODE_READY);
+    answer(5);
+    CHECK(!did(MXD_ACT_INSTALL));
+    answer(6);
+    CHECK_EQ(did(MXD_ACT_DONE)->done.how, MXD_CORE_LENGTH);
+    CHECK_EQ(count(MXD_ACT_INSTALL), 3);
+    end();
+}
+
+TEST(core_epochs_go_beyond_what_anybody_has_seen) {
+    begin_with(0);
+    mxd_node_info info = {.id = "X", .incarnation = 1, .epoch = 70};
+    give((mxd_coord_event){.kind = MXD_COORD_HELLO, .link = 1, .hello = &info});
+    CHECK_EQ(view().epoch, 71);
+    mxd_node_info liar = {.id = "L", .incarnation = 1, .epoch = MXD_CORE_MAX_EPOCH};
+    give((mxd_coord_event){.kind = MXD_COORD_HELLO, .link = 2, .hello = &liar});
+    CHECK_EQ(did(MXD_ACT_DROP)->rc, MXD_E_FORMAT);
+    end();
+}
+
+/* ------------------------------------------------------------------------------- membership */
+
+TEST(core_one_id_one_life) {
+    serving_two();
+    hello(9, "X", 12);
+    CHECK_EQ(did(MXD_ACT_DROP)->rc, MXD_E_BUSY);
+    CHECK_EQ(did(MXD_ACT_DROP)->link, 9);
+    pass(1200, 0, 2); /* X is silent */
+    CHECK_EQ(mxd_coord_node(t.c, 0)->state, MXD_NODE_SUSPECT);
+    clear();
+    hello(10, "X", 12);
+    CHECK_EQ(did(MXD_ACT_DROP)->link, 1); /* the newer wins */
+    CHECK_EQ(did(MXD_ACT_WELCOME)->link, 10);
+    CHECK_EQ(mxd_coord_node(t.c, 0)->info.incarnation, 12);
+    end();
+}
+
+TEST(core_the_same_life_may_connect_again) {
+    serving_two();
+    submit(1, 4, 4);
+    clear();
+    hello(9, "X", 11);
+    CHECK_EQ(did(MXD_ACT_DROP)->rc, MXD_E_STALE);
+    CHECK_EQ(did(MXD_ACT_WELCOME)->link, 9);
+    CHECK_EQ(count(MXD_ACT_INSTALL), 2); /* what was under way on the old link is lost */
+    gone(1);                             /* stale */
+    CHECK_EQ(mxd_coord_node(t.c, 0)->link, 9);
+    end();
+}
+
+TEST(core_silence_at_the_limit) {
+    serving_two();
+    pass(1000, 0, 2);
+    CHECK_EQ(mxd_coord_node(t.c, 0)->state, MXD_NODE_SERVING);
+    pass(50, 0, 2);
+    CHECK_EQ(mxd_coord_node(t.c, 0)->state, MXD_NODE_SUSPECT);
+    CHECK_EQ(count(MXD_ACT_INSTALL), 1);
+    beat(1);
+    CHECK_EQ(mxd_coord_node(t.c, 0)->state, MXD_NODE_READY);
+    end();
+}
+
+TEST(core_our_own_sleep_is_nobodys_silence) {
+    serving_two();
+    t.now += 5000;
+    give((mxd_coord_event){.kind = MXD_COORD_TICK});
+    CHECK_EQ(mxd_coord_node(t.c, 0)->state, MXD_NODE_SERVING);
+    CHECK_EQ(view().n_epochs, 2);
+    end();
+}
+
+TEST(core_dead_local_workers_come_back_slower_each_time) {
+    begin_with(1);
+    const int64_t gaps[] = {100, 200, 400, 800, 1600, 3200, 5000, 5000};
+    for (int i = 0; i < 8; i++) {
+        const mxd_coord_action *a = did(MXD_ACT_SPAWN);
+        CHECK(a);
+        mxd_core_exited ended = {a->node, a->spawn};
+        clear();
+        give((mxd_coord_event){.kind = MXD_COORD_EXITED, .exited = ended});
+        give((mxd_coord_event){.kind = MXD_COORD_EXITED, .exited = ended}); /* told twice */
+        t.now += gaps[i] - 1;
+        give((mxd_coord_event){.kind = MXD_COORD_TICK});
+        CHECK(!did(MXD_ACT_SPAWN));
+        t.now += 1;
+        give((mxd_coord_event){.kind = MXD_COORD_TICK});
+        CHECK(did(MXD_ACT_SPAWN));
+    }
+    end();
+}
+
+TEST(core_a_worker_that_lived_is_started_at_once) {
+    begin_with(1);
+    hello(1, "A", 1);
+    pass(11000, 1, 0);
+    clear();
+    gone(1);
+    CHECK_EQ(did(MXD_ACT_DROP)->rc, MXD_E_TIMEOUT); /* the process, should it still be there */
+    give((mxd_coord_event){.kind = MXD_COORD_TICK});
+    CHECK(did(MXD_ACT_SPAWN));
+    end();
+}
+
+TEST(core_survivors_carry_on_or_wait) {
+    begin_with(2);
+    hello(1, "A", 1);
+    hello(2, "B", 2);
+    ready(1);
+    ready(2);
+    clear();
+    gone(2);
+    CHECK_EQ(count(MXD_ACT_INSTALL), 1); /* A can hold all */
+    CHECK(view().degraded);
+    begin_with(2);
+    t.capacity = LAYERS / 2;
+    hello(1, "A", 1);
+    hello(2, "B", 2);
+    clear();
+    gone(2);
+    CHECK(!did(MXD_ACT_INSTALL));
+    CHECK_EQ(view().state, MXD_COORD_FORMING);
+    CHECK_EQ(view().rc, MXD_E_NOFIT);
+    hello(3, "B", 3);
+    CHECK_EQ(count(MXD_ACT_INSTALL), 2);
+    end();
+}
+
+TEST(core_a_leaver_is_replaced_then_released) {
+    serving_two();
+    give((mxd_coord_event){.kind = MXD_COORD_LEAVE, .link = 1});
+    CHECK_EQ(count(MXD_ACT_INSTALL), 1);
+    CHECK_EQ(did(MXD_ACT_INSTALL)->link, 2);
+    CHECK_EQ(did(MXD_ACT_DROP)->rc, MXD_OK);
+    CHECK_EQ(mxd_coord_node(t.c, 0)->state, MXD_NODE_LEFT);
+    pass(301000, 0, 2);
+    CHECK_EQ(mxd_coord_node(t.c, 0)->state, MXD_NODE_NONE); /* no longer listed */
+    end();
+}
+
+TEST(core_a_leaver_nobody_can_replace_serves_to_the_end) {
+    begin_with(0);
+    t.capacity = LAYERS / 2;
+    hello(1, "X", 11);
+    hello(2, "Y", 21);
+    ready(1);
+    ready(2);
+    submit(1, 4, 2);
+    give((mxd_coord_event){.kind = MXD_COORD_LEAVE, .link = 1});
+    pass(1000, 1, 2);
+    CHECK_EQ(mxd_coord_node(t.c, 0)->state, MXD_NODE_DRAINING);
+    answer(1);
+    answer(2);
+    CHECK_EQ(did(MXD_ACT_DONE)->done.how, MXD_CORE_LENGTH);
+    pass(50, 1, 2);
+    CHECK_EQ(mxd_coord_node(t.c, 0)->state, MXD_NODE_LEFT);
+    end();
+}
+
+TEST(core_a_node_that_fails_often_rests) {
+    serving_two();
+    uint64_t link = 1;
+    for (int i = 0; i < 3; i++) {
+        gone(link);
+        link += 10;
+        hello(link, "X", link);
+        pass(100, link, 2);
+        for (int k = 0; k < 2; k++) ready(2), ready(link);
+    }
+    CHECK_EQ(view().plan->n_stages, 1); /* Y alone */
+    pass(600, link, 2);
+    ready(link), ready(2);
+    CHECK_EQ(view().plan->n_stages, 2);
+    end();
+}
+
+/* A link that goes up and down once a second for a minute must not keep the cluster planning. */
+TEST(core_a_flapping_link_makes_few_epochs) {
+    for (int busy = 0; busy < 2; busy++) {
+        serving_two();
+        if (busy) submit(1, 4, 20);
+        uint64_t link = 1, epochs = view().n_epochs;
+        for (int second = 0; second < 60; second++) {
+            clear();
+            gone(link);
+            for (int k = 0; k < 2; k++) pass(250, 0, 2), ready(2);
+            link = 100 + (uint64_t)second;
+            hello(link, "X", 11);
+            for (int k = 0; k < 2; k++) pass(250, link, 2), ready(link), ready(2);
+        }
+        CHECK(view().n_epochs - epochs <= 10);
+        CHECK_EQ(view().state, MXD_COORD_SERVING);
+    }
+    end();
+}
+
+/* --------------------------------------------------------------------------------- requests */
+
+TEST(core_refusals) {
+    begin_with(0);
+    submit(1, 4, 4);
+    CHECK_EQ(did(MXD_ACT_REFUSED)->rc, MXD_E_PEER);
+    serving_two();
+    submit(1, CTX, 4);
+    CHECK_EQ(did(MXD_ACT_REFUSED)->rc, MXD_E_CONTEXT);
+    submit(1, 4, 0);
+    CHECK_EQ(did(MXD_ACT_REFUSED)->rc, MXD_E_INVAL);
+    submit(1, CTX - 1, 4);
+    CHECK(did(MXD_ACT_ACCEPTED));
+    give((mxd_coord_event){.kind = MXD_COORD_DRAIN});
+    submit(2, 4, 4);
+    CHECK_EQ(did(MXD_ACT_REFUSED)->rc, MXD_E_SHUTDOWN);
+    end();
+}
+
+TEST(core_queue_at_the_limit) {
+    serving_two();
+    for (uint64_t i = 1; i <= SLOTS + MXD_MAX_WAITING; i++) submit(i, 4, 4);
+    CHECK(!did(MXD_ACT_REFUSED));
+    CHECK_EQ(view().waiting, MXD_MAX_WAITING);
+    submit(400, 4, 4);
+    CHECK_EQ(did(MXD_ACT_REFUSED)->rc, MXD_E_BUSY);
+    cancel(100);
+    submit(401, 4, 4);
+    CHECK_EQ(did(MXD_ACT_ACCEPTED)->request, 401);
+    end();
+}
+
+TEST(core_every_way_to_finish) {
+    serving_two();
+    submit(1, 4, 3);
+    answer(5);
+    CHECK_EQ(did(MXD_ACT_TOKEN)->index, 0);
+    CHECK(find(MXD_ACT_JOURNAL) < find(MXD_ACT_TOKEN));
+    CHECK_EQ(t.runs[find(MXD_ACT_STEP)].pos, 4);
+    CHECK_EQ(t.runs[find(MXD_ACT_STEP)].n, 1);
+    answer(99);
+    CHECK(did(MXD_ACT_TOKEN)->stop);
+    CHECK_EQ(did(MXD_ACT_DONE)->done.how, MXD_CORE_STOP);
+    CHECK_EQ(did(MXD_ACT_DONE)->done.n_out, 2);
+    clear();
+    submit(2, CTX - 1, 10); /* room for one token */
+    CHECK_EQ(count(MXD_ACT_STEP), 2);
+    answer_chunks(7);
+    CHECK_EQ(did(MXD_ACT_DONE)->request, 2);
+    CHECK_EQ(did(MXD_ACT_DONE)->done.how, MXD_CORE_LENGTH);
+    submit(3, 4, 4);
+    cancel(3);
+    CHECK_EQ(did(MXD_ACT_DONE)->done.how, MXD_CORE_CANCELLED);
+    CHECK_EQ(view().running, 0);
+    end();
+}
+
+TEST(core_results_that_do_not_fit) {
+    serving_two();
+    submit(1, 4, 4);
+    uint64_t epoch = view().epoch;
+    answer_at(4, 5, epoch - 1); /* an older epoch: ignored */
+    CHECK(!did(MXD_ACT_TOKEN));
+    CHECK_EQ(view().epoch, epoch);
+    answer(5);
+    int steps = count(MXD_ACT_STEP);
+    mxd_coord_event e = {.kind = MXD_COORD_RESULT};
+    struct mxd_core_result_run run = {.request = 1, .pos = 4};
+    e.result = (mxd_core_result){.epoch = epoch, .step = 1, .n = 1, .runs = &run};
+    give(e);
+    CHECK_EQ(count(MXD_ACT_TOKEN), 1);
+    CHECK_EQ(count(MXD_ACT_STEP), steps);
+    answer(100); /* not a token */
+    CHECK_EQ(count(MXD_ACT_TOKEN), 1);
+    CHECK_EQ(view().epoch, epoch + 1);
+    end();
+}
+
+TEST(core_a_death_replays_prompt_and_answer) {
+    serving_two();
+    submit(1, 4, 9);
+    answer(50);
+    answer(51);
+    clear();
+    gone(1);
+    CHECK_EQ(count(MXD_ACT_INSTALL), 1);
+    ready(2);
+    const mxd_core_run *run = &t.runs[find(MXD_ACT_STEP)];
+    CHECK_EQ(run->pos, 0);
+    CHECK_EQ(run->n, 6);
+    CHECK_EQ(run->ids[3], 4);
+    CHECK_EQ(run->ids[5], 51);
+    answer(52);
+    CHECK_EQ(did(MXD_ACT_TOKEN)->index, 2);
+    CHECK_EQ(view().n_replays, 1);
+    end();
+}
+
+TEST(core_a_late_step_makes_a_new_epoch) {
+    serving_two();
+    submit(1, 4, 9);
+    uint64_t epoch = view().epoch;
+    pass(2000 + 30000 + 4 * 250, 1, 2); /* nothing is measured yet */
+    CHECK_EQ(view().epoch, epoch);
+    pass(50, 1, 2);
+    CHECK(view().epoch > epoch || view().state != MXD_COORD_SERVING);
+    end();
+}
+
+TEST(core_recovery_ends_after_a_minute) {
+    begin_with(1);
+    hello(1, "A", 1);
+    ready(1);
+    submit(1, 4, 9);
+    answer(7);
+    submit(2, 4, 9);
+    gone(1);
+    t.now += 59000;
+    for (int i = 0; i < 100; i++, t.now += 10) give((mxd_coord_event){.kind = MXD_COORD_TICK});
+    CHECK(!did(MXD_ACT_DONE));
+    t.now += 20;
+    give((mxd_coord_event){.kind = MXD_COORD_TICK});
+    CHECK_EQ(count(MXD_ACT_DONE), 2);
+    CHECK_EQ(did(MXD_ACT_DONE)->rc, MXD_E_PEER);
+    end();
+}
+
+TEST(core_with_nobody_left_requests_fail_at_once) {
+    serving_two();
+    submit(1, 4, 9);
+    gone(1);
+    CHECK(!did(MXD_ACT_DONE));
+    gone(2);
+    CHECK_EQ(did(MXD_ACT_DONE)->rc, MXD_E_PEER);
+    CHECK_EQ(did(MXD_ACT_DONE)->done.how, MXD_CORE_ERROR);
+    end();
+}
+
+TEST(core_drains) {
+    serving_two();
+    submit(1, 4, 1);
+    give((mxd_coord_event){.kind = MXD_COORD_DRAIN});
+    CHECK(!did(MXD_ACT_DRAINED));
+    answer(3);
+    CHECK(did(MXD_ACT_DRAINED));
+    clear();
+    pass(100, 1, 2);
+    CHECK(!did(MXD_ACT_DRAINED)); /* once */
+    end();
+}
+
+TEST(core_a_hundred_kills_in_one_answer) {
+    begin_with(2);
+    hello(1, "A", 1);
+    hello(2, "B", 2);
+    ready(1);
+    ready(2);
+    submit(1, 4, 26);
+    uint64_t link = 2, alive[2] = {1, 2};
+    for (int kill = 0; kill < 100; kill++) {
+        if (kill % 4 == 3) {
+            CHECK(did(MXD_ACT_STEP));
+            answer_chunks(10 + kill % 50);
+        }
+        clear();
+        gone(alive[kill % 2]);
+        for (int i = 0; i < 120 && !did(MXD_ACT_SPAWN); i++) pass(50, alive[1 - kill % 2], 0);
+        CHECK(did(MXD_ACT_SPAWN));
+        alive[kill % 2] = ++link;
+        hello(link, kill % 2 ? "B" : "A", link);
+        pass(2100, alive[0], alive[1]);
+        ready(alive[0]);
+        ready(alive[1]);
+        CHECK_EQ(view().state, MXD_COORD_SERVING);
+        CHECK(!did(MXD_ACT_DONE));
+    }
+    answer_chunks(1);
+    CHECK_EQ(did(MXD_ACT_DONE)->done.how, MXD_CORE_LENGTH);
+    CHECK_EQ(did(MXD_ACT_DONE)->done.n_out, 26);
+    end();
+}
+
+/* ---------------------------------------------------------------------------------- hostility */
+
+static uint64_t seed;
+static int hostile; /* once in so many times */
+static int pick(int n) {
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (int)((seed >> 33) % (uint64_t)n);
+}
+
+/* Mostly what fits, sometimes anything. */
+static uint64_t near(uint64_t value) {
+    if (pick(hostile)) return value;
+    return value + (uint64_t)(pick(9) - 4) * (pick(9) ? 1 : UINT64_MAX / 5);
+}
+
+static uint64_t answered;
+
+static void garbage_result(void) {
+    struct mxd_core_result_run runs[4];
+    mxd_coord_event e = {.kind = MXD_COORD_RESULT};
+    uint64_t epoch = view().epoch;
+    memset(runs, 0, sizeof runs);
+    int i = 0;
+    while (i < t.n && (t.list[i].kind != MXD_ACT_STEP || t.list[i].step <= answered ||
+                       t.list[i].epoch != epoch))
+        i++;
+    if (i == t.n && pick(hostile)) return;
+    const mxd_core_run *run = &t.runs[i < t.n ? i : 0];
+    for (int k = 0; k < 4; k++) {
+        runs[k].request = near(run->request);
+        runs[k].pos = (uint32_t)near(run->pos + run->n);
+        runs[k].sampled.token = (int32_t)near((uint64_t)pick(100));
+    }
+    answered = i < t.n ? t.list[i].step : answered;
+    e.result = (mxd_core_result){.epoch = near(epoch),
+                                 .step = near(answered),
+                                 .n = pick(hostile) ? run->sample : pick(4),
+                                 .runs = runs};
+    give(e);
+}
+
+static void garbage_from_node(void) {
+    static const mxd_coord_event_kind kinds[] = {
+        MXD_COORD_BEAT, MXD_COORD_BEAT,  MXD_COORD_FAILED, MXD_COORD_NACK, MXD_COORD_NEIGHBOUR_DOWN,
+        MXD_COORD_GONE, MXD_COORD_LEAVE, MXD_COORD_READY,  MXD_COORD_READY};
+    int kind = pick(hostile) ? (pick(2) ? 0 : 8) : pick(9);
+    mxd_coord_event e = {.kind = kinds[kind], .link = (uint64_t)pick(12)};
+    uint64_t epoch = near(view().epoch);
+    if (e.kind == MXD_COORD_BEAT) e.beat = (mxd_core_beat){epoch, near(5), pick(9999) - 99};
+    if (e.kind == MXD_COORD_READY) e.ready = (mxd_core_ready){.epoch = epoch};
+    if (e.kind == MXD_COORD_FAILED)
+        e.failed = (mxd_core_failed){epoch, (mxd_rc)pick(MXD_RC_COUNT), NULL};
+    if (e.kind == MXD_COORD_NACK)
+        e.nack = (mxd_core_nack){epoch, near(5), (mxd_rc)pick(MXD_RC_COUNT)};
+    if (e.kind == MXD_COORD_NEIGHBOUR_DOWN) e.neighbour = (mxd_core_neighbour){epoch, pick(70) - 3};
+    give(e);
+}
+
+static void garbage_hello(void) {
+    mxd_node_info info = {.incarnation = (uint64_t)pick(3), .epoch = near(view().epoch)};
+    info.id[0] = (char)("ABCXYZ"[pick(6)]);
+    if (!pick(20)) memset(&info, 0x41, sizeof info); /* nothing ends */
+    give(
+        (mxd_coord_event){.kind = MXD_COORD_HELLO, .link = (uint64_t)pick(12) + 1, .hello = &info});
+}
+
+/* Whatever peers say in whatever order: no assert, and the invariants hold after each event. */
+TEST(core_garbage_in) {
+    uint64_t tokens = 0;
+    for (seed = 1; seed < 100;) {
+        uint64_t round = seed, request = 0;
+        t.n_slots = 1; /* a step has one run, the one that was noted */
+        begin_with(pick(4));
+        answered = 0;
+        hostile = 2 + pick(60);
+        for (int i = 0; i < 3000; i++) {
+            if (t.n > MAX_ACTIONS / 2) clear();
+            t.now += pick(hostile) ? pick(9) : pick(2000);
+            int what = pick(16);
+            if (what < 3) give((mxd_coord_event){.kind = MXD_COORD_TICK});
+            if (what == 3 && (i < 100 || !pick(hostile))) garbage_hello();
+            if (what == 4 && request < 500) submit(++request, 1 + pick(CTX + 1), pick(20));
+            if (what == 5 && !pick(hostile)) cancel((uint64_t)pick((int)request + 2));
+            if (what >= 6 && what < 11) garbage_result();
+            if (what >= 11 && what < 15) garbage_from_node();
+            if (what == 15 && !pick(hostile))
+                give((mxd_coord_event){.kind = MXD_COORD_EXITED,
+                                       .exited = {pick(70) - 3, (uint64_t)pick(9)}});
+        }
+        tokens += view().n_generated_tokens;
+        seed = round + 1;
+    }
+    t.n_slots = 0;
+    CHECK(tokens > 1000); /* it got far enough to test something */
+    end();
+}

@@ -1,0 +1,261 @@
+#include "cluster/core.h"
+#include "test.h"
+
+static struct {
+    _Alignas(16) unsigned char memory[64 << 10];
+    mxd_wcore *w;
+    mxd_wcore_actions out;
+    int64_t now;
+} t;
+
+static void begin(void) {
+    mxd_wcore_cfg cfg = {.n_slots = 2, .ctx = 32};
+    CHECK(mxd_wcore_bytes(&cfg) <= sizeof t.memory);
+    t.now = 0;
+    t.w = mxd_wcore_init(t.memory, &cfg);
+}
+
+static void give(mxd_wcore_event e) {
+    e.now_ms = t.now;
+    mxd_wcore_step(t.w, &e, &t.out);
+    mxd_wcore_check(t.w);
+}
+
+static const mxd_wcore_action *did(mxd_wcore_action_kind kind) {
+    for (int i = 0; i < t.out.n; i++)
+        if (t.out.list[i].kind == kind) return &t.out.list[i];
+    return NULL;
+}
+
+static void plan(uint64_t epoch, int layer0, int layer1) {
+    mxd_stage s = {.epoch = epoch, .layer0 = layer0, .layer1 = layer1, .next = 3, .prev = 1};
+    s.embed = layer0 == 0;
+    give((mxd_wcore_event){.kind = MXD_WCORE_PLAN, .stage = &s});
+}
+
+static void loaded(mxd_rc rc) {
+    mxd_wcore_event e = {.kind = MXD_WCORE_LOADED};
+    e.loaded.rc = rc;
+    e.loaded.text = "why";
+    e.loaded.bytes = 99;
+    give(e);
+}
+
+static void frame(uint64_t epoch, uint64_t step, uint64_t request, uint32_t pos, int n) {
+    mxd_core_run run = {.request = request, .pos = pos, .n = (uint16_t)n};
+    mxd_wcore_event e = {.kind = MXD_WCORE_FRAME};
+    e.frame.epoch = epoch;
+    e.frame.step = step;
+    e.frame.n_runs = 1;
+    e.frame.runs = &run;
+    give(e);
+}
+
+static void computed(uint64_t epoch, uint64_t step, mxd_rc rc) {
+    mxd_wcore_event e = {.kind = MXD_WCORE_COMPUTED};
+    e.computed.epoch = epoch;
+    e.computed.step = step;
+    e.computed.rc = rc;
+    give(e);
+}
+
+static void serving(void) {
+    begin();
+    plan(5, 0, 4);
+    loaded(MXD_OK);
+    CHECK(did(MXD_WACT_READY));
+}
+
+static void check_nack(mxd_rc rc) {
+    const mxd_wcore_action *a = did(MXD_WACT_NACK);
+    CHECK(a && !did(MXD_WACT_COMPUTE));
+    CHECK_EQ(a->rc, rc);
+}
+
+TEST(wcore_loads_and_forwards) {
+    begin();
+    plan(5, 0, 4);
+    CHECK(did(MXD_WACT_LOAD) && did(MXD_WACT_LINK_NEXT) && !did(MXD_WACT_READY));
+    loaded(MXD_OK);
+    CHECK_EQ(did(MXD_WACT_READY)->epoch, 5);
+    CHECK_EQ(did(MXD_WACT_READY)->bytes, 99);
+    frame(5, 1, 7, 0, 4);
+    CHECK_EQ(did(MXD_WACT_COMPUTE)->step, 1);
+    frame(5, 2, 7, 4, 1); /* behind it, before it is done */
+    CHECK_EQ(did(MXD_WACT_COMPUTE)->step, 2);
+    computed(5, 1, MXD_OK);
+    CHECK_EQ(did(MXD_WACT_FORWARD)->step, 1);
+    CHECK_EQ(did(MXD_WACT_FORWARD)->node, 3);
+}
+
+TEST(wcore_refuses_what_does_not_fit) {
+    serving();
+    frame(4, 1, 7, 0, 4);
+    check_nack(MXD_E_STALE);
+    frame(6, 1, 7, 0, 4);
+    check_nack(MXD_E_STALE);
+    frame(5, 1, 7, 1, 4); /* nothing is there yet */
+    check_nack(MXD_E_STALE);
+    frame(5, 2, 7, 0, 4);
+    CHECK(did(MXD_WACT_COMPUTE));
+    frame(5, 3, 7, 3, 1);
+    check_nack(MXD_E_STALE);
+    frame(5, 3, 7, 5, 1);
+    check_nack(MXD_E_STALE);
+    frame(5, 3, 8, 4, 1); /* the slot is another request's */
+    check_nack(MXD_E_STALE);
+    frame(5, 3, 7, 4, 28);
+    CHECK(did(MXD_WACT_COMPUTE)); /* the context is full to the last position */
+    frame(5, 4, 7, 32, 1);
+    check_nack(MXD_E_FORMAT);
+    frame(5, 4, 7, 0, 0);
+    check_nack(MXD_E_FORMAT);
+}
+
+TEST(wcore_refuses_malformed_runs) {
+    serving();
+    mxd_core_run runs[2] = {{.request = 1, .n = 1}, {.request = 2, .n = 1}};
+    mxd_wcore_event e = {.kind = MXD_WCORE_FRAME};
+    e.frame.epoch = 5;
+    e.frame.step = 1;
+    e.frame.runs = runs;
+    e.frame.n_runs = 2; /* one slot twice */
+    give(e);
+    check_nack(MXD_E_FORMAT);
+    runs[1].slot = 2; /* no such slot */
+    give(e);
+    check_nack(MXD_E_FORMAT);
+    runs[1].slot = 1;
+    e.frame.has_hidden = true; /* the stage embeds */
+    give(e);
+    check_nack(MXD_E_FORMAT);
+    e.frame.has_hidden = false;
+    runs[1].pos = UINT32_MAX;
+    give(e);
+    check_nack(MXD_E_FORMAT);
+    runs[1].pos = 0;
+    give(e);
+    CHECK(did(MXD_WACT_COMPUTE));
+}
+
+TEST(wcore_a_frame_that_comes_twice_is_computed_once) {
+    serving();
+    frame(5, 1, 7, 0, 4);
+    CHECK(did(MXD_WACT_COMPUTE));
+    frame(5, 1, 7, 0, 4);
+    CHECK_EQ(t.out.n, 0);
+}
+
+TEST(wcore_same_layers_keep_their_weights) {
+    serving();
+    frame(5, 1, 7, 0, 4);
+    plan(6, 0, 4);
+    CHECK(did(MXD_WACT_FORGET) && did(MXD_WACT_READY) && !did(MXD_WACT_LOAD));
+    CHECK_EQ(did(MXD_WACT_READY)->epoch, 6);
+    computed(5, 1, MXD_OK); /* of the old epoch */
+    CHECK(did(MXD_WACT_DISCARD) && !did(MXD_WACT_FORWARD));
+    frame(6, 2, 7, 4, 1); /* the KV is empty */
+    check_nack(MXD_E_STALE);
+}
+
+TEST(wcore_a_plan_overtakes_a_load) {
+    begin();
+    plan(5, 0, 4);
+    plan(6, 2, 4);
+    CHECK(!did(MXD_WACT_LOAD));
+    loaded(MXD_OK);
+    CHECK(did(MXD_WACT_LOAD) && !did(MXD_WACT_READY));
+    CHECK_EQ(did(MXD_WACT_LOAD)->stage->layer0, 2);
+    plan(7, 2, 4); /* the same layers: the load that runs serves it */
+    loaded(MXD_OK);
+    CHECK_EQ(did(MXD_WACT_READY)->epoch, 7);
+}
+
+TEST(wcore_plans_never_go_back) {
+    serving();
+    plan(4, 0, 2);
+    CHECK_EQ(t.out.n, 0);
+    plan(5, 0, 4); /* again: the answer may have been lost */
+    CHECK(did(MXD_WACT_READY) && !did(MXD_WACT_FORGET));
+    plan(MXD_CORE_MAX_EPOCH, 0, 4);
+    CHECK_EQ(t.out.n, 0);
+    plan(6, 3, 3);
+    CHECK_EQ(did(MXD_WACT_FAILED)->rc, MXD_E_INVAL);
+}
+
+TEST(wcore_uninstall_unloads_even_what_still_loads) {
+    serving();
+    give((mxd_wcore_event){.kind = MXD_WCORE_UNINSTALL, .epoch = 6});
+    CHECK(did(MXD_WACT_UNLOAD));
+    frame(5, 1, 7, 0, 4);
+    check_nack(MXD_E_STALE);
+    plan(7, 0, 4);
+    give((mxd_wcore_event){.kind = MXD_WCORE_UNINSTALL, .epoch = 8});
+    CHECK(!did(MXD_WACT_UNLOAD));
+    loaded(MXD_OK);
+    CHECK(did(MXD_WACT_UNLOAD) && !did(MXD_WACT_READY));
+}
+
+TEST(wcore_failures_are_reported) {
+    begin();
+    plan(5, 0, 4);
+    loaded(MXD_E_NOTFOUND);
+    CHECK_EQ(did(MXD_WACT_FAILED)->rc, MXD_E_NOTFOUND);
+    CHECK_STR(did(MXD_WACT_FAILED)->text, "why");
+    serving();
+    frame(5, 1, 7, 0, 4);
+    computed(5, 1, MXD_E_NOMEM);
+    check_nack(MXD_E_NOMEM);
+}
+
+TEST(wcore_heartbeats_tell_of_the_running_step) {
+    serving();
+    give((mxd_wcore_event){.kind = MXD_WCORE_CONNECTED});
+    CHECK(did(MXD_WACT_BEAT));
+    t.now = 100;
+    frame(5, 3, 7, 0, 4);
+    t.now = MXD_HEARTBEAT_MS - 1;
+    give((mxd_wcore_event){.kind = MXD_WCORE_TICK});
+    CHECK(!did(MXD_WACT_BEAT));
+    t.now = MXD_HEARTBEAT_MS;
+    give((mxd_wcore_event){.kind = MXD_WCORE_TICK});
+    CHECK_EQ(did(MXD_WACT_BEAT)->beat.step_age_ms, 150);
+    CHECK_EQ(did(MXD_WACT_BEAT)->beat.last_step, 0);
+    computed(5, 3, MXD_OK);
+    t.now = 2 * MXD_HEARTBEAT_MS;
+    give((mxd_wcore_event){.kind = MXD_WCORE_TICK});
+    CHECK_EQ(did(MXD_WACT_BEAT)->beat.last_step, 3);
+    CHECK_EQ(did(MXD_WACT_BEAT)->beat.step_age_ms, 0);
+    CHECK_EQ(did(MXD_WACT_BEAT)->beat.epoch, 5);
+}
+
+TEST(wcore_neighbours_and_the_coordinator_may_go) {
+    serving();
+    give((mxd_wcore_event){.kind = MXD_WCORE_CONNECTED});
+    give((mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = 3});
+    CHECK_EQ(did(MXD_WACT_NEIGHBOUR_DOWN)->node, 3);
+    give((mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = 2});
+    CHECK(!did(MXD_WACT_NEIGHBOUR_DOWN));
+    give((mxd_wcore_event){.kind = MXD_WCORE_COORDINATOR_DOWN});
+    CHECK(did(MXD_WACT_CONNECT));
+}
+
+TEST(wcore_drains) {
+    serving();
+    give((mxd_wcore_event){.kind = MXD_WCORE_CONNECTED});
+    give((mxd_wcore_event){.kind = MXD_WCORE_DRAIN});
+    CHECK(did(MXD_WACT_LEAVE) && !did(MXD_WACT_EXIT));
+    frame(5, 1, 7, 0, 4); /* still at work */
+    CHECK(did(MXD_WACT_COMPUTE));
+    give((mxd_wcore_event){.kind = MXD_WCORE_RELEASED});
+    CHECK(did(MXD_WACT_EXIT));
+    serving();
+    give((mxd_wcore_event){.kind = MXD_WCORE_CONNECTED});
+    give((mxd_wcore_event){.kind = MXD_WCORE_DRAIN});
+    t.now = 35000;
+    give((mxd_wcore_event){.kind = MXD_WCORE_TICK});
+    CHECK(did(MXD_WACT_EXIT));
+    begin();
+    give((mxd_wcore_event){.kind = MXD_WCORE_DRAIN}); /* nobody to ask */
+    CHECK(did(MXD_WACT_EXIT));
+}
