@@ -88,6 +88,9 @@ mxd_rc mxd_config_rope(mxd_hparams *hp, const json_t *config, mxd_err *err) MXD_
 mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *path,
                          mxd_weight_src *src, mxd_err *err) MXD_MUST_USE;
 
+/* Errors: E_FORMAT the tensor does not hold floats. */
+mxd_rc mxd_quant_check_float(const mxd_st_tensor *t, mxd_err *err) MXD_MUST_USE;
+
 /* Length of a canonical block along `in` (docs/numerics.md): a 16th of `in`, on group edges, and a
  * divisor of `unit` when there is one. */
 int mxd_block_k(int in, int group, int unit);

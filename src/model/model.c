@@ -133,7 +133,7 @@ static mxd_rc source(const mxd_model *m, const mxd_decl *d, int layer, char path
                         name);
     if (src->weight->n_dims != 1 || src->weight->shape[0] != (uint64_t)d->in)
         return mxd_fail(err, MXD_E_FORMAT, "tensor '%s' must be [%d]", name, d->in);
-    return MXD_OK;
+    return mxd_quant_check_float(src->weight, err);
 }
 
 static uint64_t file_bytes(const mxd_weight_src *s) {

@@ -79,8 +79,14 @@ static bool infer(const mxd_weight_src *s, mxd_quant *q) {
     return false;
 }
 
+/* What "quantization" says of the module itself; NULL: nothing. */
+static const json_t *override_of(const json_t *config, const char *path) {
+    const json_t *top = top_level(config);
+    return top ? json_object_get(top, path) : NULL;
+}
+
 static mxd_rc pick_quant(const json_t *config, const char *path, mxd_weight_src *s, mxd_err *err) {
-    const json_t *top = top_level(config), *own = top ? json_object_get(top, path) : NULL;
+    const json_t *top = top_level(config), *own = override_of(config, path);
     if (json_is_object(own)) {
         MXD_TRY(read_quant(own, path, &s->quant, err));
     } else if (top && read_quant(top, "config.json", &s->quant, err) != MXD_OK) {
@@ -113,6 +119,28 @@ static mxd_rc check_shape(const mxd_st_tensor *t, uint64_t out, uint64_t in, mxd
                     t->n_dims > 1 ? t->shape[1] : 0, out, in);
 }
 
+static bool is_float(mxd_dtype d) {
+    return d == MXD_DTYPE_F16 || d == MXD_DTYPE_BF16 || d == MXD_DTYPE_F32;
+}
+
+mxd_rc mxd_quant_check_float(const mxd_st_tensor *t, mxd_err *err) {
+    if (is_float(t->dtype)) return MXD_OK;
+    return mxd_fail(err, MXD_E_FORMAT, "tensor '%s' is %s, must be F16, BF16 or F32", t->name,
+                    mxd_dtype_name(t->dtype));
+}
+
+/* Scales of affine groups are floats, and so are the biases beside them; the others have a byte. */
+static mxd_rc check_scales(const mxd_weight_src *s, mxd_err *err) {
+    bool affine = s->quant.mode == MXD_Q_AFFINE;
+    if (affine ? !is_float(s->scales->dtype) : s->scales->dtype != MXD_DTYPE_U8)
+        return mxd_fail(err, MXD_E_FORMAT, "tensor '%s' is %s, which this mode does not have",
+                        s->scales->name, mxd_dtype_name(s->scales->dtype));
+    if (affine && s->biases->dtype != s->scales->dtype)
+        return mxd_fail(err, MXD_E_FORMAT, "tensor '%s' is %s, its scales are %s", s->biases->name,
+                        mxd_dtype_name(s->biases->dtype), mxd_dtype_name(s->scales->dtype));
+    return MXD_OK;
+}
+
 static mxd_rc resolve_quantised(const json_t *config, const char *path, mxd_weight_src *s,
                                 mxd_err *err) {
     if (s->weight->dtype != MXD_DTYPE_U32 || s->weight->n_dims != 2 || s->scales->n_dims != 2)
@@ -127,7 +155,7 @@ static mxd_rc resolve_quantised(const json_t *config, const char *path, mxd_weig
         return mxd_fail(err, MXD_E_FORMAT, "'%s': quantization biases are %s", path,
                         affine ? "missing" : "present, which this mode does not have");
     if (affine) MXD_TRY(check_shape(s->biases, out, in / (uint64_t)s->quant.group, err));
-    return MXD_OK;
+    return check_scales(s, err);
 }
 
 mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *path,
@@ -143,7 +171,17 @@ mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *pat
                         "tensor '%s.weight' is missing; is the download complete?", path);
     if (s->bias && (s->bias->n_dims != 1 || s->bias->shape[0] != (uint64_t)s->out))
         return mxd_fail(err, MXD_E_FORMAT, "tensor '%s' must be [%d]", s->bias->name, s->out);
+    if (s->bias) MXD_TRY(mxd_quant_check_float(s->bias, err));
+    const json_t *own = override_of(config, path);
+    if (s->scales && json_is_false(own))
+        return mxd_fail(err, MXD_E_FORMAT,
+                        "config.json says that '%s' is not quantized, but it has scales", path);
+    if (!s->scales && (json_is_object(own) || json_is_true(own)))
+        return mxd_fail(err, MXD_E_FORMAT,
+                        "config.json says that '%s' is quantized, but '%s.scales' is missing", path,
+                        path);
     if (s->scales) return resolve_quantised(config, path, s, err);
+    MXD_TRY(mxd_quant_check_float(s->weight, err));
     return check_shape(s->weight, (uint64_t)s->out, (uint64_t)s->in, err);
 }
 
