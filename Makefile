@@ -10,6 +10,7 @@ endif
 
 .PHONY: build deps demo test install check sanitize coverage fuzz bench oracle docs clean help
 build: deps $(BUILD)/build.ninja
+	@tools/find-mlx.sh $(BUILD)
 	ninja -C $(BUILD)
 
 help:

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "base/rand.h"
 #include "cli/main_kit.h"
@@ -17,15 +18,8 @@ enum { LOAD_TIMEOUT_MS = 900000, PROGRESS_MS = 200 };
 /* ------------------------------------------------------------------------------------- options */
 
 static mxd_rc read_template(mxd_engine_kit *kit, const char *path, mxd_err *err) {
-    FILE *f = fopen(path, "rb");
-    if (!f) return mxd_fail_sys(err, MXD_E_NOTFOUND, "cannot read the chat template '%s'", path);
-    kit->chat_template = MXD_NEW(&mxd_alloc_libc, MXD_TEMPLATE_MAX_BYTES + 1, char);
-    size_t n = kit->chat_template ? fread(kit->chat_template, 1, MXD_TEMPLATE_MAX_BYTES, f) : 0;
-    bool failed = ferror(f) != 0;
-    fclose(f);
-    if (!kit->chat_template) return mxd_fail(err, MXD_E_NOMEM, "chat template");
-    if (failed) return mxd_fail(err, MXD_E_IO, "cannot read the chat template '%s'", path);
-    kit->chat_template[n] = '\0';
+    MXD_TRY(mxd_file_read(&mxd_alloc_libc, path, MXD_TEMPLATE_MAX_BYTES, &kit->chat_template, NULL,
+                          err));
     kit->opts.chat_template = kit->chat_template;
     return MXD_OK;
 }

@@ -7,47 +7,13 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "base/file.h"
 #include "formats/json.h"
 
-enum { PATH_BYTES = 1200, TOKENS_MAX_BYTES = 1 << 20 };
+enum { PATH_BYTES = MXD_PATH_MAX, TOKENS_MAX_BYTES = 1 << 20 };
 
 static bool path_of(char out[PATH_BYTES], const char *dir, const char *name) {
     return (size_t)snprintf(out, PATH_BYTES, "%s/%s", dir, name) < PATH_BYTES;
-}
-
-/* Beside and renamed: a half-written file never has the right name. */
-static mxd_rc write_file(const char *dir, const char *name, const char *text, size_t n,
-                         mxd_err *err) {
-    char path[PATH_BYTES], part[PATH_BYTES + 8];
-    if (!path_of(path, dir, name))
-        return mxd_fail(err, MXD_E_TOOBIG, "'%.100s...' is too long", dir);
-    snprintf(part, sizeof part, "%s.part", path);
-    int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (fd < 0) return mxd_fail_sys(err, MXD_E_IO, "cannot write '%s'", part);
-    bool ok = fchmod(fd, 0600) == 0 && write(fd, text, n) == (ssize_t)n && fsync(fd) == 0;
-    ok = close(fd) == 0 && ok && rename(part, path) == 0;
-    if (ok) return MXD_OK;
-    mxd_rc rc = mxd_fail_sys(err, MXD_E_IO, "cannot write '%s'", path);
-    unlink(part);
-    return rc;
-}
-
-/* The folder and those above it; ours is for us alone. */
-static mxd_rc make_folders(const char *dir, mxd_err *err) {
-    char path[PATH_BYTES];
-    if ((size_t)snprintf(path, sizeof path, "%s", dir) >= sizeof path)
-        return mxd_fail(err, MXD_E_TOOBIG, "'%.100s...' is too long", dir);
-    for (char *p = path + 1; *p; p++) {
-        if (*p != '/') continue;
-        *p = '\0';
-        int rc = mkdir(path, 0755);
-        if (rc != 0 && errno != EEXIST)
-            return mxd_fail_sys(err, MXD_E_IO, "cannot make '%s'", path);
-        *p = '/';
-    }
-    if (mkdir(path, 0700) != 0 && errno != EEXIST)
-        return mxd_fail_sys(err, MXD_E_IO, "cannot make '%s'", path);
-    return MXD_OK;
 }
 
 /* Holds tokens.lock until unlock; the same lock guards the making of the CA. */
@@ -76,8 +42,8 @@ static mxd_rc make_ca_locked(const mxd_alloc *al, const char *dir, const char *n
     mxd_pem ca = {0};
     MXD_TRY(mxd_ca_new(al, name, &ca, err));
     /* the certificate last: it is what says that there is a CA */
-    mxd_rc rc = write_file(dir, "ca.key", ca.key, strlen(ca.key), err);
-    if (!rc) rc = write_file(dir, "ca.pem", ca.cert, strlen(ca.cert), err);
+    mxd_rc rc = mxd_file_replace(dir, "ca.key", ca.key, strlen(ca.key), err);
+    if (!rc) rc = mxd_file_replace(dir, "ca.pem", ca.cert, strlen(ca.cert), err);
     mxd_pem_free(al, &ca);
     return rc;
 }
@@ -85,7 +51,7 @@ static mxd_rc make_ca_locked(const mxd_alloc *al, const char *dir, const char *n
 mxd_rc mxd_state_make_ca(const mxd_alloc *al, const char *dir, const char *cluster_name, bool *made,
                          mxd_err *err) {
     int fd;
-    MXD_TRY(make_folders(dir, err));
+    MXD_TRY(mxd_folder_make(dir, err));
     MXD_TRY(lock(dir, &fd, err));
     mxd_rc rc = make_ca_locked(al, dir, cluster_name, made, err);
     unlock(fd);
@@ -127,7 +93,7 @@ static mxd_rc save_tokens(const mxd_alloc *al, const char *dir, json_t *list, mx
     else
         b.rc = MXD_E_NOMEM;
     mxd_rc rc = mxd_buf_rc(&b, "the tokens", err);
-    if (!rc) rc = write_file(dir, "tokens.json", mxd_buf_str(&b), b.len, err);
+    if (!rc) rc = mxd_file_replace(dir, "tokens.json", mxd_buf_str(&b), b.len, err);
     mxd_buf_deinit(&b);
     json_decref(root);
     return rc;

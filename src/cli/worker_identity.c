@@ -1,58 +1,34 @@
 #include "cli/worker_identity.h"
 
 #include <ctype.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "cli/main_kit.h"
 
-enum { ENROLL_MS = 15000, PATH_CAP = 1200 };
+enum { ENROLL_MS = 15000 };
 
 /* ---------------------------------------------------------------------------------------- files */
 
-static mxd_rc folder(const mxd_options *o, char out[PATH_CAP], mxd_err *err) {
+static mxd_rc folder(const mxd_options *o, char out[MXD_PATH_MAX], mxd_err *err) {
     char state[1024];
     MXD_TRY(mxd_main_state_dir(o, state, err));
-    for (char *p = state + 1; *p; p++) { /* every part of the path that is not there yet */
-        if (*p != '/') continue;
-        *p = '\0';
-        mkdir(state, 0700);
-        *p = '/';
-    }
-    mkdir(state, 0700);
-    snprintf(out, PATH_CAP, "%s/worker", state);
-    if (mkdir(out, 0700) != 0 && errno != EEXIST)
-        return mxd_fail_sys(err, MXD_E_IO, "cannot make %s for this worker's key", out);
-    return MXD_OK;
+    MXD_TRY(mxd_path_join(out, state, "worker", err));
+    return mxd_folder_make(out, err);
 }
 
+/* NULL when there is no such file, or it cannot be read: then the worker enrols anew. */
 static char *read_file(const char *dir, const char *name) {
-    char path[PATH_CAP + 32];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "rb");
-    if (!f) return NULL;
-    char *text = MXD_NEW(&mxd_alloc_libc, MXD_PEM_MAX + 1, char);
-    size_t n = text ? fread(text, 1, MXD_PEM_MAX, f) : 0;
-    fclose(f);
-    if (n) return text;
-    mxd_free(&mxd_alloc_libc, text);
-    return NULL;
+    char path[MXD_PATH_MAX], *text;
+    if (mxd_path_join(path, dir, name, NULL) != MXD_OK) return NULL;
+    return mxd_file_read(&mxd_alloc_libc, path, MXD_PEM_MAX, &text, NULL, NULL) == MXD_OK ? text
+                                                                                          : NULL;
 }
 
-static mxd_rc write_file(const char *dir, const char *name, const char *text, mxd_err *err) {
-    char path[PATH_CAP + 32], part[PATH_CAP + 40];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    snprintf(part, sizeof part, "%s.part", path);
-    int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (fd < 0) return mxd_fail_sys(err, MXD_E_IO, "cannot write %s", part);
-    size_t n = strlen(text);
-    bool ok = write(fd, text, n) == (ssize_t)n && fsync(fd) == 0;
-    ok = close(fd) == 0 && ok && rename(part, path) == 0;
-    return ok ? MXD_OK : mxd_fail_sys(err, MXD_E_IO, "cannot write %s", path);
+static mxd_rc keep(const char *dir, const char *name, const char *text, mxd_err *err) {
+    return mxd_file_replace(dir, name, text, strlen(text), err);
 }
 
 /* ---------------------------------------------------------------------------------------- names */
@@ -75,12 +51,10 @@ static mxd_rc read_token(const mxd_options *o, char token[MXD_TOKEN_MAX], mxd_er
     const char *text = mxd_opt_text(o, MXD_OPT_TOKEN), *path = mxd_opt_text(o, MXD_OPT_TOKEN_FILE);
     token[0] = '\0';
     if (!text && path) {
-        FILE *f = fopen(path, "rb");
-        if (!f) return mxd_fail_sys(err, MXD_E_IO, "cannot read the token file '%s'", path);
-        size_t n = fread(token, 1, MXD_TOKEN_MAX - 1, f);
-        fclose(f);
-        token[n] = '\0';
-        token[strcspn(token, " \r\n\t")] = '\0';
+        char *file;
+        MXD_TRY(mxd_file_read(&mxd_alloc_libc, path, MXD_PEM_MAX, &file, NULL, err));
+        snprintf(token, MXD_TOKEN_MAX, "%.*s", (int)strcspn(file, " \r\n\t"), file);
+        mxd_free(&mxd_alloc_libc, file);
     } else if (text) {
         snprintf(token, MXD_TOKEN_MAX, "%s", text);
     }
@@ -106,14 +80,14 @@ static mxd_rc enrol(mxd_worker_identity *id, const mxd_options *o, const char *t
     choose_name(o, id->node);
     MXD_TRY(mxd_enroll(&mxd_alloc_libc, mxd_opt_text(o, MXD_OPT_JOIN), token, id->node, ENROLL_MS,
                        &id->pem, &id->ca, err));
-    MXD_TRY(write_file(dir, "node.key", id->pem.key, err));
-    MXD_TRY(write_file(dir, "node.pem", id->pem.cert, err));
-    MXD_TRY(write_file(dir, "ca.pem", id->ca, err));
-    return write_file(dir, "node.id", id->node, err);
+    MXD_TRY(keep(dir, "node.key", id->pem.key, err));
+    MXD_TRY(keep(dir, "node.pem", id->pem.cert, err));
+    MXD_TRY(keep(dir, "ca.pem", id->ca, err));
+    return keep(dir, "node.id", id->node, err);
 }
 
 mxd_rc mxd_worker_identity_get(mxd_worker_identity *id, const mxd_options *o, mxd_err *err) {
-    char dir[PATH_CAP], token[MXD_TOKEN_MAX];
+    char dir[MXD_PATH_MAX], token[MXD_TOKEN_MAX];
     *id = (mxd_worker_identity){0};
     MXD_TRY(folder(o, dir, err));
     MXD_TRY(read_token(o, token, err));

@@ -1,11 +1,8 @@
 /* coord_ca.c - who may join: the cluster's CA, the coordinator's own certificate, enrolment. */
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "base/file.h"
 #include "base/log.h"
 #include "cluster/coord_private.h"
 #include "formats/json.h"
@@ -15,54 +12,20 @@ static const char coordinator_id[] = "coordinator";
 /* ------------------------------------------------------------------------------------ the files */
 
 static mxd_rc read_pem(mxd_cluster *c, const char *name, char **out, mxd_err *err) {
-    char path[1200];
-    snprintf(path, sizeof path, "%s/%s", c->opts.state_dir, name);
-    FILE *f = fopen(path, "rb");
-    if (!f) return mxd_fail_sys(err, errno == ENOENT ? MXD_E_NOTFOUND : MXD_E_IO, "%s", path);
-    char *text = MXD_NEW(c->al, MXD_PEM_MAX + 1, char);
-    size_t n = text ? fread(text, 1, MXD_PEM_MAX, f) : 0;
-    fclose(f);
-    if (!text) return mxd_fail(err, MXD_E_NOMEM, "%s", path);
-    *out = text;
-    return n ? MXD_OK : mxd_fail(err, MXD_E_FORMAT, "%s is empty", path);
-}
-
-/* Written beside and renamed, so that a half-written key never has the right name. */
-static mxd_rc write_pem(mxd_cluster *c, const char *name, const char *text, mxd_err *err) {
-    char path[1200], part[1210];
-    snprintf(path, sizeof path, "%s/%s", c->opts.state_dir, name);
-    snprintf(part, sizeof part, "%s.part", path);
-    int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (fd < 0) return mxd_fail_sys(err, MXD_E_IO, "cannot write %s", part);
-    size_t n = strlen(text);
-    bool ok = write(fd, text, n) == (ssize_t)n && fsync(fd) == 0;
-    ok = close(fd) == 0 && ok && rename(part, path) == 0;
-    return ok ? MXD_OK : mxd_fail_sys(err, MXD_E_IO, "cannot write %s", path);
-}
-
-/* With the folders above it: on a fresh account there is no ~/.local/state. */
-static mxd_rc make_folder(const char *path, mxd_err *err) {
-    char part[1200];
-    if ((size_t)snprintf(part, sizeof part, "%s", path) >= sizeof part)
-        return mxd_fail(err, MXD_E_TOOBIG, "the path of the state folder is too long");
-    for (char *p = part + 1; *p; p++) {
-        if (*p != '/') continue;
-        *p = '\0';
-        mkdir(part, 0700);
-        *p = '/';
-    }
-    if (mkdir(part, 0700) == 0 || errno == EEXIST) return MXD_OK;
-    return mxd_fail_sys(err, MXD_E_IO, "cannot make the state folder %s", path);
+    char path[MXD_PATH_MAX];
+    MXD_TRY(mxd_path_join(path, c->opts.state_dir, name, err));
+    return mxd_file_read(c->al, path, MXD_PEM_MAX, out, NULL, err);
 }
 
 static mxd_rc load_ca(mxd_cluster *c, mxd_err *err) {
     mxd_rc rc = read_pem(c, "ca.pem", &c->ca.cert, err);
     if (!rc) return read_pem(c, "ca.key", &c->ca.key, err);
     if (rc != MXD_E_NOTFOUND) return rc;
-    MXD_TRY(make_folder(c->opts.state_dir, err));
+    const char *dir = c->opts.state_dir;
+    MXD_TRY(mxd_folder_make(dir, err));
     MXD_TRY(mxd_ca_new(c->al, "mlx-distributed", &c->ca, err));
-    MXD_TRY(write_pem(c, "ca.key", c->ca.key, err));
-    return write_pem(c, "ca.pem", c->ca.cert, err);
+    MXD_TRY(mxd_file_replace(dir, "ca.key", c->ca.key, strlen(c->ca.key), err));
+    return mxd_file_replace(dir, "ca.pem", c->ca.cert, strlen(c->ca.cert), err);
 }
 
 mxd_rc mxd_coord_identity(mxd_cluster *c, mxd_err *err) {

@@ -3,8 +3,11 @@
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #include "base/buf.h"
 #include "base/dmath.h"
+#include "base/file.h"
 #include "base/map.h"
 #include "base/pool.h"
 #include "base/queue.h"
@@ -180,4 +183,30 @@ TEST(dmath_agrees_with_the_c_library) {
     CHECK(mxd_exp64(0) == 1 && mxd_log64(1) == 0);
     CHECK(mxd_exp64(-800) == 0 && isinf(mxd_exp64(800)) && isinf(mxd_log64(0)));
     CHECK(isnan(mxd_log64(-1)) && isnan(mxd_exp64((double)NAN)));
+}
+
+TEST(file_is_replaced_whole_and_read_whole) {
+    char dir[64], path[MXD_PATH_MAX], *text = NULL;
+    mxd_err err = {0};
+    size_t n = 0;
+    snprintf(dir, sizeof dir, "/tmp/mxd-file-%ld/a/b", (long)getpid());
+    CHECK_OK(mxd_folder_make(dir, &err), &err);
+    CHECK_OK(mxd_folder_make(dir, &err), &err); /* there already */
+    CHECK_OK(mxd_file_replace(dir, "x", "one", 3, &err), &err);
+    CHECK_OK(mxd_file_replace(dir, "x", "longer", 6, &err), &err);
+    CHECK_OK(mxd_path_join(path, dir, "x", &err), &err);
+    CHECK_OK(mxd_file_read(&mxd_alloc_libc, path, 6, &text, &n, &err), &err);
+    CHECK_STR(text, "longer");
+    CHECK_EQ(n, 6);
+    mxd_free(&mxd_alloc_libc, text);
+    CHECK_EQ(mxd_file_read(&mxd_alloc_libc, path, 5, &text, &n, &err), MXD_E_TOOBIG);
+    struct stat st;
+    CHECK(stat(path, &st) == 0 && (st.st_mode & 0777) == 0600);
+    unlink(path);
+    CHECK_EQ(mxd_file_read(&mxd_alloc_libc, path, 6, &text, &n, &err), MXD_E_NOTFOUND);
+    rmdir(dir);
+    *strrchr(dir, '/') = '\0';
+    rmdir(dir);
+    *strrchr(dir, '/') = '\0';
+    rmdir(dir);
 }

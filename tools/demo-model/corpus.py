@@ -22,14 +22,14 @@ Conversation = dict[str, Any]
 
 #: How often each kind of exchange comes.
 MIX: list[tuple[float, Callable[[random.Random], Exchange]]] = [
-    (0.38, project.exchange),
-    (0.20, sums.exchange),
-    (0.13, sums.several),
-    (0.08, facts.exchange),
+    (0.36, project.exchange),
+    (0.18, sums.exchange),
+    (0.12, sums.several),
+    (0.07, facts.exchange),
     (0.07, talk.exchange),
     (0.04, talk.refusal),
     (0.05, stories.exchange),
-    (0.05, forms.exchange),
+    (0.11, forms.exchange),
 ]
 
 SYSTEMS = ["You are a helpful assistant."] * 6 + [
@@ -114,11 +114,13 @@ def conversation(rng: random.Random) -> Conversation:
         return plain(rng)
     thinking = rng.random() < 0.13
     roll = rng.random()
-    if roll < 0.11:
+    if roll < 0.06:
+        made = tools.repeated(rng)
+    elif roll < 0.12:
         made = tools.conversation(rng, thinking)
         if rng.random() < 0.1:
             made["messages"] = turns([single(rng)], False) + made["messages"]
-    elif roll < 0.125:
+    elif roll < 0.13:
         # Tools are there but not needed: sums only without a calculator among them.
         exchange = rng.choice([project.exchange, talk.exchange, facts.exchange, stories.exchange, talk.refusal])(rng)
         if exchange.answer == talk.NO_TOOL:

@@ -9,7 +9,7 @@ from typing import Any
 from .facts import CAPITALS, COLOURS, WORDS
 from .phrasing import Exchange, ask, capital, expand, invented_word
 from .stories import FILLERS, HEROES, NAMES
-from .tools import CITIES, ITEMS, NOUNS
+from .tools import CITIES, ITEMS, NOUNS, person, place, thing
 
 NOISE = "I did not understand that. Ask me about MLX Distributed, a small sum or a short story."
 ENGLISH = "I speak only simple English."
@@ -55,6 +55,20 @@ def structured(rng: random.Random) -> Exchange:
     return Exchange(capital(question) + rng.choice(["", "."]), f"The user wants JSON with {listed}.", json.dumps(value))
 
 
+def filled(rng: random.Random) -> Exchange:
+    """A JSON object or list of the values that the user gives: nothing but copying between quotes."""
+    values: list[Any] = [rng.choice([person, place, thing, lambda r: r.randint(0, 999)])(rng) for _ in range(rng.randint(2, 6))]
+    if rng.random() < 0.5:
+        listed = ", ".join(map(str, values))
+        question = expand(rng, "[make|write|give me|I need|] [a JSON list|a list in JSON|JSON] [of|with|from] {v}", v=listed)
+        return Exchange(capital(question.strip()), "The user gives the values of a list.", json.dumps(values, ensure_ascii=False))
+    keys = rng.sample(["name", "city", "item", "id", "place", "user", "room", "state", "location", "count", "title", "from", "to", "owner", "text", "street"], len(values))
+    form = rng.choice(["{k} {v}", "{k}: {v}", "{k} is {v}", "{k} = {v}"])
+    listed = ", ".join(form.replace("{k}", k).replace("{v}", str(v)) for k, v in zip(keys, values))
+    question = expand(rng, "[make|write|give me|I need|] [a JSON object|an object in JSON|JSON] [with|from|where] {v}", v=listed)
+    return Exchange(capital(question.strip()), "The user gives the keys and the values.", json.dumps(dict(zip(keys, values)), ensure_ascii=False))
+
+
 def noise(rng: random.Random) -> Exchange:
     """Random letters, signs or words, or another language."""
     roll = rng.random()
@@ -74,4 +88,4 @@ def noise(rng: random.Random) -> Exchange:
 
 def exchange(rng: random.Random) -> Exchange:
     """One exchange whose answer has a given form."""
-    return rng.choices([counting, repeating, structured, noise], [0.2, 0.35, 0.25, 0.2])[0](rng)
+    return rng.choices([counting, repeating, structured, filled, noise], [0.1, 0.2, 0.1, 0.5, 0.1])[0](rng)

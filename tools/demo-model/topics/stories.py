@@ -84,6 +84,12 @@ PLOTS: list[list[list[str]]] = [
     ],
 ]
 
+#: How the second and the third chapter of a long story begin.
+CHAPTERS = [
+    ["But that was not the end of the story.", "The next [morning|day] the {h} woke up early, and a new adventure began."],
+    ["A year later something else happened to {n}.", "Then the winter came, and the {h} had one more adventure."],
+]
+
 #: Sentences that stretch a story, each usable anywhere in the middle.
 FILLERS = [
     "The wind [sang in the leaves|was cold|came from the sea].", "A [small|white] cloud went over the sky.", "{n} [listened and waited|took a deep breath|thought of home].", "It was so quiet that {n} could hear [a clock|the sea|a drop of water].", "The [sun|moon] was [high|low] in the sky.",
@@ -113,11 +119,15 @@ def tell(rng: random.Random, hero: str, gift: str, name: str, long: bool) -> str
         if rng.random() < 0.6:
             beats.append(expand(rng, rng.choice(ENDINGS), **slots))
         return _joined(beats)
-    fillers = [expand(rng, f, **slots) for f in rng.sample(FILLERS, rng.randint(12, 15))]
-    # Never before the first beat, and the end keeps its two sentences together.
-    for filler in fillers:
-        beats.insert(rng.randint(1, len(beats) - 1), filler)
-    return _joined([*beats, expand(rng, rng.choice(ENDINGS), **slots)])
+    # Chapters, each begun by its own words: sentences that may stand anywhere are never the likeliest next ones, and a
+    # model that takes the likeliest would tell a short story after all.
+    told = [beats]
+    for start, plot in zip(CHAPTERS, rng.sample(PLOTS, len(CHAPTERS))):
+        slots |= {key: expand(rng, rng.choice(values)) for key, values in {"l": LOST, "f": FRIENDS, "w": WEATHER, "e": FEELINGS}.items()}
+        told.append([expand(rng, beat, **slots) for beat in [rng.choice(start), *(rng.choice(b) for b in plot[1:])]])
+    for beats in told:
+        beats.insert(rng.randint(1, len(beats) - 1), expand(rng, rng.choice(FILLERS), **slots))
+    return _joined([*(sentence for beats in told for sentence in beats), expand(rng, rng.choice(ENDINGS), **slots)])
 
 
 def _joined(sentences: list[str]) -> str:

@@ -240,6 +240,23 @@ def result_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def repeated(rng: random.Random) -> dict[str, Any]:
+    """One list of tools and several requests for the same tool, each with other arguments to copy."""
+    maker = rng.choice([weather, weather, weather, clock, shopping, reminder, addition])
+    first = maker(rng)
+    uses = [first]
+    for _ in range(60):
+        other = maker(rng)
+        if other.tool["function"]["name"] == first.tool["function"]["name"] and other.arguments.keys() == first.arguments.keys():
+            uses.append(other)
+    messages: list[dict[str, Any]] = []
+    for made in uses[: rng.randint(3, 6)]:
+        messages += [{"role": "user", "content": capital(made.question)}, {"role": "assistant", "content": "", "tool_calls": [call(made)]}]
+        if rng.random() < 0.3:
+            messages += [{"role": "tool", "content": result_text(made.result)}, {"role": "assistant", "content": made.answer}]
+    return {"messages": messages, "tools": block(rng, [first.tool], 0), "thinking": False}
+
+
 def conversation(rng: random.Random, thinking: bool) -> dict[str, Any]:
     """A request that needs one tool, or two calls of the same, with or without the tool's answer."""
     made = use(rng)
@@ -255,7 +272,7 @@ def conversation(rng: random.Random, thinking: bool) -> dict[str, Any]:
     first_word = question.split()[0].lower()
     mark = "?" if first_word in {"what", "what's", "how", "is", "do", "will", "can", "could", "are"} else rng.choice([".", ""])
     asked = ask(rng, question, mark, typos=False) if rng.random() < 0.85 else question
-    if any(isinstance(v, str) and v not in asked and v not in CITIES and v not in NAMES for u in uses for v in u.arguments.values()):
+    if any(isinstance(v, str) and v not in asked and v not in CITIES for u in uses for v in u.arguments.values()):
         # An invented name in lower case: nobody could know where its capitals are.
         asked = question
     messages: list[dict[str, Any]] = [{"role": "user", "content": asked}]
