@@ -56,6 +56,16 @@ static void public_name(mxd_engine_kit *kit, const mxd_options *o) {
              from);
 }
 
+/* A backend that was asked for by name must open: said at once, in one line, instead of by every
+ * worker later. */
+static mxd_rc check_backend(const char *name, mxd_err *err) {
+    mxd_backend *b;
+    if (!name) return MXD_OK;
+    MXD_TRY(mxd_backend_open(&b, &mxd_alloc_libc, name, &(mxd_backend_opts){.threads = 1}, err));
+    b->ops->close(b);
+    return MXD_OK;
+}
+
 /* What the planner needs of this machine. */
 static mxd_rc fill_hardware(mxd_engine_opts *e, mxd_err *err) {
     mxd_hardware h;
@@ -110,6 +120,7 @@ mxd_rc mxd_engine_kit_fill(mxd_engine_kit *kit, const mxd_options *o, mxd_err *e
         e->chat_template = mxd_opt_text(o, MXD_OPT_CHAT_TEMPLATE);
         if (file) MXD_TRY(read_template(kit, file, err));
     }
+    MXD_TRY(check_backend(e->backend, err));
     MXD_TRY(fill_hardware(e, err));
     return fill_cluster(kit, o, err);
 }

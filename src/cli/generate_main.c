@@ -178,7 +178,7 @@ static mxd_rc run(const mxd_options *o, mxd_err *err) {
     mxd_engine_kit kit;
     chat c = {.o = o};
     if (!mxd_opt_given(o, MXD_OPT_LOG_LEVEL) && !mxd_opt_bool(o, MXD_OPT_VERBOSE))
-        mxd_log_set_level(MXD_LOG_WARN);
+        mxd_log_set_level(MXD_LOG_ERROR);
     mxd_buf_init(&c.answer, &mxd_alloc_libc, PROMPT_MAX);
     mxd_signals_catch();
     mxd_rc rc = mxd_engine_kit_fill(&kit, o, err);
