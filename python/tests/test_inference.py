@@ -1,11 +1,34 @@
-"""DistributedMLXInference over three worker processes, and in one process."""
+"""DistributedMLXInference over three worker processes, and in one process, against a built tree:
+MXD_BIN_DIR names the folder of its programs."""
 
 import asyncio
 import os
+import pathlib
 import subprocess
+import sys
 import threading
 
 import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN = pathlib.Path(os.environ.get("MXD_BIN_DIR") or ROOT / "build" / "src" / "cli")
+
+
+def _find_library() -> bool:
+    for base in (BIN.parent, BIN.parents[1]):
+        for found in base.rglob("libmlx_distributed.*"):
+            if found.suffix in (".so", ".dylib"):
+                os.environ.setdefault("MLXD_LIBRARY_DIR", str(found.parent))
+                os.environ.setdefault("MLXD_WORKER_PROGRAM", str(BIN / "mlx-dist-worker"))
+                os.environ.setdefault("MLXD_DATA_DIR", str(ROOT))
+                sys.path.insert(0, str(ROOT / "python"))
+                return True
+    return False
+
+
+pytestmark = pytest.mark.skipif(
+    not _find_library(), reason=f"no libmlx_distributed near {BIN}: build first"
+)
 
 
 @pytest.fixture(scope="module")

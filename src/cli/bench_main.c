@@ -1,6 +1,7 @@
 /* mlx-dist-bench: how fast a model reads prompts and writes answers. Prompts are random tokens;
  * the speed of a test is the mean over its runs, its spread the standard deviation. */
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -38,46 +39,76 @@ static mxd_rc submit(mxd_engine *e, uint64_t seed, int n_prompt, int n_gen, mxd_
     return rc;
 }
 
-/* Until the stream has ended; *first_ms, *last_ms: when its first and last tokens came. */
-static mxd_rc finish(mxd_stream *s, int64_t *first_ns, int64_t *last_ns, int *n, mxd_err *err) {
-    *first_ns = *last_ns = 0;
-    *n = 0;
+/* One stream and the thread that reads it: times are those of the tokens, not of a reader that is
+ * busy with another stream. */
+typedef struct reader {
+    mxd_stream *stream;
+    pthread_t thread;
+    bool started;
+    int64_t first_ns, last_ns; /* when its first and its last token came */
+    int n_tokens;
+    mxd_rc rc;
+    mxd_err err;
+} reader;
+
+static void *read_stream(void *arg) {
+    reader *r = arg;
     for (;;) {
         mxd_stream_event ev;
-        mxd_rc rc = mxd_stream_next(s, 200, &ev, err);
-        if (rc == MXD_E_TIMEOUT && !mxd_stream_ended(s)) {
-            if (!mxd_signals_wait(0)) continue;
-            return mxd_fail(err, MXD_E_CANCELED, "interrupted");
-        }
-        if (rc) return rc;
-        if (ev.kind == MXD_STREAM_DONE) return MXD_OK;
+        r->rc = mxd_stream_next(r->stream, 200, &ev, &r->err);
+        if (r->rc == MXD_E_TIMEOUT && !mxd_stream_ended(r->stream)) continue;
+        if (r->rc || ev.kind == MXD_STREAM_DONE) return NULL;
         if (!ev.n_tokens) continue;
-        *last_ns = mxd_now_ns();
-        if (!*n) *first_ns = *last_ns;
-        *n += ev.n_tokens;
+        r->last_ns = mxd_now_ns();
+        if (!r->n_tokens) r->first_ns = r->last_ns;
+        r->n_tokens += ev.n_tokens;
     }
 }
 
-/* One run: all streams together. Prefill counts prompt tokens until the last first token; decode
- * counts the tokens behind the first one of each stream, from the last first token on. */
-static mxd_rc run_once(mxd_engine *e, const test *t, uint64_t seed, double *speed, mxd_err *err) {
+static mxd_rc start_reader(reader *r, mxd_engine *e, const test *t, uint64_t seed, mxd_err *err) {
     bool prefill = t->kind[0] == 'p';
-    mxd_stream *s[MXD_MAX_SEQS] = {NULL};
+    MXD_TRY(
+        submit(e, seed, prefill ? t->n : DECODE_PROMPT, prefill ? 1 : t->n + 1, &r->stream, err));
+    if (pthread_create(&r->thread, NULL, read_stream, r) != 0)
+        return mxd_fail(err, MXD_E_IO, "cannot start a thread for a stream");
+    r->started = true;
+    return MXD_OK;
+}
+
+/* Waits for every reader; a Ctrl-C cancels the streams. */
+static mxd_rc join_readers(reader *r, int n, mxd_rc rc, mxd_err *err) {
+    for (int i = 0; i < n; i++) {
+        if (rc && r[i].stream) mxd_stream_cancel(r[i].stream);
+        if (r[i].started) pthread_join(r[i].thread, NULL);
+        if (!rc && r[i].rc) {
+            rc = r[i].rc;
+            *err = r[i].err;
+        }
+        mxd_stream_free(r[i].stream);
+    }
+    if (!rc && mxd_signals_wait(0)) rc = mxd_fail(err, MXD_E_CANCELED, "interrupted");
+    return rc;
+}
+
+/* One run: all streams together. Prefill counts prompt tokens until the last first token; decode
+ * counts the tokens behind the first one of each stream, from the earliest first token on. */
+static mxd_rc run_once(mxd_engine *e, const test *t, uint64_t seed, double *speed, mxd_err *err) {
+    static reader readers[MXD_MAX_SEQS];
+    memset(readers, 0, sizeof readers);
+    bool prefill = t->kind[0] == 'p';
     int64_t start = mxd_now_ns(), first = 0, last = 0;
     int tokens = 0;
     mxd_rc rc = MXD_OK;
     for (int i = 0; i < t->streams && !rc; i++)
-        rc = submit(e, seed + (uint64_t)i, prefill ? t->n : DECODE_PROMPT, prefill ? 1 : t->n + 1,
-                    &s[i], err);
-    for (int i = 0; i < t->streams && !rc; i++) {
-        int64_t f, l;
-        int n;
-        rc = finish(s[i], &f, &l, &n, err);
-        if (f > first) first = f;
-        if (l > last) last = l;
-        tokens += prefill ? t->n : n - 1;
+        rc = start_reader(&readers[i], e, t, seed + (uint64_t)i, err);
+    rc = join_readers(readers, t->streams, rc, err);
+    for (int i = 0; i < t->streams; i++) {
+        const reader *r = &readers[i];
+        bool counts = prefill ? r->first_ns > first : !first || r->first_ns < first;
+        if (counts) first = r->first_ns;
+        if (r->last_ns > last) last = r->last_ns;
+        tokens += prefill ? t->n : r->n_tokens - 1;
     }
-    for (int i = 0; i < t->streams; i++) mxd_stream_free(s[i]);
     double ns = (double)(prefill ? first - start : last - first);
     *speed = ns > 0 ? tokens * 1e9 / ns : 0;
     return rc;
