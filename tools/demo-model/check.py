@@ -88,7 +88,8 @@ def tool(name: str, description: str, /, **parameters: str) -> dict[str, Any]:
 
 WEATHER, ADD = tool("get_weather", "Get the weather of a city", city="string"), tool("add", "Add two numbers", a="number", b="number")
 TIME, STATUS = tool("get_time", "Get the time in a city", city="string"), tool("get_cluster_status", "Get the status of the cluster")
-LAMP = tool("switch_lamp", "Switch the lamp", name="string")
+#: The corpus has neither this verb nor this noun in a tool.
+SPOON = tool("polish_spoon", "Polish the spoon", name="string")
 #: (tools, question, the call that must come, or None when the model must answer by itself)
 CALLS: list[tuple[list[dict[str, Any]], str, tuple[str, dict[str, Any]] | None]] = [
     ([WEATHER], "What is the weather in Paris?", ("get_weather", {"city": "Paris"})),
@@ -96,7 +97,7 @@ CALLS: list[tuple[list[dict[str, Any]], str, tuple[str, dict[str, Any]] | None]]
     ([WEATHER, TIME], "What time is it in Berlin?", ("get_time", {"city": "Berlin"})),
     ([ADD, WEATHER], "What is 12 + 30?", ("add", {"a": 12, "b": 30})),
     ([STATUS, ADD, WEATHER], "How is the cluster doing?", ("get_cluster_status", {})),
-    ([LAMP, TIME], "Please switch the lamp Nora", ("switch_lamp", {"name": "Nora"})),
+    ([SPOON, TIME], "Please polish the spoon Nora", ("polish_spoon", {"name": "Nora"})),
     ([WEATHER], "I wonder about the weather in Madrid.", ("get_weather", {"city": "Madrid"})),
     ([WEATHER], "What is the weather in Springfield?", ("get_weather", {"city": "Springfield"})),
     ([WEATHER, ADD], "Hello, who are you?", None),
