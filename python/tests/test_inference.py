@@ -4,7 +4,6 @@ MXD_BIN_DIR names the folder of its programs."""
 import asyncio
 import os
 import pathlib
-import subprocess
 import sys
 import threading
 
@@ -39,11 +38,12 @@ def inference():
         yield engine
 
 
-def workers() -> "list[str]":
-    out = subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), "-f", "mlx-dist-worker"], capture_output=True, text=True
-    )
-    return out.stdout.split()
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_three_workers_hold_the_layers(inference):
@@ -142,12 +142,12 @@ def test_errors_are_exceptions_with_a_code(inference):
 def test_nothing_is_left_behind():
     from mlx_distributed import DistributedMLXInference
 
-    before = set(workers())
     engine = DistributedMLXInference(model="demo", world_size=2)
-    assert len(set(workers()) - before) == 2
+    pids = [node["pid"] for node in engine.state()["nodes"]]
+    assert len(pids) == 2 and all(alive(pid) for pid in pids)
     engine.close()
     engine.close()
-    assert set(workers()) == before
+    assert not any(alive(pid) for pid in pids)
 
 
 def test_hardware():
