@@ -21,7 +21,7 @@ static void stderr_sink(void *ctx, mxd_log_level level, const char *event, const
 static struct {
     mxd_log_sink sink;
     void *ctx;
-    mxd_log_level least;
+    _Atomic mxd_log_level least; /* may change while threads log */
 } log_state = {stderr_sink, NULL, MXD_LOG_INFO};
 
 void mxd_log_set_sink(mxd_log_sink sink, void *ctx) {

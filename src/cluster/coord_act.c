@@ -44,6 +44,7 @@ static int child_of(const mxd_cluster *c, const char *id) {
 
 static void spawn_failed(mxd_cluster *c, int node, uint64_t spawn, const mxd_err *err) {
     mxd_log(MXD_LOG_ERROR, "spawn_failed", "error=\"%s\"", err->msg);
+    mxd_coord_start_failed(c, err->msg);
     mxd_coord_event e = {.kind = MXD_COORD_EXITED};
     e.exited = (mxd_core_exited){node, spawn};
     mxd_coord_give(c, &e);
@@ -195,6 +196,7 @@ static void done(mxd_cluster *c, const mxd_coord_action *a) {
 void mxd_coord_act(mxd_cluster *c, const mxd_coord_action *a) {
     switch (a->kind) {
     case MXD_ACT_WELCOME:
+        c->n_failed_starts = 0;
         mxd_log(MXD_LOG_INFO, "node_joined", "node=%s", mxd_coord_node(c->core, a->node)->info.id);
         mxd_wire_put_welcome(fresh(c), &c->welcome);
         tell(c, a->link, MXD_WIRE_WELCOME);

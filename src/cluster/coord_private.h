@@ -28,7 +28,6 @@ enum {
 enum {                      /* mxd_inbox_item.what */
        MXD_POSTED_CALL = 1, /* ptr: mxd_coord_call */
        MXD_POSTED_CANCEL,   /* ptr: uint64_t on the heap */
-       MXD_POSTED_STOP
 };
 
 /* A request as the driver keeps it until its end. Control thread, but for its making. */
@@ -92,7 +91,7 @@ struct mxd_cluster {
     mxd_transport *net;
     mxd_coord *core;
     void *core_memory;
-    bool stop, draining;
+    bool draining;
     int64_t last_tick_ms;
     mxd_live_request *requests;   /* list */
     mxd_submit_answer *answering; /* while its request is being given to the core */
@@ -102,7 +101,9 @@ struct mxd_cluster {
         uint64_t spawn;
         bool running;
     } spawned[MXD_MAX_NODES]; /* by child */
-    mxd_link data;            /* to the first stage */
+    int n_failed_starts;      /* of local workers, since the last one that joined */
+    char start_problem[MXD_CORE_TEXT];
+    mxd_link data; /* to the first stage */
     bool data_up;
     uint64_t data_epoch;
     uint64_t data_control; /* control link of the node that data leads to */
@@ -141,6 +142,9 @@ mxd_rc mxd_coord_enroll(void *cluster, const char *node, const char *secret, con
 /* The bootstrap text of a local worker: its certificate, key, CA and where to join, as JSON. */
 mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out,
                            mxd_err *err) MXD_MUST_USE;
+
+/* A local worker ended, or could not be started; `how` says it for people. */
+void mxd_coord_start_failed(mxd_cluster *c, const char *how);
 
 /* Publishes state, why and determinism to the waiters. */
 void mxd_coord_publish(mxd_cluster *c);

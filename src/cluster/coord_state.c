@@ -1,4 +1,5 @@
 /* coord_state.c - what people see of a cluster: readiness, JSON, counters. */
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -9,17 +10,35 @@
 /* ------------------------------------------------------------------------------------- readiness
  */
 
+/* Starts are tried for ever, but whoever waits for the first plan should hear that none works. */
+enum { FAILED_STARTS_EACH = 4 };
+
+static bool starts_fail(const mxd_cluster *c) {
+    return c->opts.local_workers > 0 &&
+           c->n_failed_starts >= FAILED_STARTS_EACH * c->opts.local_workers;
+}
+
+void mxd_coord_start_failed(mxd_cluster *c, const char *how) {
+    if (c->n_failed_starts < INT_MAX) c->n_failed_starts++;
+    snprintf(c->start_problem, sizeof c->start_problem, "%s", how);
+    mxd_coord_publish(c);
+}
+
 void mxd_coord_publish(mxd_cluster *c) {
     mxd_coord_view v;
     mxd_coord_view_get(c->core, &v);
     pthread_mutex_lock(&c->lock);
     mxd_cluster_state was = c->state;
     c->state = v.state == MXD_COORD_SERVING ? MXD_CLUSTER_READY
-               : v.stuck                    ? MXD_CLUSTER_FAILED
+               : v.stuck || starts_fail(c)  ? MXD_CLUSTER_FAILED
                                             : MXD_CLUSTER_LOADING;
     c->why = (mxd_err){.rc = v.rc ? v.rc : MXD_E_PEER};
     snprintf(c->why.msg, sizeof c->why.msg, "%s", v.why[0] ? v.why : "no worker is connected");
     if (v.determinism[0]) snprintf(c->determinism, sizeof c->determinism, "%s", v.determinism);
+    if (c->state == MXD_CLUSTER_FAILED && !v.stuck)
+        mxd_fail(&c->why, MXD_E_PEER,
+                 "the local workers end before they have joined (%s); see the log, and check %s",
+                 c->start_problem, c->opts.worker_program ? c->opts.worker_program : "the program");
     pthread_cond_broadcast(&c->changed);
     pthread_mutex_unlock(&c->lock);
     if (c->state == was) return;
@@ -27,7 +46,7 @@ void mxd_coord_publish(mxd_cluster *c) {
         mxd_log(MXD_LOG_INFO, "plan_serving", "epoch=%llu stages=%d", (unsigned long long)v.epoch,
                 v.plan->n_stages);
     else if (c->state == MXD_CLUSTER_FAILED)
-        mxd_log(MXD_LOG_WARN, "no_plan", "reason=\"%s\"", v.why);
+        mxd_log(MXD_LOG_WARN, "no_plan", "reason=\"%s\"", c->why.msg);
 }
 
 mxd_cluster_state mxd_cluster_state_now(mxd_cluster *c, mxd_err *err) {

@@ -162,12 +162,10 @@ static void on_posted(mxd_cluster *c, const mxd_inbox_item *item) {
         call->done = true;
         pthread_cond_signal(&call->finished);
         pthread_mutex_unlock(&call->lock);
-    } else if (item->what == MXD_POSTED_CANCEL) {
+    } else {
         uint64_t id = *(uint64_t *)item->ptr;
         mxd_free(c->al, item->ptr);
         mxd_coord_give(c, &(mxd_coord_event){.kind = MXD_COORD_CANCEL, .request = id});
-    } else {
-        c->stop = true;
     }
 }
 
@@ -177,6 +175,9 @@ static void check_children(mxd_cluster *c) {
         if (!c->spawned[i].running || !mxd_child_ended(&c->children[i], &how)) continue;
         c->spawned[i].running = false;
         mxd_log(MXD_LOG_WARN, "worker_ended", "node=%s status=%d", c->local_ids[i], how);
+        char text[64];
+        snprintf(text, sizeof text, "the last one with status %d", how);
+        mxd_coord_start_failed(c, text);
         mxd_coord_event e = {.kind = MXD_COORD_EXITED};
         e.exited = (mxd_core_exited){c->spawned[i].node, c->spawned[i].spawn};
         mxd_coord_give(c, &e);
@@ -217,7 +218,7 @@ static void *control_main(void *arg) {
     sigaddset(&broken_pipes, SIGPIPE);
     pthread_sigmask(SIG_BLOCK, &broken_pipes, NULL);
     mxd_coord_give(c, &(mxd_coord_event){.kind = MXD_COORD_TICK});
-    while (!c->stop) {
+    while (!mxd_inbox_closed(&c->inbox)) {
         mxd_inbox_item *item = mxd_inbox_take(&c->inbox, MXD_COORD_TICK_MS);
         if (item && item->kind == MXD_INBOX_NET) on_net(c, &item->net);
         if (item && item->kind == MXD_INBOX_OWN) on_posted(c, item);
@@ -564,7 +565,7 @@ static void free_all(mxd_cluster *c) {
 /* Calls that were posted and not carried out: their threads must not wait for ever. */
 static void release_calls(mxd_cluster *c) {
     if (!c->inbox.queue) return;
-    mxd_queue_close(c->inbox.queue);
+    mxd_inbox_close(&c->inbox);
     for (mxd_inbox_item *i; (i = mxd_inbox_take(&c->inbox, 0)) != NULL;
          mxd_inbox_free(&c->inbox, i))
         if (i->kind == MXD_INBOX_OWN) on_posted(c, i);
@@ -574,7 +575,7 @@ static void release_calls(mxd_cluster *c) {
 void mxd_cluster_close(mxd_cluster *c) {
     if (!c) return;
     if (c->started) {
-        while (!mxd_inbox_post(&c->inbox, MXD_POSTED_STOP, NULL)) mxd_sleep_ms(1);
+        mxd_inbox_close(&c->inbox);
         pthread_join(c->thread, NULL);
     }
     mxd_worker_close(c->worker);

@@ -42,6 +42,10 @@ bool mxd_inbox_post(mxd_inbox *in, int what, void *ptr) {
     return push(in, &(mxd_inbox_item){.kind = MXD_INBOX_OWN, .what = what, .ptr = ptr});
 }
 
+void mxd_inbox_close(mxd_inbox *in) { mxd_queue_close(in->queue); }
+
+bool mxd_inbox_closed(const mxd_inbox *in) { return mxd_queue_closed(in->queue); }
+
 mxd_inbox_item *mxd_inbox_take(mxd_inbox *in, int64_t timeout_ms) {
     return mxd_queue_pop(in->queue, timeout_ms, 0);
 }

@@ -38,6 +38,11 @@ void mxd_inbox_sink(void *inbox, const mxd_net_event *event); /* an mxd_net_sink
 /* False: full, closed or no memory; ptr stays the caller's. */
 bool mxd_inbox_post(mxd_inbox *in, int what, void *ptr);
 
+/* From now on nothing is taken in: the control thread ends, what is left stays to be taken. Needs
+ * no memory, so ending always works. */
+void mxd_inbox_close(mxd_inbox *in);
+bool mxd_inbox_closed(const mxd_inbox *in);
+
 /* NULL when nothing came in time. */
 mxd_inbox_item *mxd_inbox_take(mxd_inbox *in, int64_t timeout_ms);
 void mxd_inbox_free(mxd_inbox *in, mxd_inbox_item *item);

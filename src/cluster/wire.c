@@ -40,6 +40,8 @@ static mxd_rc put_text(char *dst, size_t cap, const char *src, const char *what,
     if (n >= cap)
         return mxd_fail(err, MXD_E_FORMAT, "%s of %zu bytes: at most %zu", what, n, cap - 1);
     memcpy(dst, src, n + 1);
+    for (char *at = dst; *at; at++) /* nor may it break a line of the log */
+        if ((unsigned char)*at < 0x20 || *at == 0x7f) *at = '?';
     for (char *at = dst; !mxd_utf8_valid(at, strlen(at));) { /* it will be shown as JSON */
         bool bad;
         at += mxd_utf8_whole(at, strlen(at), &bad);

@@ -24,7 +24,7 @@ enum {
         50, /* idle compute threads poll so long: operations follow each other in microseconds */
 };
 
-enum { POSTED_JOB = 1, POSTED_DRAIN, POSTED_STOP }; /* mxd_inbox_item.what */
+enum { POSTED_JOB = 1, POSTED_DRAIN }; /* mxd_inbox_item.what */
 
 struct mxd_worker {
     const mxd_alloc *al;
@@ -582,14 +582,12 @@ static void on_job(mxd_worker *w, mxd_task *job) {
 static void on_posted(mxd_worker *w, const mxd_inbox_item *item) {
     if (item->what == POSTED_JOB) {
         on_job(w, item->ptr);
-    } else if (item->what == POSTED_DRAIN) {
+    } else {
         w->drain_wanted = true;
         if (w->core && w->member)
             give(w, &(mxd_wcore_event){.kind = MXD_WCORE_DRAIN});
         else
             end_with(w, MXD_OK, "let go before it had joined");
-    } else {
-        w->stop = true;
     }
 }
 
@@ -604,7 +602,7 @@ static void tick(mxd_worker *w) {
 static void *control_main(void *arg) {
     mxd_worker *w = arg;
     dial_coordinator(w);
-    while (!w->stop) {
+    while (!w->stop && !mxd_inbox_closed(&w->inbox)) {
         mxd_inbox_item *item = mxd_inbox_take(&w->inbox, TICK_MS);
         if (item && item->kind == MXD_INBOX_NET) on_net(w, &item->net);
         if (item && item->kind == MXD_INBOX_OWN) on_posted(w, item);
@@ -715,11 +713,11 @@ void mxd_worker_drain(mxd_worker *w) { mxd_inbox_post(&w->inbox, POSTED_DRAIN, N
 void mxd_worker_close(mxd_worker *w) {
     if (!w) return;
     if (w->started) {
-        while (!mxd_inbox_post(&w->inbox, POSTED_STOP, NULL)) mxd_sleep_ms(1);
+        mxd_inbox_close(&w->inbox);
         pthread_join(w->thread, NULL);
     }
     if (w->net) w->net->ops->close(w->net);
-    if (w->inbox.queue) mxd_queue_close(w->inbox.queue);
+    if (w->inbox.queue) mxd_inbox_close(&w->inbox);
     mxd_worker_engine_stop(&w->engine);
     if (w->inbox.queue) /* jobs that came back too late */
         for (mxd_inbox_item *i; (i = mxd_inbox_take(&w->inbox, 0)) != NULL;

@@ -66,10 +66,10 @@ static const stop_set sets[] = {
     {{"aab"}, 1},
     {{"abab"}, 1},
     {{"aa", "ab"}, 2},
-    {{"abba", "bb"}, 2},     /* one inside another */
+    {{"abba", "bb"}, 2}, /* one inside another */
     {{"bb", "abba"}, 2},
-    {{"ab", "aba"}, 2},      /* one begins another, shorter first */
-    {{"aba", "ab"}, 2},      /* longer first */
+    {{"ab", "aba"}, 2}, /* one begins another, shorter first */
+    {{"aba", "ab"}, 2}, /* longer first */
     {{"aabaab", "aab"}, 2},
     {{"aaaa", "b"}, 2},
     {{"bab", "abb", "aaa"}, 3},
@@ -127,6 +127,20 @@ TEST(stopper_gives_out_at_once) {
     mxd_stopper_push(&s, "later", 5, &out); /* dropped */
     mxd_stopper_flush(&s, &out);
     CHECK_STR(mxd_buf_str(&out), "hello STAY");
+    mxd_buf_deinit(&out);
+    mxd_stopper_deinit(&s);
+}
+
+/* A match waits only for what would win over it: not for a longer one that is later in the list. */
+TEST(stopper_does_not_wait_without_need) {
+    const char *stop[] = {"ab", "abc", "xab"};
+    mxd_stopper s;
+    mxd_buf out;
+    mxd_stopper_init(&s, &mxd_alloc_libc, stop, 3);
+    mxd_buf_init(&out, &mxd_alloc_libc, OUT_MAX);
+    mxd_stopper_push(&s, "..ab", 4, &out);
+    CHECK_EQ(s.matched, 0);
+    CHECK_STR(mxd_buf_str(&out), "..");
     mxd_buf_deinit(&out);
     mxd_stopper_deinit(&s);
 }

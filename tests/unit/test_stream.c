@@ -76,8 +76,8 @@ static size_t feed(mxd_stream *s, const char *text) {
 }
 
 static void end(mxd_stream *s, mxd_end how, mxd_rc rc) {
-    const mxd_request_end e = {.how = how, .rc = rc, .text = "why", .queue_ms = 1, .prefill_ms = 2,
-                               .decode_ms = 3};
+    const mxd_request_end e = {
+        .how = how, .rc = rc, .text = "why", .queue_ms = 1, .prefill_ms = 2, .decode_ms = 3};
     mxd_stream_on_end(s, &e);
 }
 
@@ -415,4 +415,44 @@ TEST_OOM(stream_out_of_memory) {
     if (!rc) rc = drain(s, text, &n, &ev);
     mxd_stream_free(s);
     return rc ? mxd_fail(err, rc, "stream") : MXD_OK;
+}
+
+/* One allocation fails, the next ones do not. */
+typedef struct one_failure {
+    int left; /* calls until it; below 0: it is over */
+} one_failure;
+
+static void *fail_once(void *ctx, void *p, size_t old_bytes, size_t new_bytes) {
+    one_failure *f = ctx;
+    if (new_bytes && f->left-- == 0) return NULL;
+    return mxd_alloc_libc.resize(NULL, p, old_bytes, new_bytes);
+}
+
+/* The memory is back at once, so nothing but the code itself can notice the missing piece. */
+TEST(stream_one_shortage_leaves_no_gap) {
+    static const char *const stop[] = {"~~"};
+    static const char whole[] =
+        "The quick brown fox jumps over the lazy dog, and it jumps again, "
+        "over a dog that is as lazy as the first one was, and then once more";
+    open_tokenizer();
+    for (int n = 0, passed = 0; !passed; n++) {
+        one_failure f = {n};
+        const mxd_alloc al = {fail_once, &f};
+        mxd_stream *s;
+        mxd_stream_event ev;
+        char text[1024] = "";
+        int tokens = 0;
+        mxd_gen g = {.n_prompt = 5, .stop = stop, .n_stop = 1};
+        CHECK(n < 200);
+        if (mxd_stream_new(&s, &al, NULL, NULL, &g, NULL) == MXD_E_NOMEM) continue;
+        mxd_stream_submitted(s, 1);
+        feed(s, whole);
+        end(s, MXD_END_LENGTH, MXD_OK);
+        mxd_rc rc = drain(s, text, &tokens, &ev);
+        CHECK(rc == MXD_E_NOMEM || rc == MXD_OK);
+        CHECK(mxd_stream_ended(s));
+        if (rc == MXD_OK) CHECK_STR(text, whole);
+        passed = f.left >= 0;
+        mxd_stream_free(s);
+    }
 }

@@ -152,9 +152,9 @@ static const mxd_core_beat sample_beat = {.epoch = 3,
 
 /* ---------------------------------------------------------------- every message, by its number */
 
-#define GET(kind, name, field)                                                   \
-    static mxd_rc get_##kind(const void *p, size_t n, mxd_err *err) {            \
-        return mxd_wire_get_##name(&got.field, &arena, p, n, err);               \
+#define GET(kind, name, field)                                        \
+    static mxd_rc get_##kind(const void *p, size_t n, mxd_err *err) { \
+        return mxd_wire_get_##name(&got.field, &arena, p, n, err);    \
     }
 GET(hello, hello, hello)
 GET(welcome, welcome, welcome)
@@ -346,7 +346,7 @@ TEST(wire_install_round_trip_and_limits) {
     CHECK_STR(s->next_address, m.next_address);
     static const struct {
         int index, n_stages, layer0, layer1, next, prev;
-    } bad[] = {{1, 1, 0, 1, -1, -1}, {0, 65, 0, 1, -1, -1}, {0, 1, 1, 1, -1, -1},
+    } bad[] = {{1, 1, 0, 1, -1, -1}, {0, 65, 0, 1, -1, -1},   {0, 1, 1, 1, -1, -1},
                {0, 1, 2, 1, -1, -1}, {0, 1, 0, 1025, -1, -1}, {0, 1, 0, 1, -2, -1},
                {0, 1, 0, 1, 64, -1}, {0, 1, 0, 1, -1, 64},    {-1, 1, 0, 1, -1, -1},
                {0, 1, -1, 1, -1, -1}};
@@ -517,6 +517,25 @@ TEST(wire_step_lies) {
     end();
 }
 
+/* A bias is 8 bytes; what is no whole number of them is no list of biases. */
+TEST(wire_step_with_half_a_bias) {
+    begin();
+    char p[] = "\x08\x01\x10\x01\x1a\x10" /* epoch, step, a run of 16 bytes */
+               "\x08\x01\x20\x01\x2a\x0a" /* its request, n = 1, sampling of 10 bytes */
+               "\x6a\x08\x07\x00\x00\x00\x00\x00\x80\x3f" /* one bias: token 7, 1.0 */
+               "\x22\x01\x05";                            /* ids */
+    mxd_err err = {0};
+    CHECK_OK(get_step(p, sizeof p - 1, &err), &err);
+    CHECK_EQ(got.step.how[0].n_bias, 1);
+    CHECK(got.step.how[0].bias[0].token == 7 && got.step.how[0].bias[0].bias == 1);
+    char q[] = "\x08\x01\x10\x01\x1a\x0f\x08\x01\x20\x01\x2a\x09"
+               "\x6a\x07\x07\x00\x00\x00\x00\x00\x80\x22\x01\x05";
+    mxd_arena_reset(&arena, 0);
+    CHECK_EQ(get_step(q, sizeof q - 1, &err), MXD_E_FORMAT);
+    CHECK(strstr(err.msg, "7 bytes"));
+    end();
+}
+
 TEST(wire_result_round_trip) {
     static const struct {
         int n, n_top;
@@ -547,7 +566,8 @@ TEST(wire_result_round_trip) {
     end();
 }
 
-/* ----------------------------------------------------------------------------------- lying bytes */
+/* ----------------------------------------------------------------------------------- lying bytes
+ */
 
 static void check_refusal(mxd_rc rc, const mxd_err *err, const char *name) {
     if (rc == MXD_OK) return;
@@ -607,7 +627,7 @@ TEST(wire_unknown_fields_are_skipped) {
     static const char unknown[] = "\xc0\x3e\x05"                             /* varint */
                                   "\xc1\x3e\x01\x02\x03\x04\x05\x06\x07\x08" /* 64 bits */
                                   "\xc2\x3e\x03"
-                                  "abc"                   /* bytes */
+                                  "abc"                       /* bytes */
                                   "\xc5\x3e\x01\x02\x03\x04"; /* 32 bits */
     const size_t k = sizeof unknown - 1;
     begin();
@@ -646,7 +666,8 @@ TEST(wire_head_that_unfolds_too_far) {
     end();
 }
 
-/* ----------------------------------------------------------------------------------------- texts */
+/* ----------------------------------------------------------------------------------------- texts
+ */
 
 TEST(wire_long_texts_are_clipped_by_the_sender) {
     char text[2 * MXD_CORE_TEXT];
@@ -677,7 +698,13 @@ TEST(wire_texts_are_repaired) {
     mxd_err err = {0};
     mxd_wire_put_failed(&head, 1, MXD_E_IO, "cannot open /m\xff\xc3(\xe2\x82");
     CHECK_OK(get_failed(mxd_buf_str(&head), head.len, &err), &err);
-    CHECK_STR(got.failure.text, "cannot open /m?" "?(?" "?");
+    CHECK_STR(got.failure.text, "cannot open /m?"
+                                "?(?"
+                                "?");
+    mxd_buf_clear(&head);
+    mxd_wire_put_failed(&head, 1, MXD_E_IO, "one\ntwo\x1b[31m \x7f");
+    CHECK_OK(get_failed(mxd_buf_str(&head), head.len, &err), &err);
+    CHECK_STR(got.failure.text, "one?two?[31m ?");
     end();
 }
 
