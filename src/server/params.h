@@ -41,26 +41,21 @@ typedef enum mxd_param_level {
     MXD_PL_REFUSE     /* would change the answer and is not built: 400 unless it equals `values` */
 } mxd_param_level;
 
-#define MXD_PARAM_MAP(X) /* id */                                                                 \
-    X(MODEL)                                                                                      \
-    X(MESSAGES)                                                                                   \
-    X(PROMPT) X(MAX_COMPLETION_TOKENS) X(MAX_TOKENS) X(MAX_TOKENS_TEXT) X(TEMPERATURE) X(TOP_P)   \
-        X(TOP_K) X(MIN_P) X(SEED) X(STOP) X(N) X(PRESENCE_PENALTY) X(FREQUENCY_PENALTY)           \
-            X(REPETITION_PENALTY) X(REPEAT_PENALTY) X(LOGIT_BIAS) X(LOGPROBS) X(LOGPROBS_TEXT)    \
-                X(TOP_LOGPROBS) X(STREAM) X(STREAM_OPTIONS) X(RESPONSE_FORMAT) X(GRAMMAR) X(      \
-                    STRUCTURED_OUTPUTS) X(GUIDED_JSON) X(GUIDED_REGEX) X(GUIDED_CHOICE)           \
-                    X(GUIDED_GRAMMAR) X(TOOLS) X(TOOL_CHOICE) X(PARALLEL_TOOL_CALLS) X(FUNCTIONS) \
-                        X(FUNCTION_CALL) X(REASONING_EFFORT) X(CHAT_TEMPLATE_KWARGS)              \
-                            X(ENABLE_THINKING) X(REASONING_BUDGET) X(CHAT_TEMPLATE)               \
-                                X(ADD_GENERATION_PROMPT) X(CONTINUE_FINAL_MESSAGE) X(MIN_TOKENS)  \
-                                    X(IGNORE_EOS) X(STOP_TOKEN_IDS) X(SKIP_SPECIAL_TOKENS)        \
-                                        X(BAD_WORDS) X(VERBOSITY) X(TIMINGS) X(USER) X(METADATA)  \
-                                            X(STORE) X(SERVICE_TIER) X(SAFETY_IDENTIFIER)         \
-                                                X(PROMPT_CACHE_KEY) X(PREDICTION) X(AUDIO)        \
-                                                    X(MODALITIES) X(WEB_SEARCH_OPTIONS) X(ECHO)   \
-                                                        X(SUFFIX) X(BEST_OF) X(CONTENT)           \
-                                                            X(ADD_SPECIAL) X(PARSE_SPECIAL)       \
-                                                                X(WITH_PIECES) X(TOKENS)
+/* clang-format off */
+#define MXD_PARAM_MAP(X) /* id */ \
+    X(MODEL) X(MESSAGES) X(PROMPT) X(MAX_COMPLETION_TOKENS) X(MAX_TOKENS) X(MAX_TOKENS_TEXT) \
+    X(TEMPERATURE) X(TOP_P) X(TOP_K) X(MIN_P) X(SEED) X(STOP) X(N) X(PRESENCE_PENALTY) \
+    X(FREQUENCY_PENALTY) X(REPETITION_PENALTY) X(REPEAT_PENALTY) X(LOGIT_BIAS) X(LOGPROBS) \
+    X(LOGPROBS_TEXT) X(TOP_LOGPROBS) X(STREAM) X(STREAM_OPTIONS) X(RESPONSE_FORMAT) X(GRAMMAR) \
+    X(STRUCTURED_OUTPUTS) X(GUIDED_JSON) X(GUIDED_REGEX) X(GUIDED_CHOICE) X(GUIDED_GRAMMAR) \
+    X(TOOLS) X(TOOL_CHOICE) X(PARALLEL_TOOL_CALLS) X(FUNCTIONS) X(FUNCTION_CALL) \
+    X(REASONING_EFFORT) X(CHAT_TEMPLATE_KWARGS) X(ENABLE_THINKING) X(REASONING_BUDGET) \
+    X(CHAT_TEMPLATE) X(ADD_GENERATION_PROMPT) X(CONTINUE_FINAL_MESSAGE) X(MIN_TOKENS) \
+    X(IGNORE_EOS) X(STOP_TOKEN_IDS) X(SKIP_SPECIAL_TOKENS) X(BAD_WORDS) X(VERBOSITY) X(TIMINGS) \
+    X(USER) X(METADATA) X(STORE) X(SERVICE_TIER) X(SAFETY_IDENTIFIER) X(PROMPT_CACHE_KEY) \
+    X(PREDICTION) X(AUDIO) X(MODALITIES) X(WEB_SEARCH_OPTIONS) X(ECHO) X(SUFFIX) X(BEST_OF) \
+    X(CONTENT) X(ADD_SPECIAL) X(PARSE_SPECIAL) X(WITH_PIECES) X(TOKENS)
+/* clang-format on */
 
 typedef enum mxd_param_id {
 #define X(id) MXD_P_##id,
