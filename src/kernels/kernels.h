@@ -40,7 +40,8 @@ typedef enum mxd_ftype { MXD_F32, MXD_F16, MXD_BF16 } mxd_ftype; /* how floats a
 
 static inline size_t mxd_ftype_bytes(mxd_ftype t) { return t == MXD_F32 ? 4 : 2; }
 
-/* The shape of a quantised tile. k is a multiple of group, block_k too; group is 32, 64 or 128. */
+/* The shape of a quantised tile. k is a multiple of group, block_k too; group is 16, 32,
+ * 64 or 128. Files may be narrower: see mxd_widen_codes. */
 typedef struct mxd_qshape {
     size_t k, block_k;
     int group, bits; /* bits: 8 or 4 */
@@ -61,7 +62,7 @@ static inline size_t mxd_ftile_bytes(size_t k, mxd_ftype t) {
 static inline int mxd_act_group(int group) { return group < 64 ? group : 64; }
 
 typedef struct mxd_panel {
-    int n, g;     /* tokens, 1 .. MXD_PANEL; columns per scale, 32 or 64 */
+    int n, g;     /* tokens, 1 .. MXD_PANEL; columns per scale, 16, 32 or 64 */
     size_t k;     /* columns, a multiple of g */
     void *q;      /* [k/4][n][4] of int8_t, or int16_t for the i16 slots */
     float *s, *b; /* [k/g][n] each */
@@ -125,12 +126,27 @@ size_t mxd_kernels_usable(const mxd_kernels **out, size_t cap);
 /* ---------------------------------------------------------------------------- packing of tiles */
 
 /* Writes one quantised tile from up to 16 rows of the file.
- *   codes           n_rows rows of k * bits / 8 bytes, as in the file
+ *   codes           n_rows rows of k * bits / 8 bytes, packed as in a file of this many bits
  *   scales, biases  n_rows rows of k / group values of type s->scales */
 void mxd_qtile_pack(uint8_t *tile, const mxd_qshape *s, int n_rows, const uint8_t *codes,
                     const void *scales, const void *biases);
 /* Writes one plain tile from n_rows rows [k] of type t. */
 void mxd_ftile_pack(void *tile, mxd_ftype t, size_t k, int n_rows, const void *rows);
+
+/* Formats without a tile of their own, one row of k columns into the rows that packing takes. Every
+ * value stays what it was; memory grows (docs/numerics.md).
+ *
+ * to = the same codes with to_bits (4 or 8) each instead of bits (1 .. to_bits). k: a multiple
+ * of 8. */
+void mxd_widen_codes(uint8_t *to, int to_bits, const uint8_t *from, int bits, size_t k);
+/* E2M1 elements (mxfp4, nvfp4) as codes 2 * value + 12 of 8 bits. k: even. */
+void mxd_widen_fp4(uint8_t *codes, const uint8_t *from, size_t k);
+/* The ends of those groups from n scales s (E8M0 or E4M3): scale = s / 2, bias = -6 s, in bf16.
+ * Returns 0 when some 6 s is not finite: then its group means nothing. */
+int mxd_widen_fp4_ends(uint16_t *scales, uint16_t *biases, const uint8_t *from, size_t n, int e8m0);
+/* y [k], bf16 = E4M3 elements times the E8M0 scale of their 32 columns: exact from 2^-126; below,
+ * rounded to what bf16 holds; infinite from 2^128 on, as in MLX. */
+void mxd_widen_mxfp8(uint16_t *y, const uint8_t *codes, const uint8_t *scales, size_t k);
 
 /* y [k] = row r (0 .. 15) of a tile, as float: fma(scale, code, bias). */
 void mxd_qtile_row(float *y, const uint8_t *tile, const mxd_qshape *s, int r);

@@ -48,6 +48,22 @@ static inline uint16_t mxd_f32_to_f16(float f) {
     return (uint16_t)(sign | ((abs - (112u << 23) + 0xfff + odd) >> 13));
 }
 
+/* To nearest even; a NaN stays one. */
+static inline uint16_t mxd_f32_to_bf16(float f) {
+    uint32_t u = mxd_float_bits(f);
+    if (f != f) return (uint16_t)(u >> 16 | 0x40);
+    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+/* The small floats of the microscaling formats. E4M3 as MLX reads it: 0x7f is 480, not a NaN. */
+static inline float mxd_e4m3_to_f32(uint8_t x) {
+    return mxd_f16_to_f32((uint16_t)((x & 0x80) << 8 | (x & 0x7f) << 7)) * 256;
+}
+/* 2^(x - 127); 255 is infinite. */
+static inline float mxd_e8m0_to_f32(uint8_t x) {
+    return mxd_bits_float(x ? (uint32_t)x << 23 : 0x00400000);
+}
+
 /* exp(x) within 1 ulp: 0 below -87.33, infinity above 88.37 (so that 2^n is always normal). */
 #define MXD_EXP_LO   -87.3365447505531f
 #define MXD_EXP_HI   88.3762626647949f

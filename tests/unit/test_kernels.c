@@ -146,8 +146,10 @@ typedef struct qcase {
     char name[96];
 } qcase;
 
-static void qcase_make(qcase *c) {
+/* group: 0, any of an affine file. */
+static void qcase_make(qcase *c, int group) {
     c->s.group = (int)PICK(32, 64, 128);
+    if (group) c->s.group = group;
     c->s.bits = (int)PICK(8, 8, 4);
     c->s.scales = (mxd_ftype)pick(3);
     size_t groups = 1 + pick(MAX_K / (uint32_t)c->s.group);
@@ -193,7 +195,7 @@ static void panel_free(mxd_panel *p) {
 
 static void check_qmul(const mxd_kernels *k, int round) {
     qcase c;
-    qcase_make(&c);
+    qcase_make(&c, round % 16 < 4 ? 16 : 0);
     bool wide = round % 4 == 0;
     mxd_panel a = panel_new(&c), b = panel_new(&c);
     (wide ? k->quantise_i16 : k->quantise_i8)(&a, c.x, c.ldx);
@@ -217,9 +219,8 @@ static void check_qmul(const mxd_kernels *k, int round) {
 TEST(kernels_quantised_products) { each_table(check_qmul, ROUNDS); }
 
 static void check_qmul_f32(const mxd_kernels *k, int round) {
-    (void)round;
     qcase c;
-    qcase_make(&c);
+    qcase_make(&c, round % 5 ? 0 : 16);
     size_t n_y = (size_t)c.n * c.ldy;
     float *got = calloc(n_y, sizeof *got), *want = calloc(n_y, sizeof *want);
     k->qmul_f32(got, c.ldy, c.tile, &c.s, c.x, c.ldx, c.n);
@@ -391,7 +392,7 @@ TEST(kernels_golden_bits) {
     for (int round = 1; round <= 20; round++) {
         counter = (uint64_t)round << 40;
         qcase c;
-        qcase_make(&c);
+        qcase_make(&c, 0);
         mxd_panel p = panel_new(&c);
         float *y = calloc((size_t)c.n * c.ldy, sizeof *y);
         const mxd_kernels *k = mxd_kernels_best();
@@ -466,6 +467,83 @@ TEST(kernels_pack_is_read_back) {
                 }
             }
         }
+}
+
+/* Rows of the formats without a tile of their own; the bytes are worked examples of the formats. */
+TEST(kernels_widen_codes_of_every_width) {
+    static const struct {
+        int bits;
+        size_t n;
+        uint8_t file[8], code[8];
+    } rows[] = {{2, 4, {0xe4}, {0, 1, 2, 3}},
+                {3, 8, {0x88, 0xc6, 0xfa}, {0, 1, 2, 3, 4, 5, 6, 7}},
+                {5, 8, {0x41, 0x0c, 0x52, 0xcc, 0x41}, {1, 2, 3, 4, 5, 6, 7, 8}},
+                {6, 4, {0x81, 0x30, 0x10}, {1, 2, 3, 4}}};
+    uint8_t wide[8];
+    for (size_t i = 0; i < MXD_COUNT(rows); i++) {
+        mxd_widen_codes(wide, 8, rows[i].file, rows[i].bits, 8);
+        for (size_t c = 0; c < rows[i].n; c++) CHECK_EQ(wide[c], rows[i].code[c]);
+    }
+    for (int bits = 1; bits <= 8; bits++) /* random rows, to both tiles */
+        for (int to = bits <= 4 ? 4 : 8; to <= 8; to += 4) {
+            uint8_t file[128], got[128] = {0};
+            counter = (uint64_t)bits;
+            for (size_t i = 0; i < sizeof file; i++) file[i] = (uint8_t)pick(256);
+            mxd_widen_codes(got, to, file, bits, 128);
+            for (int c = 0; c < 128; c++) {
+                int want = 0;
+                for (int b = 0; b < bits; b++)
+                    want |= (file[(c * bits + b) / 8] >> (c * bits + b) % 8 & 1) << b;
+                CHECK_EQ(got[c * to / 8] >> c * to % 8 & ((1 << to) - 1), want);
+            }
+        }
+}
+
+TEST(kernels_widen_microscaling_formats) {
+    static const uint8_t mx4[] = {0x72, 0x1f, 0xb0, 0x9a}, nv4[] = {0xb7}, mx4_scale = 0x7e,
+                         nv4_scale = 0x34, mx8[] = {0x3c, 0xc4, 0x01, 0x7e};
+    static const float want4[] = {.5f, 3, -3, .25f, 0, -.75f, -.5f, -.25f};
+    static const float want8[] = {3, -6, 0.00390625f, 896};
+    uint8_t code[8], mx8_scale = 0x80;
+    uint16_t scale, bias, y[4];
+    mxd_widen_fp4(code, mx4, 8);
+    CHECK(mxd_widen_fp4_ends(&scale, &bias, &mx4_scale, 1, 1));
+    for (int i = 0; i < 8; i++)
+        CHECK(fmaf(mxd_bf16_to_f32(scale), code[i], mxd_bf16_to_f32(bias)) == want4[i]);
+    mxd_widen_fp4(code, nv4, 2);
+    CHECK(mxd_widen_fp4_ends(&scale, &bias, &nv4_scale, 1, 0));
+    CHECK(fmaf(mxd_bf16_to_f32(scale), code[0], mxd_bf16_to_f32(bias)) == 4.5f);
+    CHECK(fmaf(mxd_bf16_to_f32(scale), code[1], mxd_bf16_to_f32(bias)) == -1.125f);
+    mxd_widen_mxfp8(y, mx8, &mx8_scale, 4);
+    for (int i = 0; i < 4; i++) CHECK(mxd_bf16_to_f32(y[i]) == want8[i]);
+}
+
+/* Every scale times every element, in double. */
+TEST(kernels_widen_keeps_every_value) {
+    static const double e2m1[8] = {0, .5, 1, 1.5, 2, 3, 4, 6};
+    for (int s = 0; s < 256; s++)
+        for (int e8m0 = 0; e8m0 < 2; e8m0++) {
+            double size = (s & 15 << 3) ? ldexp(8 + (s & 7), (s >> 3 & 15) - 10) : ldexp(s & 7, -9);
+            size = e8m0 ? ldexp(1, s - 127) : s & 128 ? -size : size;
+            uint8_t byte = (uint8_t)s;
+            uint16_t scale, bias;
+            CHECK_EQ(mxd_widen_fp4_ends(&scale, &bias, &byte, 1, e8m0), !e8m0 || s < 253);
+            for (int v = 0; v < 16 && (!e8m0 || s < 253); v++) {
+                uint8_t from = (uint8_t)v, code[2];
+                mxd_widen_fp4(code, &from, 2);
+                double got = fmaf(mxd_bf16_to_f32(scale), code[0], mxd_bf16_to_f32(bias));
+                CHECK(got == (v & 8 ? -1 : 1) * e2m1[v & 7] * size);
+            }
+            for (int v = 0; v < 256 && e8m0 && s > 20 && s < 246; v++) {
+                uint8_t from = (uint8_t)v;
+                uint16_t y;
+                mxd_widen_mxfp8(&y, &from, &byte, 1);
+                CHECK(mxd_bf16_to_f32(y) == (double)mxd_e4m3_to_f32(from) * size);
+            }
+        }
+    CHECK(mxd_e4m3_to_f32(0x7f) == 480 && mxd_e4m3_to_f32(0x81) == -0x1p-9f);
+    CHECK(mxd_f32_to_bf16(1 + 0x1p-8f) == 0x3f80 && mxd_f32_to_bf16(1 + 0x3p-8f) == 0x3f82);
+    CHECK(isnan(mxd_bf16_to_f32(mxd_f32_to_bf16(mxd_bits_float(0x7f800001)))));
 }
 
 TEST(kernels_find_by_name) {

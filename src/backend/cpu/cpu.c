@@ -46,8 +46,8 @@ static void lay_out(cpu_backend *b, layout *l) {
     for (int i = 0; i < b->n_regs; i++)
         b->reg[i].data = place(l, (size_t)b->reg[i].cap_rows, b->reg[i].ld * sizeof(float));
     b->panel_q = place(l, panel_rows * max_in, b->activations == MXD_ACT_I16 ? 2 : 1);
-    b->panel_s = place(l, panel_rows * (max_in / 32), sizeof(float));
-    b->panel_b = place(l, panel_rows * (max_in / 32), sizeof(float));
+    b->panel_s = place(l, panel_rows * (max_in / 16), sizeof(float));
+    b->panel_b = place(l, panel_rows * (max_in / 16), sizeof(float));
     for (int i = 0; i < CPU_ROPE_TABLES; i++) {
         b->rope[i].cs = place(l, rows, b->max_dp / 2 * sizeof(float));
         b->rope[i].sn = place(l, rows, b->max_dp / 2 * sizeof(float));

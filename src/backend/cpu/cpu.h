@@ -21,7 +21,7 @@ struct mxd_weight {
     unsigned use;     /* MXD_W_* */
     int rows, in;     /* the part held: [rows, in]; a vector is [in] */
     bool quantised;
-    mxd_qshape q;   /* quantised */
+    mxd_qshape q;   /* of the tiles, when quantised; the file may be narrower */
     mxd_ftype type; /* plain */
     size_t block_k;
     int n_tiles;

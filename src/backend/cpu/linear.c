@@ -117,7 +117,7 @@ static int group_of(const cpu_backend *b, const mxd_weight *w) {
 }
 
 void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_weight *const *w) {
-    static const int groups[] = {0, 32, 64};
+    static const int groups[] = {0, 16, 32, 64};
     cpu_backend *b = (cpu_backend *)base;
     if (!cpu_live(b)) return;
     MXD_ASSERT(n <= MXD_MAX_REGS && src >= 0 && src < b->n_regs);

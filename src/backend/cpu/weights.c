@@ -40,37 +40,66 @@ static mxd_rc check_1d(const mxd_weight_src *s, const mxd_st_tensor *t, uint64_t
                     s->name, t->name, t->n_dims, t->n_dims > 0 ? t->shape[0] : 0, n);
 }
 
-static mxd_rc check_quantised(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
-    int bits = s->quant.bits, group = s->quant.group;
-    if (s->quant.mode != MXD_Q_AFFINE || (bits != 8 && bits != 4))
-        return mxd_fail(err, MXD_E_UNSUPPORTED,
-                        "%s: quantisation with %d bits, mode %d is not supported by the cpu "
-                        "backend: use an affine 8-bit or 4-bit version of the model",
-                        s->name, bits, (int)s->quant.mode);
-    if ((group != 32 && group != 64 && group != 128) || s->in % group)
-        return mxd_fail(err, MXD_E_FORMAT, "%s: %d columns in groups of %d", s->name, s->in, group);
-    if (!s->scales || !s->biases)
+/* The bits of the tile that a format lives in; 0: there is no such format. Codes of 2 and 3 bits
+ * use the tile of 4, codes of 5 and 6 and E2M1 elements that of 8; mxfp8 becomes plain bf16. */
+static int tile_bits(mxd_quant q) {
+    bool group = q.group == 32 || q.group == 64 || q.group == 128;
+    switch (q.mode) {
+    case MXD_Q_NONE:
+        return 0;
+    case MXD_Q_AFFINE:
+        return !group || q.bits < 2 || q.bits == 7 || q.bits > 8 ? 0 : q.bits <= 4 ? 4 : 8;
+    case MXD_Q_MXFP4:
+        return q.bits == 4 && q.group == 32 ? 8 : 0;
+    case MXD_Q_MXFP8:
+        return q.bits == 8 && q.group == 32 ? 16 : 0;
+    case MXD_Q_NVFP4:
+        return q.bits == 4 && q.group == 16 ? 8 : 0;
+    }
+    return 0;
+}
+
+/* The tensors of a quantised weight: there, and of the right types. */
+static mxd_rc check_parts(const mxd_weight_src *s, mxd_ftype *scales, mxd_err *err) {
+    bool affine = s->quant.mode == MXD_Q_AFFINE;
+    if (!s->scales || (affine && !s->biases))
         return mxd_fail(err, MXD_E_FORMAT, "%s: quantised, but %s is missing", s->name,
                         s->scales ? "biases" : "scales");
-    if (s->weight->dtype != MXD_DTYPE_U32 || s->biases->dtype != s->scales->dtype)
+    mxd_dtype biases = affine ? s->biases->dtype : MXD_DTYPE_U8;
+    if (s->weight->dtype != MXD_DTYPE_U32 || biases != s->scales->dtype)
         return mxd_fail(err, MXD_E_FORMAT,
-                        "%s: quantised weight is %s (wanted U32), scales %s, biases %s", s->name,
+                        "%s: quantised weight is %s (wanted U32), scales %s, wanted %s", s->name,
                         mxd_dtype_name(s->weight->dtype), mxd_dtype_name(s->scales->dtype),
-                        mxd_dtype_name(s->biases->dtype));
+                        mxd_dtype_name(biases));
+    *scales = MXD_BF16;
+    return affine ? check_float(s, s->scales, scales, err) : MXD_OK;
+}
+
+static mxd_rc check_quantised(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
+    int bits = s->quant.bits, group = s->quant.group, tile = tile_bits(s->quant);
+    if (!tile)
+        return mxd_fail(err, MXD_E_UNSUPPORTED,
+                        "%s: there is no quantisation with %d bits in groups of %d, mode %d: "
+                        "damaged configuration, or made by a newer program",
+                        s->name, bits, group, (int)s->quant.mode);
+    if (s->in % group)
+        return mxd_fail(err, MXD_E_FORMAT, "%s: %d columns in groups of %d", s->name, s->in, group);
     uint64_t out = (uint64_t)s->out, n_groups = (uint64_t)(s->in / group);
-    MXD_TRY(check_float(s, s->scales, &w->q.scales, err));
-    MXD_TRY(check_2d(s, s->weight, out, n_groups * (uint64_t)(group * bits / 32), err));
+    MXD_TRY(check_parts(s, &w->q.scales, err));
+    MXD_TRY(check_2d(s, s->weight, out, n_groups * (uint64_t)(group * bits) / 32, err));
     MXD_TRY(check_2d(s, s->scales, out, n_groups, err));
-    MXD_TRY(check_2d(s, s->biases, out, n_groups, err));
+    if (s->quant.mode == MXD_Q_AFFINE) MXD_TRY(check_2d(s, s->biases, out, n_groups, err));
     if (s->block_k % group)
         return mxd_fail(err, MXD_E_INVAL, "%s: block of %d columns cuts a group of %d", s->name,
                         s->block_k, group);
-    w->quantised = true;
+    w->quantised = tile != 16;
+    w->type = MXD_BF16; /* of mxfp8, which is plain from here on */
     w->q.k = (size_t)s->in;
     w->q.block_k = w->block_k;
     w->q.group = group;
-    w->q.bits = bits;
-    w->tile_bytes = mxd_qtile_bytes(&w->q);
+    w->q.bits = tile;
+    w->tile_bytes =
+        w->quantised ? mxd_qtile_bytes(&w->q) : mxd_ftile_bytes((size_t)s->in, MXD_BF16);
     return MXD_OK;
 }
 
@@ -121,34 +150,83 @@ typedef struct load_job {
     const mxd_weight_src *src;
     mxd_weight *w;
     int tiles_per_task;
-    size_t code_bytes, scale_bytes; /* of one row in the file */
-    unsigned char *stage;           /* [threads][stage_bytes] */
+    size_t code_bytes, scale_bytes, bias_bytes; /* of one row in the file */
+    size_t wide_bytes;                          /* of one tile's rows in another format */
+    unsigned char *stage;                       /* [threads][stage_bytes] */
     size_t stage_bytes;
     atomic_int failed;
     mxd_err err; /* of the task that set `failed` first */
 } load_job;
+
+typedef struct file_rows { /* neighbouring rows as in the file */
+    const unsigned char *codes, *scales, *biases;
+} file_rows;
+
+/* E2M1 elements: `wide` takes codes and ends of n rows. */
+static mxd_rc pack_fp4(const load_job *j, unsigned char *to, unsigned char *wide, file_rows f,
+                       int n, mxd_err *err) {
+    const mxd_weight *w = j->w;
+    size_t in = (size_t)w->in, n_groups = in / (size_t)w->q.group, rows = (size_t)n;
+    uint16_t *scales = (uint16_t *)(void *)(wide + in * rows), *biases = scales + n_groups * rows;
+    for (size_t r = 0; r < rows; r++) mxd_widen_fp4(wide + r * in, f.codes + r * j->code_bytes, in);
+    if (!mxd_widen_fp4_ends(scales, biases, f.scales, n_groups * rows,
+                            j->src->quant.mode == MXD_Q_MXFP4))
+        return mxd_fail(err, MXD_E_FORMAT,
+                        "a scale of 2^126 or more: damaged file? download it again");
+    mxd_qtile_pack(to, &w->q, n, wide, scales, biases);
+    return MXD_OK;
+}
+
+/* Packs n rows, at most 16, into one tile. */
+static mxd_rc pack_tile(const load_job *j, unsigned char *to, unsigned char *wide, file_rows f,
+                        int n, mxd_err *err) {
+    const mxd_weight *w = j->w;
+    mxd_quant quant = j->src->quant;
+    size_t in = (size_t)w->in, row = in * (size_t)w->q.bits / 8;
+    switch (quant.mode) {
+    case MXD_Q_NONE:
+        mxd_ftile_pack(to, w->type, in, n, f.codes);
+        break;
+    case MXD_Q_AFFINE:
+        if (quant.bits != w->q.bits) {
+            for (size_t r = 0; r < (size_t)n; r++)
+                mxd_widen_codes(wide + r * row, w->q.bits, f.codes + r * j->code_bytes, quant.bits,
+                                in);
+            f.codes = wide;
+        }
+        mxd_qtile_pack(to, &w->q, n, f.codes, f.scales, f.biases);
+        break;
+    case MXD_Q_MXFP8:
+        for (size_t r = 0; r < (size_t)n; r++)
+            mxd_widen_mxfp8((uint16_t *)(void *)wide + r * in, f.codes + r * j->code_bytes,
+                            f.scales + r * j->scale_bytes, in);
+        mxd_ftile_pack(to, MXD_BF16, in, n, wide);
+        break;
+    case MXD_Q_MXFP4:
+    case MXD_Q_NVFP4:
+        return pack_fp4(j, to, wide, f, n, err);
+    }
+    return MXD_OK;
+}
 
 /* Reads n rows from `row`, and packs them into tiles from `tile`. */
 static mxd_rc load_rows(load_job *j, unsigned char *stage, int tile, size_t row, size_t n,
                         mxd_err *err) {
     const mxd_weight_src *s = j->src;
     mxd_weight *w = j->w;
-    unsigned char *scales = stage + n * j->code_bytes, *biases = scales + n * j->scale_bytes;
-    MXD_TRY(mxd_st_read(s->st, s->weight, row * j->code_bytes, stage, n * j->code_bytes, err));
-    if (w->quantised) {
+    unsigned char *codes = stage + j->wide_bytes, *scales = codes + n * j->code_bytes;
+    unsigned char *biases = scales + n * j->scale_bytes;
+    MXD_TRY(mxd_st_read(s->st, s->weight, row * j->code_bytes, codes, n * j->code_bytes, err));
+    if (j->scale_bytes)
         MXD_TRY(
             mxd_st_read(s->st, s->scales, row * j->scale_bytes, scales, n * j->scale_bytes, err));
-        MXD_TRY(
-            mxd_st_read(s->st, s->biases, row * j->scale_bytes, biases, n * j->scale_bytes, err));
-    }
+    if (j->bias_bytes)
+        MXD_TRY(mxd_st_read(s->st, s->biases, row * j->bias_bytes, biases, n * j->bias_bytes, err));
     for (size_t r = 0; r < n; r += MXD_TILE_ROWS, tile++) {
         int m = n - r < MXD_TILE_ROWS ? (int)(n - r) : MXD_TILE_ROWS;
-        unsigned char *to = w->tiles + (size_t)tile * w->tile_bytes;
-        if (w->quantised)
-            mxd_qtile_pack(to, &w->q, m, stage + r * j->code_bytes, scales + r * j->scale_bytes,
-                           biases + r * j->scale_bytes);
-        else
-            mxd_ftile_pack(to, w->type, (size_t)w->in, m, stage + r * j->code_bytes);
+        file_rows f = {codes + r * j->code_bytes, scales + r * j->scale_bytes,
+                       biases + r * j->bias_bytes};
+        MXD_TRY(pack_tile(j, w->tiles + (size_t)tile * w->tile_bytes, stage, f, m, err));
     }
     return MXD_OK;
 }
@@ -166,19 +244,31 @@ static void load_task(void *ctx, int task, int thread) {
     if (rc && atomic_compare_exchange_strong(&j->failed, &none, 1)) j->err = err;
 }
 
+/* The bytes of rows, in the file and beside it. */
+static void size_rows(load_job *j) {
+    const mxd_weight_src *s = j->src;
+    const mxd_weight *w = j->w;
+    size_t in = (size_t)s->in;
+    if (s->quant.mode == MXD_Q_NONE) {
+        j->code_bytes = in * mxd_ftype_bytes(w->type);
+        return;
+    }
+    bool affine = s->quant.mode == MXD_Q_AFFINE;
+    j->code_bytes = in * (size_t)s->quant.bits / 8;
+    j->scale_bytes = in / (size_t)s->quant.group * (affine ? mxd_ftype_bytes(w->q.scales) : 1);
+    j->bias_bytes = affine ? j->scale_bytes : 0;
+    /* at most bf16 rows, or codes with their ends */
+    if (!affine || s->quant.bits != w->q.bits) j->wide_bytes = in * 2 * MXD_TILE_ROWS;
+}
+
 static mxd_rc load_tiles(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
     load_job j = {.src = s, .w = w};
-    if (w->quantised) {
-        j.code_bytes = (size_t)s->in * (size_t)w->q.bits / 8;
-        j.scale_bytes = (size_t)(s->in / w->q.group) * mxd_ftype_bytes(w->q.scales);
-    } else {
-        j.code_bytes = (size_t)s->in * mxd_ftype_bytes(w->type);
-    }
-    size_t per_tile = (j.code_bytes + 2 * j.scale_bytes) * MXD_TILE_ROWS;
+    size_rows(&j);
+    size_t per_tile = (j.code_bytes + j.scale_bytes + j.bias_bytes) * MXD_TILE_ROWS;
     j.tiles_per_task = (int)(STAGE_BYTES / per_tile) + 1;
     if (j.tiles_per_task > MAX_STAGE_TILES) j.tiles_per_task = MAX_STAGE_TILES;
     if (j.tiles_per_task > w->n_tiles) j.tiles_per_task = w->n_tiles;
-    j.stage_bytes = per_tile * (size_t)j.tiles_per_task;
+    j.stage_bytes = (j.wide_bytes + per_tile * (size_t)j.tiles_per_task + 63) & ~(size_t)63;
     j.stage = mxd_new(b->al, (size_t)b->n_threads, j.stage_bytes);
     if (!j.stage) return mxd_fail(err, MXD_E_NOMEM, "%s: no memory to read it", s->name);
     mxd_pool_run(b->pool, load_task, &j, (w->n_tiles - 1) / j.tiles_per_task + 1);
