@@ -108,7 +108,7 @@ X(PREFILL_STEP_SIZE, "prefill-step-size", "", MXD_ON_SERVE_ENGINE, COMPUTE, INT,
   MXD_MAX_STEP_TOKENS, "256", NULL, \
   "Prompt tokens of one micro-batch.") \
 X(THREADS, "threads", "-t", MXD_ON_COMPUTE, COMPUTE, INT, "N", 0, MXD_MAX_THREADS, "0", NULL, \
-  "Compute threads on this machine, all its workers together; 0: one per core.") \
+  "Compute threads of each worker on this machine; 0: one per core, for stages take turns.") \
 X(BACKEND, "backend", "", MXD_ON_COMPUTE, COMPUTE, CHOICE, NULL, 0, 0, "auto", "auto|cpu|mlx", \
   "Who computes; auto takes mlx on Apple Silicon when its plugin opens, else cpu.") \
 X(ACTIVATIONS, "activations", "", MXD_ON_COMPUTE, COMPUTE, CHOICE, NULL, 0, 0, "8", "8|16|f32", \
