@@ -35,10 +35,12 @@ bool mxd_worker_engine_push(mxd_worker_engine *e, mxd_task *job) {
 /* ---------------------------------------------------------------------------------------- loading
  */
 
-static void progress(void *ctx, uint64_t done, uint64_t total) {
+/* False when the worker ends: nobody waits for the rest. */
+static bool progress(void *ctx, uint64_t done, uint64_t total) {
     mxd_worker_engine *e = ctx;
     atomic_store(&e->load_done, done);
     atomic_store(&e->load_total, total);
+    return !mxd_queue_closed(e->jobs);
 }
 
 /* Another model of the same name must not join in. */

@@ -18,6 +18,8 @@ typedef struct mxd_decl {
     int out, in;      /* a vector is [1, in] */
     int unit;         /* columns that must stay together when `in` is cut; 0: any group edge */
     bool plain;       /* a parameter without module: "path.weight" is a plain tensor */
+    bool bias;        /* config.json promises "path.bias"; one that is there is used anyhow */
+    int row0, whole;  /* of a matrix of `whole` rows, those from row0; whole = 0: all are ours */
 } mxd_decl;
 
 /* The weights of one layer, in the order of the family's declarations. */
@@ -42,7 +44,7 @@ typedef struct mxd_family {
     void (*layer)(const struct mxd_model *m, int layer);
 } mxd_family;
 
-extern const mxd_family mxd_family_qwen3;
+extern const mxd_family mxd_family_llama, mxd_family_phi3, mxd_family_qwen2, mxd_family_qwen3;
 
 enum { MXD_REG_X = 0, MXD_REG_H = 1, MXD_REG_LOGITS = 2, MXD_REG_FAMILY = 3 }; /* shared meaning */
 
@@ -56,7 +58,7 @@ struct mxd_model {
 
     mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
     int n_decls;
-    float *inv_freq; /* [head_dim / 2] */
+    float *inv_freq; /* [rope.dims / 2] */
     mxd_rope rope;
     float attn_scale; /* head_dim^-1/2 */
 
@@ -69,6 +71,8 @@ struct mxd_model {
 
 /* ---- config.json, config.c ---- */
 
+/* NULL when the key is missing or null. */
+const json_t *mxd_config_get(const json_t *o, const char *key);
 /* An integer in [least, most]; absent: `otherwise`, or an error when that is below `least`. */
 mxd_rc mxd_config_int(const json_t *o, const char *key, int least, int most, int otherwise,
                       int *out, mxd_err *err) MXD_MUST_USE;
@@ -77,8 +81,6 @@ mxd_rc mxd_config_real(const json_t *o, const char *key, double least, double mo
                        double otherwise, double *out, mxd_err *err) MXD_MUST_USE;
 mxd_rc mxd_config_bool(const json_t *o, const char *key, bool otherwise, bool *out,
                        mxd_err *err) MXD_MUST_USE;
-/* rope_theta and scaling, wherever the file keeps them, into hp. */
-mxd_rc mxd_config_rope(mxd_hparams *hp, const json_t *config, mxd_err *err) MXD_MUST_USE;
 
 /* ---- quant.c ---- */
 

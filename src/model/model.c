@@ -6,13 +6,15 @@
 #include <string.h>
 
 #include "base/buf.h"
-#include "base/dmath.h"
 #include "base/log.h"
 #include "formats/json.h"
 #include "model/family.h"
 
 /* Adding a family is one file and one line here. */
 static const mxd_family *const families[] = {
+    &mxd_family_llama,
+    &mxd_family_phi3,
+    &mxd_family_qwen2,
     &mxd_family_qwen3,
 };
 
@@ -83,16 +85,13 @@ static mxd_rc read_config(mxd_model *m, mxd_err *err) {
     return m->family->configure(&m->hp, m->config, err);
 }
 
-/* inv_freq[i] = theta^(-2i/dims) / factor, the same bits on every machine. */
 static mxd_rc make_rope(mxd_model *m, mxd_err *err) {
-    int dims = m->hp.head_dim;
-    m->inv_freq = MXD_NEW(m->al, (size_t)dims / 2, float);
+    const mxd_rope_spec *spec = &m->hp.rope;
+    m->inv_freq = MXD_NEW(m->al, (size_t)spec->dims / 2, float);
     if (!m->inv_freq) return mxd_fail(err, MXD_E_NOMEM, "RoPE table");
-    double ln_theta = mxd_log64(m->hp.rope_theta);
-    for (int i = 0; i < dims / 2; i++)
-        m->inv_freq[i] = (float)(mxd_exp64(-2.0 * i / dims * ln_theta) / m->hp.rope_factor);
-    m->rope = (mxd_rope){dims, m->inv_freq, 1.0f, m->hp.rope_interleaved};
-    m->attn_scale = 1.0f / sqrtf((float)dims);
+    float scale = mxd_rope_make(spec, m->inv_freq);
+    m->rope = (mxd_rope){spec->dims, m->inv_freq, scale, spec->interleaved};
+    m->attn_scale = 1.0f / sqrtf((float)m->hp.head_dim);
     return MXD_OK;
 }
 
@@ -120,7 +119,15 @@ static mxd_rc source(const mxd_model *m, const mxd_decl *d, int layer, char path
         snprintf(path, 256, "model.layers.%d.%s", layer, d->path);
     *src = (mxd_weight_src){.name = path, .use = d->use, .out = d->out, .in = d->in};
     if (!(d->use & MXD_W_VECTOR)) {
+        if (d->whole) {
+            src->out = d->whole;
+            src->row0 = d->row0;
+            src->rows = d->out;
+        }
         MXD_TRY(mxd_quant_resolve(m->config, m->st, path, src, err));
+        if (d->bias && !src->bias)
+            return mxd_fail(err, MXD_E_FORMAT,
+                            "tensor '%s.bias' is missing, config.json promises it", path);
         src->block_k = mxd_block_k(d->in, src->quant.group, d->unit);
         return MXD_OK;
     }
@@ -136,9 +143,11 @@ static mxd_rc source(const mxd_model *m, const mxd_decl *d, int layer, char path
     return mxd_quant_check_float(src->weight, err);
 }
 
+/* Of the rows that are ours: every row takes the same. */
 static uint64_t file_bytes(const mxd_weight_src *s) {
-    return s->weight->bytes + (s->scales ? s->scales->bytes : 0) +
-           (s->biases ? s->biases->bytes : 0) + (s->bias ? s->bias->bytes : 0);
+    uint64_t all = s->weight->bytes + (s->scales ? s->scales->bytes : 0) +
+                   (s->biases ? s->biases->bytes : 0) + (s->bias ? s->bias->bytes : 0);
+    return s->rows ? all / (uint64_t)s->out * (uint64_t)s->rows : all;
 }
 
 static mxd_rc decl_bytes(const mxd_model *m, const mxd_decl *d, int layer, uint64_t *sum,
@@ -147,6 +156,7 @@ static mxd_rc decl_bytes(const mxd_model *m, const mxd_decl *d, int layer, uint6
     mxd_weight_src src;
     MXD_TRY(source(m, d, layer, path, &src, err));
     *sum += file_bytes(&src);
+    if (src.row0 > 0) return MXD_OK; /* counted with the first part */
     *n_tensors += 1u + (src.scales != NULL) + (src.biases != NULL) + (src.bias != NULL);
     return MXD_OK;
 }
@@ -321,8 +331,8 @@ static mxd_rc load_one(loading *l, const mxd_decl *d, int layer, mxd_weight **ou
     mxd_rc rc = b->ops->load(b, &src, out, err);
     if (rc) return mxd_wrap(err, rc, "%s", path);
     l->done += file_bytes(&src);
-    if (l->opts->progress) l->opts->progress(l->opts->progress_ctx, l->done, l->total);
-    return MXD_OK;
+    bool go_on = !l->opts->progress || l->opts->progress(l->opts->progress_ctx, l->done, l->total);
+    return go_on ? MXD_OK : mxd_fail(err, MXD_E_CANCELED, "loading was stopped");
 }
 
 static mxd_rc load_ends(loading *l, mxd_err *err) {

@@ -17,16 +17,19 @@
 
 #include <jansson.h>
 #include "backend/backend.h"
+#include "model/rope.h"
 #include "model/sizes.h"
 
 typedef struct mxd_hparams {
     char model_type[48];
     int n_layers, hidden, n_vocab, n_heads, n_kv, head_dim, intermediate;
-    int context;                    /* max_position_embeddings */
-    float eps;                      /* of every RMSNorm */
-    double rope_theta, rope_factor; /* factor: linear scaling, 1 for none */
-    bool rope_interleaved;
+    int context; /* max_position_embeddings */
+    float eps;   /* of every RMSNorm */
+    mxd_rope_spec rope;
     bool tied; /* logits use the embedding matrix */
+    bool attention_bias, mlp_bias;
+    int window; /* of the layers that are sliding: keys a query sees, itself included */
+    bool sliding[MXD_MAX_LAYERS];
 } mxd_hparams;
 
 typedef struct mxd_model mxd_model;
@@ -57,7 +60,7 @@ typedef struct mxd_load_opts {
     int max_rows;   /* of a micro-batch */
     int max_logits; /* rows whose logits are wanted at once */
     int n_pages, max_context;
-    void (*progress)(void *ctx, uint64_t bytes_done, uint64_t bytes_total);
+    bool (*progress)(void *ctx, uint64_t bytes_done, uint64_t bytes_total); /* false: stop */
     void *progress_ctx;
 } mxd_load_opts;
 mxd_rc mxd_model_load(mxd_model *m, mxd_backend *b, const mxd_load_opts *opts,

@@ -24,8 +24,8 @@ typedef struct mxd_shard_opts {
     int max_rows;        /* rows of the largest micro-batch; 0: MXD_MAX_STEP_TOKENS */
     const char *backend; /* "cpu", "mlx", "auto" */
     mxd_backend_opts backend_opts;
-    /* Called now and then while loading; may be NULL. */
-    void (*progress)(void *ctx, uint64_t bytes_done, uint64_t bytes_total);
+    /* Called now and then while loading; false: stop (E_CANCELED). May be NULL. */
+    bool (*progress)(void *ctx, uint64_t bytes_done, uint64_t bytes_total);
     void *progress_ctx;
 } mxd_shard_opts;
 

@@ -11,8 +11,10 @@
 
 enum { MAX_PARTS = 3, CTX = 160, MAX_HIDDEN = 192, ROWS = 128 };
 
-static const char *const models[] = {"tied-bf16", "untied-f16", "deep-f32-scales", "kv3-inter320",
-                                     "hidden192", "two-shards", "plain-bf16",      "plain-f32"};
+static const char *const models[] = {
+    "tied-bf16",       "untied-f16", "deep-f32-scales", "kv3-inter320",  "hidden192",
+    "two-shards",      "plain-bf16", "plain-f32",       "llama-llama3",  "llama-yarn-bias",
+    "mistral-sliding", "qwen2-tied", "qwen2-kv3-f16",   "phi3-longrope", "phi3-plain"};
 
 /* ------------------------------------------------------------- a model over one or more shards */
 
@@ -259,6 +261,8 @@ TEST(conformance_bits_do_not_depend_on_split_chunk_batch_kernels_int8) {
 TEST(conformance_bits_do_not_depend_on_split_chunk_batch_kernels_float32) {
     invariance("kv3-inter320", MXD_ACT_F32, false);
     invariance("plain-bf16", MXD_ACT_F32, true);
+    invariance("mistral-sliding", MXD_ACT_F32, false); /* windows, and where chunks cut them */
+    invariance("phi3-plain", MXD_ACT_F32, false);      /* parts of a matrix */
 }
 
 TEST(conformance_int16_is_closer_than_int8) {

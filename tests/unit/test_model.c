@@ -61,9 +61,9 @@ static void init(repo *r) {
         int out, in;
     } w[] = {{"input_layernorm", 0, D},
              {"self_attn.q_proj", HEADS * HEAD_DIM, D},
-             {"self_attn.k_proj", KV *HEAD_DIM, D},
-             {"self_attn.v_proj", KV *HEAD_DIM, D},
-             {"self_attn.o_proj", D, HEADS *HEAD_DIM},
+             {"self_attn.k_proj", KV * HEAD_DIM, D},
+             {"self_attn.v_proj", KV * HEAD_DIM, D},
+             {"self_attn.o_proj", D, HEADS * HEAD_DIM},
              {"self_attn.q_norm", 0, HEAD_DIM},
              {"self_attn.k_norm", 0, HEAD_DIM},
              {"post_attention_layernorm", 0, D},
@@ -169,96 +169,99 @@ static void check_open(const repo *r, mxd_rc want, const char *says, const char 
 
 /* ------------------------------------------------------------------------------- config.json */
 
+static const struct {
+    const char *key, *value; /* NULL: the key is missing */
+    mxd_rc rc;
+    const char *says;
+} config_rows[] = {
+    {"hidden_size", "64", MXD_OK, NULL},
+    {"hidden_size", NULL, MXD_E_FORMAT, "'hidden_size' is missing"},
+    {"hidden_size", "null", MXD_E_FORMAT, "'hidden_size' is missing"},
+    {"hidden_size", "\"64\"", MXD_E_FORMAT, "must be an integer"},
+    {"hidden_size", "64.0", MXD_E_FORMAT, "must be an integer"},
+    {"hidden_size", "true", MXD_E_FORMAT, "must be an integer"},
+    {"hidden_size", "[64]", MXD_E_FORMAT, "must be an integer"},
+    {"hidden_size", "0", MXD_E_FORMAT, "must be 1 to 131072"},
+    {"hidden_size", "-64", MXD_E_FORMAT, "must be 1 to"},
+    {"hidden_size", "131073", MXD_E_FORMAT, "must be 1 to 131072"},
+    {"hidden_size", "4294967360", MXD_E_FORMAT, "must be 1 to"}, /* 64 in 32 bits */
+    {"hidden_size", "9223372036854775807", MXD_E_FORMAT, "must be 1 to"},
+    {"num_hidden_layers", NULL, MXD_E_FORMAT, "'num_hidden_layers' is missing"},
+    {"num_hidden_layers", "0", MXD_E_FORMAT, "must be 1 to 1024"},
+    {"num_hidden_layers", "1025", MXD_E_FORMAT, "must be 1 to 1024"},
+    {"num_hidden_layers", "{}", MXD_E_FORMAT, "must be an integer"},
+    {"num_hidden_layers", "3", MXD_E_FORMAT, "model.layers.2."}, /* one more than there is */
+    {"num_hidden_layers", "1", MXD_OK, NULL},                    /* one less: ignored */
+    {"intermediate_size", NULL, MXD_E_FORMAT, "'intermediate_size' is missing"},
+    {"intermediate_size", "0", MXD_E_FORMAT, "must be 1 to"},
+    {"intermediate_size", "1048577", MXD_E_FORMAT, "must be 1 to"},
+    {"intermediate_size", "\"\"", MXD_E_FORMAT, "must be an integer"},
+    {"vocab_size", NULL, MXD_E_FORMAT, "'vocab_size' is missing"},
+    {"vocab_size", "1", MXD_E_FORMAT, "must be 2 to"},
+    {"vocab_size", "4194305", MXD_E_FORMAT, "must be 2 to 4194304"},
+    {"vocab_size", "[]", MXD_E_FORMAT, "must be an integer"},
+    {"vocab_size", "9", MXD_E_FORMAT, "model.embed_tokens"},
+    {"num_attention_heads", NULL, MXD_E_FORMAT, "'num_attention_heads' is missing"},
+    {"num_attention_heads", "0", MXD_E_FORMAT, "must be 1 to 1024"},
+    {"num_attention_heads", "1025", MXD_E_FORMAT, "must be 1 to 1024"},
+    {"num_attention_heads", "\"2\"", MXD_E_FORMAT, "must be an integer"},
+    {"num_key_value_heads", "0", MXD_E_FORMAT, "must be 1 to 1024"},
+    {"num_key_value_heads", "1025", MXD_E_FORMAT, "must be 1 to 1024"},
+    {"num_key_value_heads", "1.5", MXD_E_FORMAT, "must be an integer"},
+    {"num_key_value_heads", "3", MXD_E_FORMAT, "cannot be"}, /* 2 heads over 3 */
+    {"num_key_value_heads", NULL, MXD_E_FORMAT, "k_proj"},   /* as many as heads: shapes differ */
+    {"head_dim", NULL, MXD_OK, NULL},                        /* hidden / heads */
+    {"head_dim", "1", MXD_E_FORMAT, "must be 2 to 1024"},
+    {"head_dim", "1025", MXD_E_FORMAT, "must be 2 to 1024"},
+    {"head_dim", "33", MXD_E_FORMAT, "cannot be"}, /* odd */
+    {"head_dim", "\"32\"", MXD_E_FORMAT, "must be an integer"},
+    {"max_position_embeddings", NULL, MXD_OK, NULL},
+    {"max_position_embeddings", "0", MXD_E_FORMAT, "must be 1 to"},
+    {"max_position_embeddings", "16777217", MXD_E_FORMAT, "must be 1 to 16777216"},
+    {"max_position_embeddings", "16777216", MXD_OK, NULL},
+    {"max_position_embeddings", "\"x\"", MXD_E_FORMAT, "must be an integer"},
+    {"rms_norm_eps", NULL, MXD_OK, NULL},
+    {"rms_norm_eps", "\"1e-6\"", MXD_E_FORMAT, "must be a number"},
+    {"rms_norm_eps", "-0.1", MXD_E_FORMAT, "must be 0 to 1"},
+    {"rms_norm_eps", "1.5", MXD_E_FORMAT, "must be 0 to 1"},
+    {"rms_norm_eps", "{\"__float__\":\"Infinity\"}", MXD_E_FORMAT, "must be"},
+    {"rope_theta", NULL, MXD_OK, NULL},
+    {"rope_theta", "0", MXD_E_FORMAT, "must be 1 to 1e+12"},
+    {"rope_theta", "1e13", MXD_E_FORMAT, "must be 1 to 1e+12"},
+    {"rope_theta", "[1]", MXD_E_FORMAT, "must be a number"},
+    {"rope_scaling", "null", MXD_OK, NULL},
+    {"rope_scaling", "\"linear\"", MXD_E_FORMAT, "must be an object"},
+    {"rope_scaling", "{\"type\":\"linear\",\"factor\":2}", MXD_OK, NULL},
+    {"rope_scaling", "{\"rope_type\":\"linear\",\"factor\":0}", MXD_E_FORMAT, "'factor'"},
+    {"rope_scaling", "{\"rope_type\":\"linear\",\"factor\":\"2\"}", MXD_E_FORMAT, "'factor'"},
+    {"rope_scaling", "{\"rope_type\":\"spiral\"}", MXD_E_UNSUPPORTED, "'spiral'"},
+    {"rope_scaling", "{\"rope_type\":\"yarn\"}", MXD_E_FORMAT, "'factor'"},
+    {"rope_scaling", "{\"rope_type\":7}", MXD_OK, NULL},
+    {"rope_parameters", "{\"rope_theta\":0.5}", MXD_E_FORMAT, "'rope_theta'"},
+    {"rope_parameters", "{\"rope_theta\":5e5,\"rope_type\":\"default\"}", MXD_OK, NULL},
+    {"rope_parameters", "[]", MXD_E_FORMAT, "must be an object"},
+    {"tie_word_embeddings", "1", MXD_E_FORMAT, "must be true or false"},
+    {"tie_word_embeddings", "true", MXD_OK, NULL},
+    {"tie_word_embeddings", "false", MXD_E_FORMAT, "lm_head.weight' is missing"},
+    {"model_type", NULL, MXD_E_FORMAT, "'model_type' is missing"},
+    {"model_type", "3", MXD_E_FORMAT, "'model_type' is missing"},
+    {"model_type", "\"\"", MXD_E_UNSUPPORTED, "supported"},
+    {"model_type", "\"qwen3_zzz\"", MXD_E_UNSUPPORTED, "nearest first): qwen3"},
+    {"model_type", "\"rwkv7\"", MXD_E_UNSUPPORTED, "'rwkv7' is not supported"},
+    {"model_file", "\"model.py\"", MXD_E_UNSUPPORTED, "never done"},
+    {"model_file", "null", MXD_OK, NULL},
+    {"some_new_key", "{\"x\":[1,2]}", MXD_OK, NULL},
+};
+
 TEST(model_config_rows) {
-    static const struct {
-        const char *key, *value; /* NULL: the key is missing */
-        mxd_rc rc;
-        const char *says;
-    } rows[] = {
-        {"hidden_size", "64", MXD_OK, NULL},
-        {"hidden_size", NULL, MXD_E_FORMAT, "'hidden_size' is missing"},
-        {"hidden_size", "null", MXD_E_FORMAT, "'hidden_size' is missing"},
-        {"hidden_size", "\"64\"", MXD_E_FORMAT, "must be an integer"},
-        {"hidden_size", "64.0", MXD_E_FORMAT, "must be an integer"},
-        {"hidden_size", "true", MXD_E_FORMAT, "must be an integer"},
-        {"hidden_size", "[64]", MXD_E_FORMAT, "must be an integer"},
-        {"hidden_size", "0", MXD_E_FORMAT, "must be 1 to 131072"},
-        {"hidden_size", "-64", MXD_E_FORMAT, "must be 1 to"},
-        {"hidden_size", "131073", MXD_E_FORMAT, "must be 1 to 131072"},
-        {"hidden_size", "4294967360", MXD_E_FORMAT, "must be 1 to"}, /* 64 in 32 bits */
-        {"hidden_size", "9223372036854775807", MXD_E_FORMAT, "must be 1 to"},
-        {"num_hidden_layers", NULL, MXD_E_FORMAT, "'num_hidden_layers' is missing"},
-        {"num_hidden_layers", "0", MXD_E_FORMAT, "must be 1 to 1024"},
-        {"num_hidden_layers", "1025", MXD_E_FORMAT, "must be 1 to 1024"},
-        {"num_hidden_layers", "{}", MXD_E_FORMAT, "must be an integer"},
-        {"num_hidden_layers", "3", MXD_E_FORMAT, "model.layers.2."}, /* one more than there is */
-        {"num_hidden_layers", "1", MXD_OK, NULL},                    /* one less: ignored */
-        {"intermediate_size", NULL, MXD_E_FORMAT, "'intermediate_size' is missing"},
-        {"intermediate_size", "0", MXD_E_FORMAT, "must be 1 to"},
-        {"intermediate_size", "1048577", MXD_E_FORMAT, "must be 1 to"},
-        {"intermediate_size", "\"\"", MXD_E_FORMAT, "must be an integer"},
-        {"vocab_size", NULL, MXD_E_FORMAT, "'vocab_size' is missing"},
-        {"vocab_size", "1", MXD_E_FORMAT, "must be 2 to"},
-        {"vocab_size", "4194305", MXD_E_FORMAT, "must be 2 to 4194304"},
-        {"vocab_size", "[]", MXD_E_FORMAT, "must be an integer"},
-        {"vocab_size", "9", MXD_E_FORMAT, "model.embed_tokens"},
-        {"num_attention_heads", NULL, MXD_E_FORMAT, "'num_attention_heads' is missing"},
-        {"num_attention_heads", "0", MXD_E_FORMAT, "must be 1 to 1024"},
-        {"num_attention_heads", "1025", MXD_E_FORMAT, "must be 1 to 1024"},
-        {"num_attention_heads", "\"2\"", MXD_E_FORMAT, "must be an integer"},
-        {"num_key_value_heads", "0", MXD_E_FORMAT, "must be 1 to 1024"},
-        {"num_key_value_heads", "1025", MXD_E_FORMAT, "must be 1 to 1024"},
-        {"num_key_value_heads", "1.5", MXD_E_FORMAT, "must be an integer"},
-        {"num_key_value_heads", "3", MXD_E_FORMAT, "cannot be"}, /* 2 heads over 3 */
-        {"num_key_value_heads", NULL, MXD_E_FORMAT, "k_proj"},   /* as many as heads: shapes differ */
-        {"head_dim", NULL, MXD_OK, NULL},                        /* hidden / heads */
-        {"head_dim", "1", MXD_E_FORMAT, "must be 2 to 1024"},
-        {"head_dim", "1025", MXD_E_FORMAT, "must be 2 to 1024"},
-        {"head_dim", "33", MXD_E_FORMAT, "cannot be"}, /* odd */
-        {"head_dim", "\"32\"", MXD_E_FORMAT, "must be an integer"},
-        {"max_position_embeddings", NULL, MXD_OK, NULL},
-        {"max_position_embeddings", "0", MXD_E_FORMAT, "must be 1 to"},
-        {"max_position_embeddings", "16777217", MXD_E_FORMAT, "must be 1 to 16777216"},
-        {"max_position_embeddings", "16777216", MXD_OK, NULL},
-        {"max_position_embeddings", "\"x\"", MXD_E_FORMAT, "must be an integer"},
-        {"rms_norm_eps", NULL, MXD_OK, NULL},
-        {"rms_norm_eps", "\"1e-6\"", MXD_E_FORMAT, "must be a number"},
-        {"rms_norm_eps", "-0.1", MXD_E_FORMAT, "must be 0 to 1"},
-        {"rms_norm_eps", "1.5", MXD_E_FORMAT, "must be 0 to 1"},
-        {"rms_norm_eps", "{\"__float__\":\"Infinity\"}", MXD_E_FORMAT, "must be"},
-        {"rope_theta", NULL, MXD_OK, NULL},
-        {"rope_theta", "0", MXD_E_FORMAT, "must be 1 to 1e+12"},
-        {"rope_theta", "1e13", MXD_E_FORMAT, "must be 1 to 1e+12"},
-        {"rope_theta", "[1]", MXD_E_FORMAT, "must be a number"},
-        {"rope_scaling", "null", MXD_OK, NULL},
-        {"rope_scaling", "\"linear\"", MXD_E_FORMAT, "must be an object"},
-        {"rope_scaling", "{\"type\":\"linear\",\"factor\":2}", MXD_OK, NULL},
-        {"rope_scaling", "{\"rope_type\":\"linear\",\"factor\":0}", MXD_E_FORMAT, "'factor'"},
-        {"rope_scaling", "{\"rope_type\":\"linear\",\"factor\":\"2\"}", MXD_E_FORMAT, "'factor'"},
-        {"rope_scaling", "{\"rope_type\":\"yarn\"}", MXD_E_UNSUPPORTED, "'yarn'"},
-        {"rope_scaling", "{\"rope_type\":7}", MXD_OK, NULL},
-        {"rope_parameters", "{\"rope_theta\":0.5}", MXD_E_FORMAT, "'rope_theta'"},
-        {"rope_parameters", "{\"rope_theta\":5e5,\"rope_type\":\"default\"}", MXD_OK, NULL},
-        {"rope_parameters", "[]", MXD_E_FORMAT, "must be an object"},
-        {"tie_word_embeddings", "1", MXD_E_FORMAT, "must be true or false"},
-        {"tie_word_embeddings", "true", MXD_OK, NULL},
-        {"tie_word_embeddings", "false", MXD_E_FORMAT, "lm_head.weight' is missing"},
-        {"model_type", NULL, MXD_E_FORMAT, "'model_type' is missing"},
-        {"model_type", "3", MXD_E_FORMAT, "'model_type' is missing"},
-        {"model_type", "\"\"", MXD_E_UNSUPPORTED, "supported"},
-        {"model_type", "\"qwen3_moe\"", MXD_E_UNSUPPORTED, "nearest first): qwen3"},
-        {"model_type", "\"mistral\"", MXD_E_UNSUPPORTED, "'mistral' is not supported"},
-        {"model_file", "\"model.py\"", MXD_E_UNSUPPORTED, "never done"},
-        {"model_file", "null", MXD_OK, NULL},
-        {"some_new_key", "{\"x\":[1,2]}", MXD_OK, NULL},
-    };
-    for (size_t i = 0; i < MXD_COUNT(rows); i++) {
+    for (size_t i = 0; i < MXD_COUNT(config_rows); i++) {
         repo r;
         char row[128];
         init(&r);
-        set(&r, rows[i].key, rows[i].value);
-        snprintf(row, sizeof row, "%s = %s", rows[i].key, rows[i].value ? rows[i].value : "(none)");
-        check_open(&r, rows[i].rc, rows[i].says, row);
+        set(&r, config_rows[i].key, config_rows[i].value);
+        snprintf(row, sizeof row, "%s = %s", config_rows[i].key,
+                 config_rows[i].value ? config_rows[i].value : "(none)");
+        check_open(&r, config_rows[i].rc, config_rows[i].says, row);
         deinit(&r);
     }
 }
@@ -398,88 +401,366 @@ TEST(model_unexpected_tensors_are_named) {
     deinit(&r);
 }
 
+/* ----------------------------------------------------------------------------------- families */
+
+#define LLAMA3 "{\"type\":\"llama3\",\"factor\":8,\"low_freq_factor\":"
+#define LONG   "{\"type\":\"longrope\",\"long_factor\":"
+
+/* Each row sets one key of a repository of the type. */
+static const struct {
+    const char *type, *key, *value;
+    mxd_rc rc;
+    const char *says;
+} family_rows[] = {
+    {"llama", "attention_bias", "false", MXD_OK, NULL},
+    {"llama", "attention_bias", "true", MXD_E_FORMAT, "self_attn.q_proj.bias' is missing"},
+    {"llama", "attention_bias", "1", MXD_E_FORMAT, "must be true or false"},
+    {"llama", "mlp_bias", "true", MXD_E_FORMAT, "mlp.gate_proj.bias' is missing"},
+    {"llama", "mlp_bias", "\"\"", MXD_E_FORMAT, "must be true or false"},
+    {"llama", "rope_traditional", "0", MXD_E_FORMAT, "must be true or false"},
+    {"llama", "sliding_window", "0", MXD_OK, NULL}, /* unused without layer_types */
+    {"llama", "layer_types", "null", MXD_OK, NULL},
+    {"llama", "layer_types", "[\"full_attention\",\"full_attention\"]", MXD_OK, NULL},
+    {"llama", "layer_types", "[\"full_attention\",\"sliding_attention\"]", MXD_E_FORMAT,
+     "'sliding_window' is missing"},
+    {"llama", "layer_types", "[\"full_attention\"]", MXD_E_FORMAT, "a list of 2 names"},
+    {"llama", "layer_types", "\"full_attention\"", MXD_E_FORMAT, "a list of 2 names"},
+    {"llama", "layer_types", "[1,2]", MXD_E_UNSUPPORTED, "of layer 0 is '(not a string)'"},
+    {"llama", "layer_types", "[\"full_attention\",\"linear_attention\"]", MXD_E_UNSUPPORTED,
+     "of layer 1 is 'linear_attention'"},
+    {"llama", "rope_scaling", LLAMA3 "1}", MXD_OK, NULL},
+    {"llama", "rope_scaling", LLAMA3 "0}", MXD_E_FORMAT, "'low_freq_factor'"},
+    {"llama", "rope_scaling", LLAMA3 "1,\"high_freq_factor\":\"4\"}", MXD_E_FORMAT,
+     "'high_freq_factor'"},
+    {"llama", "rope_scaling", "{\"type\":\"llama3\"}", MXD_E_FORMAT, "'factor'"},
+    {"llama", "rope_scaling", "{\"type\":\"yarn\",\"factor\":4}", MXD_OK, NULL},
+    {"llama", "rope_scaling", "{\"type\":\"yarn\",\"factor\":4,\"beta_fast\":0}", MXD_E_FORMAT,
+     "'beta_fast'"},
+    {"llama", "rope_scaling", "{\"type\":\"yarn\",\"factor\":4,\"mscale\":-1}", MXD_E_FORMAT,
+     "'mscale'"},
+    {"llama", "rope_parameters", "{\"rope_theta\":1,\"type\":\"yarn\",\"factor\":4}", MXD_E_FORMAT,
+     "above 1"},
+    {"llama", "rope_scaling", LONG "2}", MXD_OK, NULL},
+    {"llama", "rope_scaling", LONG "[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16]}", MXD_OK, NULL},
+    {"llama", "rope_scaling", LONG "[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,0]}", MXD_E_FORMAT,
+     "16 numbers"},
+    {"llama", "rope_scaling", LONG "[1,2]}", MXD_E_FORMAT, "16 numbers"},
+    {"llama", "rope_scaling", LONG "[]}", MXD_E_FORMAT, "16 numbers"},
+    {"llama", "rope_scaling", LONG "\"2\"}", MXD_E_FORMAT, "16 numbers"},
+    {"llama", "rope_scaling", "{\"type\":\"su\"}", MXD_E_FORMAT, "16 numbers"},
+    {"llama", "rope_scaling", LONG "2,\"original_max_position_embeddings\":1}", MXD_E_FORMAT,
+     "'original_max_position_embeddings'"},
+    {"llama", "rope_scaling", "{\"type\":\"dynamic\",\"factor\":2}", MXD_E_UNSUPPORTED,
+     "supported: default, linear, llama3, yarn, longrope, su"},
+    {"qwen2", "model_type", "\"qwen2\"", MXD_E_FORMAT, "self_attn.q_proj.bias' is missing"},
+    {"llama", "model_type", "\"mistral\"", MXD_OK, NULL}, /* other names */
+    {"llama", "model_type", "\"iquestcoder\"", MXD_OK, NULL},
+    {"llama", "model_type", "\"kimi_k2\"", MXD_E_UNSUPPORTED, "'kimi_k2' is not supported"},
+    {"llama", "model_type", "\"llama9\"", MXD_E_UNSUPPORTED, "nearest first): llama, "},
+    {"phi3", "partial_rotary_factor", "0.75", MXD_OK, NULL},
+    {"phi3", "partial_rotary_factor", "0.7", MXD_OK, NULL},          /* 22 */
+    {"phi3", "partial_rotary_factor", "0.8", MXD_E_FORMAT, "25 of"}, /* of 32: odd */
+    {"phi3", "partial_rotary_factor", "0", MXD_E_FORMAT, "0 of 32"},
+    {"phi3", "partial_rotary_factor", "1.01", MXD_E_FORMAT, "must be 0 to 1"},
+    {"phi3", "rope_parameters", "{\"partial_rotary_factor\":0.8}", MXD_E_FORMAT, "25 of 32"},
+};
+
+/* Replaces the modules `parts`, which follow each other, by one of all their rows. */
+static void fuse(repo *r, int layer, const char *const *parts, int n, const char *into) {
+    char name[96];
+    int rows = 0;
+    for (int i = 0; i < n; i++) {
+        snprintf(name, sizeof name, "model.layers.%d.%s.weight", layer, parts[i]);
+        rows += find(r, name)->shape[0];
+        drop(r, name);
+    }
+    snprintf(name, sizeof name, "model.layers.%d.%s.weight", layer, into);
+    add(r, name, "BF16", rows, D);
+}
+
+/* Turns the repository into one of the type, without what the type does not have. */
+static void become(repo *r, const char *type) {
+    static const char *const qkv[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"},
+                             *const gate_up[] = {"mlp.gate_proj", "mlp.up_proj"};
+    json_object_set_new(r->config, "model_type", json_string(type));
+    for (int l = 0; l < LAYERS; l++) {
+        char name[96];
+        snprintf(name, sizeof name, "model.layers.%d.self_attn.q_norm.weight", l);
+        drop(r, name);
+        snprintf(name, sizeof name, "model.layers.%d.self_attn.k_norm.weight", l);
+        drop(r, name);
+        if (strcmp(type, "phi3") != 0) continue;
+        fuse(r, l, qkv, 3, "self_attn.qkv_proj");
+        fuse(r, l, gate_up, 2, "mlp.gate_up_proj");
+    }
+}
+
+TEST(model_family_rows) {
+    for (size_t i = 0; i < MXD_COUNT(family_rows); i++) {
+        repo r;
+        char row[256];
+        init(&r);
+        become(&r, family_rows[i].type);
+        set(&r, family_rows[i].key, family_rows[i].value);
+        snprintf(row, sizeof row, "%s: %s = %s", family_rows[i].type, family_rows[i].key,
+                 family_rows[i].value);
+        check_open(&r, family_rows[i].rc, family_rows[i].says, row);
+        deinit(&r);
+    }
+}
+
+/* A derived head_dim has the limit of a given one. */
+TEST(model_head_dim_from_hidden) {
+    repo r;
+    init(&r);
+    become(&r, "llama");
+    set(&r, "head_dim", NULL);
+    set(&r, "hidden_size", "4096");
+    set(&r, "num_key_value_heads", "2");
+    check_open(&r, MXD_E_FORMAT, "of 2048 values cannot be", "2 heads of 4096");
+    deinit(&r);
+}
+
+/* Biases that config.json promises: all of them, of the right length. */
+TEST(model_promised_biases) {
+    static const struct {
+        const char *path;
+        int n;
+    } b[] = {{"self_attn.q_proj", HEADS * HEAD_DIM},
+             {"self_attn.k_proj", KV * HEAD_DIM},
+             {"self_attn.v_proj", KV * HEAD_DIM},
+             {"self_attn.o_proj", D},
+             {"mlp.gate_proj", F},
+             {"mlp.up_proj", F},
+             {"mlp.down_proj", D}};
+    repo all;
+    init(&all);
+    become(&all, "llama");
+    set(&all, "attention_bias", "true");
+    set(&all, "mlp_bias", "true");
+    for (int l = 0; l < LAYERS; l++)
+        for (size_t i = 0; i < MXD_COUNT(b); i++) {
+            char name[96];
+            snprintf(name, sizeof name, "model.layers.%d.%s.bias", l, b[i].path);
+            add(&all, name, "F16", 0, b[i].n);
+        }
+    check_open(&all, MXD_OK, NULL, "all biases");
+    for (int i = 0; i < all.n; i++) {
+        repo r = all;
+        char name[96];
+        snprintf(name, sizeof name, "%s", all.t[i].name);
+        drop(&r, name);
+        check_open(&r, MXD_E_FORMAT, name, "dropped");
+    }
+    deinit(&all);
+}
+
+/* Three parts of one matrix: checked as one, counted once. */
+TEST(model_fused_projections) {
+    static mxd_model_sizes s;
+    mxd_err err = {0};
+    repo all;
+    init(&all);
+    become(&all, "phi3");
+    warned[0] = '\0';
+    mxd_log_set_sink(note, NULL);
+    check_open(&all, MXD_OK, NULL, "phi3");
+    CHECK_STR(warned, "");
+    for (int i = 0; i < 3 * LAYERS; i++) { /* as many as there are further parts */
+        char name[96];
+        snprintf(name, sizeof name, "model.layers.1.mlp.router.%d", i);
+        add(&all, name, "F32", 2, D);
+    }
+    check_open(&all, MXD_OK, NULL, "phi3");
+    CHECK(strstr(warned, "tensor_unexpected name=model.layers.1.mlp.router.0\n"));
+    mxd_log_set_sink(NULL, NULL);
+    all.n -= 3 * LAYERS;
+    for (int i = 0; i < all.n; i++) {
+        repo r = all;
+        r.t[i].shape[0]++;
+        char name[96];
+        snprintf(name, sizeof name, "%.*s", (int)strlen(all.t[i].name) - 7, all.t[i].name);
+        check_open(&r, MXD_E_FORMAT, name, "shape");
+    }
+    quantise(&all, "model.layers.1.self_attn.qkv_proj", 8, 64, "F16");
+    set(&all, "quantization", "{\"group_size\":64,\"bits\":8}");
+    write_repo(&all);
+    CHECK_OK(mxd_model_sizes_read(&s, &mxd_alloc_libc, all.dir, 16, 2, &err), &err);
+    int qkv = (HEADS + 2 * KV) * HEAD_DIM, numbers = 2 * D + qkv * D + HEADS * HEAD_DIM * D;
+    numbers += 3 * D * F;
+    CHECK_EQ(s.layer_bytes[0], numbers * 2);
+    CHECK_EQ(s.layer_bytes[1], numbers * 2 - qkv * D + 2 * qkv * 2);
+    deinit(&all);
+}
+
+/* What mlx-lm's rope_utils gives for heads of 10. */
+static const struct {
+    const char *scaling;
+    double theta;
+    int context;
+    double inv_freq[5], scale;
+} rope_rows[] = {
+    {LLAMA3 "1,\"high_freq_factor\":4,\"original_max_position_embeddings\":64}",
+     1000,
+     256,
+     {1.0, 0.14558586, 0.0078869666, 0.0019811162, 0.00049763393},
+     1},
+    {"{\"rope_type\":\"llama3\",\"factor\":32.0}",
+     500000,
+     131072,
+     {1.0, 0.072477962, 0.0052530554, 1.1897834e-05, 8.6233092e-07},
+     1},
+    {"{\"type\":\"yarn\",\"factor\":4,\"original_max_position_embeddings\":64,\"beta_fast\":16}",
+     10000,
+     256,
+     {1.0, 0.099055821, 0.0062797158, 0.00099526768, 0.00015773932},
+     1.13862944},
+    {"{\"type\":\"yarn\",\"factor\":4.0,\"mscale\":0.5,\"mscale_all_dim\":2}",
+     1000000,
+     32768,
+     {1.0, 0.063095733, 0.0024881698, 6.279714e-05, 3.9622322e-06},
+     0.837194982},
+    {"{\"rope_type\":\"yarn\",\"factor\":0.5,\"original_max_position_embeddings\":64,"
+     "\"beta_fast\":1,\"beta_slow\":1}",
+     10000,
+     256,
+     {1.0, 0.15848931, 0.050237727, 0.0079621414, 0.0012619146},
+     1},
+    {LONG "[1,1.5,2,8,64],\"original_max_position_embeddings\":64}",
+     10000,
+     256,
+     {1.0, 0.10565955, 0.012559432, 0.00049763384, 9.8587078e-06},
+     1.15470054},
+    {LONG "2,\"original_max_position_embeddings\":256}",
+     10000,
+     256,
+     {0.5, 0.079244657, 0.012559432, 0.0019905354, 0.00031547865},
+     1},
+    {LONG "2,\"original_max_position_embeddings\":256}", /* shrunk: no factor */
+     10000,
+     64,
+     {0.5, 0.079244657, 0.012559432, 0.0019905354, 0.00031547865},
+     1},
+    {"{\"type\":\"yarn\",\"factor\":4,\"original_max_position_embeddings\":6}", /* a step */
+     10000,
+     256,
+     {1.0, 0.039622329, 0.0062797158, 0.00099526768, 0.00015773932},
+     1.13862944},
+    {"{\"type\":\"yarn\",\"factor\":2,\"beta_fast\":652}", /* the ramp ends behind the head */
+     10,
+     8192,
+     {1.0, 0.59590417, 0.35387305, 0.20932383, 0.12326947},
+     1.06931472},
+    {"{\"type\":\"linear\",\"factor\":4}",
+     10000,
+     256,
+     {0.25, 0.039622328, 0.006279716, 0.0009952677, 0.00015773933},
+     1},
+};
+
+static bool near(double got, double want) { return got > want * 0.99999 && got < want * 1.00001; }
+
+TEST(model_rope_frequencies) {
+    for (size_t i = 0; i < MXD_COUNT(rope_rows); i++) {
+        mxd_err err = {0};
+        mxd_rope_spec s = {.dims = 10};
+        float f[5];
+        json_t *c = json_pack("{s:o}", "rope_scaling", json_loads(rope_rows[i].scaling, 0, NULL));
+        CHECK(c);
+        CHECK_OK(mxd_rope_read(&s, c, rope_rows[i].context, rope_rows[i].theta, &err), &err);
+        float scale = mxd_rope_make(&s, f);
+        if (!near((double)scale, rope_rows[i].scale))
+            fail_msg("row %zu: scale %g", i, (double)scale);
+        for (int k = 0; k < 5; k++)
+            if (!near((double)f[k], rope_rows[i].inv_freq[k]))
+                fail_msg("row %zu: frequency %d is %.9g", i, k, (double)f[k]);
+        json_decref(c);
+    }
+}
+
 /* ------------------------------------------------------------------------------ quantization */
 
 #define Q "model.layers.0.self_attn.q_proj"
 
 /* One layer stored as (bits, group, dtype of the scales), and what "quantization" says. */
+static const struct {
+    int bits, group;
+    const char *dtype, *says; /* says: the object in config.json; NULL: none */
+    mxd_rc rc;
+    const char *message;
+    bool warns; /* inferred from the shapes */
+} quant_rows[] = {
+    {4, 64, "F16", "{\"group_size\":64,\"bits\":4}", MXD_OK, NULL, false},
+    {4, 64, "BF16", "{\"group_size\":64,\"bits\":4,\"mode\":\"affine\"}", MXD_OK, NULL, false},
+    {3, 32, "F32", "{\"group_size\":32,\"bits\":3}", MXD_OK, NULL, false},
+    {5, 32, "F32", "{\"group_size\":32,\"bits\":5}", MXD_OK, NULL, false},
+    {6, 64, "F32", "{\"group_size\":64,\"bits\":6}", MXD_OK, NULL, false},
+    {2, 64, "F32", "{\"group_size\":64,\"bits\":2}", MXD_OK, NULL, false},
+    {8, 32, "F16", "{\"group_size\":32,\"bits\":8}", MXD_OK, NULL, false},
+    {4, 32, "U8", "{\"group_size\":32,\"bits\":4,\"mode\":\"mxfp4\"}", MXD_OK, NULL, false},
+    {8, 32, "U8", "{\"group_size\":32,\"bits\":8,\"mode\":\"mxfp8\"}", MXD_OK, NULL, false},
+    {4, 16, "U8", "{\"group_size\":16,\"bits\":4,\"mode\":\"nvfp4\"}", MXD_OK, NULL, false},
+    /* the top level is wrong or not there: the shapes say it */
+    {8, 64, "F16", "{\"group_size\":64,\"bits\":4}", MXD_OK, NULL, true},
+    {4, 32, "F16", "{\"group_size\":64,\"bits\":4}", MXD_OK, NULL, true},
+    {4, 64, "F16", NULL, MXD_OK, NULL, true},
+    {4, 32, "U8", "{\"group_size\":64,\"bits\":4}", MXD_OK, NULL, true},
+    {8, 32, "U8", "{\"group_size\":64,\"bits\":4}", MXD_OK, NULL, true},
+    {4, 16, "U8", "{\"group_size\":64,\"bits\":4}", MXD_OK, NULL, true},
+    {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"mode\":\"mxfp4\"}", MXD_OK, NULL, true},
+    {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"mode\":\"new\"}", MXD_OK, NULL, true},
+    /* nothing fits */
+    {4, 16, "F16", NULL, MXD_E_FORMAT, "fit no quantization", false},
+    {7, 32, "F16", NULL, MXD_E_FORMAT, "fit no quantization", false},
+    {1, 32, "F16", NULL, MXD_E_FORMAT, "fit no quantization", false},
+    {4, 64, "U8", NULL, MXD_E_FORMAT, "fit no quantization", false},
+    /* an override that is an object: its own word, nothing inherited */
+    {4, 64, "F16", "{\"group_size\":32,\"bits\":8,\"" Q "\":{\"group_size\":64,\"bits\":4}}",
+     MXD_OK, NULL, false},
+    {4, 64, "F16", "{\"group_size\":32,\"bits\":8,\"" Q "\":{}}", MXD_OK, NULL, false},
+    {8, 64, "F16", "{\"group_size\":32,\"bits\":4,\"" Q "\":{\"bits\":8}}", MXD_OK, NULL, false},
+    {4, 32, "F16", "{\"group_size\":64,\"bits\":8,\"" Q "\":{\"group_size\":32}}", MXD_OK, NULL,
+     false},
+    {4, 32, "U8", "{\"group_size\":64,\"bits\":8,\"" Q "\":{\"mode\":\"mxfp4\"}}", MXD_OK, NULL,
+     false},
+    {8, 64, "F16", "{\"group_size\":64,\"bits\":8,\"" Q "\":{\"group_size\":64}}", MXD_E_FORMAT,
+     "fit no quantization", false}, /* bits come from the mode: 4 */
+    {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"" Q "\":{\"bits\":7}}", MXD_E_UNSUPPORTED,
+     "7 bits", false},
+    {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"" Q "\":{\"bits\":\"4\"}}", MXD_E_FORMAT,
+     "'bits' must be an integer", false},
+    {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"" Q "\":{\"mode\":\"awq\"}}", MXD_E_UNSUPPORTED,
+     "'awq' is not known", false},
+    {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"" Q "\":{\"mode\":4}}", MXD_E_UNSUPPORTED,
+     "(not a string)", false},
+    {4, 32, "U8", "{\"group_size\":64,\"bits\":4,\"" Q "\":{\"mode\":\"mxfp4\",\"group_size\":64}}",
+     MXD_E_UNSUPPORTED, "groups of 64", false},
+    /* true: the top level; false: plain floats */
+    {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"" Q "\":true}", MXD_OK, NULL, false},
+    {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"" Q "\":false}", MXD_E_FORMAT,
+     "is not quantized, but it has scales", false},
+    {0, 0, NULL, "{\"group_size\":64,\"bits\":4,\"" Q "\":false}", MXD_OK, NULL, false},
+    {0, 0, NULL, "{\"group_size\":64,\"bits\":4}", MXD_OK, NULL, false},
+    {0, 0, NULL, "{\"group_size\":64,\"bits\":4,\"" Q "\":true}", MXD_E_FORMAT,
+     "scales' is missing", false},
+    {0, 0, NULL, "{\"group_size\":64,\"bits\":4,\"" Q "\":{\"bits\":8}}", MXD_E_FORMAT,
+     "scales' is missing", false},
+    {4, 64, "F16", "7", MXD_OK, NULL, true}, /* no object: as if it were not there */
+};
+
 TEST(model_quantization_rules) {
-    static const struct {
-        int bits, group;
-        const char *dtype, *says; /* says: the object in config.json; NULL: none */
-        mxd_rc rc;
-        const char *message;
-        bool warns; /* inferred from the shapes */
-    } rows[] = {
-        {4, 64, "F16", "{\"group_size\":64,\"bits\":4}", MXD_OK, NULL, false},
-        {4, 64, "BF16", "{\"group_size\":64,\"bits\":4,\"mode\":\"affine\"}", MXD_OK, NULL, false},
-        {3, 32, "F32", "{\"group_size\":32,\"bits\":3}", MXD_OK, NULL, false},
-        {5, 32, "F32", "{\"group_size\":32,\"bits\":5}", MXD_OK, NULL, false},
-        {6, 64, "F32", "{\"group_size\":64,\"bits\":6}", MXD_OK, NULL, false},
-        {2, 64, "F32", "{\"group_size\":64,\"bits\":2}", MXD_OK, NULL, false},
-        {8, 32, "F16", "{\"group_size\":32,\"bits\":8}", MXD_OK, NULL, false},
-        {4, 32, "U8", "{\"group_size\":32,\"bits\":4,\"mode\":\"mxfp4\"}", MXD_OK, NULL, false},
-        {8, 32, "U8", "{\"group_size\":32,\"bits\":8,\"mode\":\"mxfp8\"}", MXD_OK, NULL, false},
-        {4, 16, "U8", "{\"group_size\":16,\"bits\":4,\"mode\":\"nvfp4\"}", MXD_OK, NULL, false},
-        /* the top level is wrong or not there: the shapes say it */
-        {8, 64, "F16", "{\"group_size\":64,\"bits\":4}", MXD_OK, NULL, true},
-        {4, 32, "F16", "{\"group_size\":64,\"bits\":4}", MXD_OK, NULL, true},
-        {4, 64, "F16", NULL, MXD_OK, NULL, true},
-        {4, 32, "U8", "{\"group_size\":64,\"bits\":4}", MXD_OK, NULL, true},
-        {8, 32, "U8", "{\"group_size\":64,\"bits\":4}", MXD_OK, NULL, true},
-        {4, 16, "U8", "{\"group_size\":64,\"bits\":4}", MXD_OK, NULL, true},
-        {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"mode\":\"mxfp4\"}", MXD_OK, NULL, true},
-        {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"mode\":\"new\"}", MXD_OK, NULL, true},
-        /* nothing fits */
-        {4, 16, "F16", NULL, MXD_E_FORMAT, "fit no quantization", false},
-        {7, 32, "F16", NULL, MXD_E_FORMAT, "fit no quantization", false},
-        {1, 32, "F16", NULL, MXD_E_FORMAT, "fit no quantization", false},
-        {4, 64, "U8", NULL, MXD_E_FORMAT, "fit no quantization", false},
-        /* an override that is an object: its own word, nothing inherited */
-        {4, 64, "F16", "{\"group_size\":32,\"bits\":8,\"" Q "\":{\"group_size\":64,\"bits\":4}}",
-         MXD_OK, NULL, false},
-        {4, 64, "F16", "{\"group_size\":32,\"bits\":8,\"" Q "\":{}}", MXD_OK, NULL, false},
-        {8, 64, "F16", "{\"group_size\":32,\"bits\":4,\"" Q "\":{\"bits\":8}}", MXD_OK, NULL, false},
-        {4, 32, "F16", "{\"group_size\":64,\"bits\":8,\"" Q "\":{\"group_size\":32}}", MXD_OK, NULL,
-         false},
-        {4, 32, "U8", "{\"group_size\":64,\"bits\":8,\"" Q "\":{\"mode\":\"mxfp4\"}}", MXD_OK, NULL,
-         false},
-        {8, 64, "F16", "{\"group_size\":64,\"bits\":8,\"" Q "\":{\"group_size\":64}}", MXD_E_FORMAT,
-         "fit no quantization", false}, /* bits come from the mode: 4 */
-        {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"" Q "\":{\"bits\":7}}", MXD_E_UNSUPPORTED,
-         "7 bits", false},
-        {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"" Q "\":{\"bits\":\"4\"}}", MXD_E_FORMAT,
-         "'bits' must be an integer", false},
-        {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"" Q "\":{\"mode\":\"awq\"}}",
-         MXD_E_UNSUPPORTED, "'awq' is not known", false},
-        {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"" Q "\":{\"mode\":4}}", MXD_E_UNSUPPORTED,
-         "(not a string)", false},
-        {4, 32, "U8",
-         "{\"group_size\":64,\"bits\":4,\"" Q "\":{\"mode\":\"mxfp4\",\"group_size\":64}}",
-         MXD_E_UNSUPPORTED, "groups of 64", false},
-        /* true: the top level; false: plain floats */
-        {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"" Q "\":true}", MXD_OK, NULL, false},
-        {4, 64, "F16", "{\"group_size\":64,\"bits\":4,\"" Q "\":false}", MXD_E_FORMAT,
-         "is not quantized, but it has scales", false},
-        {0, 0, NULL, "{\"group_size\":64,\"bits\":4,\"" Q "\":false}", MXD_OK, NULL, false},
-        {0, 0, NULL, "{\"group_size\":64,\"bits\":4}", MXD_OK, NULL, false},
-        {0, 0, NULL, "{\"group_size\":64,\"bits\":4,\"" Q "\":true}", MXD_E_FORMAT,
-         "scales' is missing", false},
-        {0, 0, NULL, "{\"group_size\":64,\"bits\":4,\"" Q "\":{\"bits\":8}}", MXD_E_FORMAT,
-         "scales' is missing", false},
-        {4, 64, "F16", "7", MXD_OK, NULL, true}, /* no object: as if it were not there */
-    };
     mxd_log_set_sink(note, NULL);
-    for (size_t i = 0; i < MXD_COUNT(rows); i++) {
+    for (size_t i = 0; i < MXD_COUNT(quant_rows); i++) {
         repo r;
         char row[32];
         init(&r);
-        if (rows[i].bits) quantise(&r, Q, rows[i].bits, rows[i].group, rows[i].dtype);
-        if (rows[i].says) set(&r, "quantization", rows[i].says);
+        if (quant_rows[i].bits)
+            quantise(&r, Q, quant_rows[i].bits, quant_rows[i].group, quant_rows[i].dtype);
+        if (quant_rows[i].says) set(&r, "quantization", quant_rows[i].says);
         snprintf(row, sizeof row, "row %zu", i);
         warned[0] = '\0';
-        check_open(&r, rows[i].rc, rows[i].message, row);
-        if ((strstr(warned, "quantization_inferred") != NULL) != rows[i].warns)
+        check_open(&r, quant_rows[i].rc, quant_rows[i].message, row);
+        if ((strstr(warned, "quantization_inferred") != NULL) != quant_rows[i].warns)
             fail_msg("%s: %s", row, warned[0] ? warned : "no warning");
         deinit(&r);
     }

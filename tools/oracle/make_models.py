@@ -1,4 +1,4 @@
-"""Tiny random qwen3 repositories in MLX's format, with the logits mlx-lm computes from them in float32.
+"""Tiny random repositories in MLX's format, with the logits mlx-lm computes from them in float32.
 
     python make_models.py [OUT]      OUT/<name>/{config.json, model*.safetensors, golden.json, logits.f32}
 """
@@ -42,6 +42,9 @@ class Recipe:
     quantized: bool = True
     shards: int = 1
     new_rope_keys: bool = False
+    model_type: str = "qwen3"
+    config: dict[str, Any] = field(default_factory=dict)  # further keys of config.json
+    absent: tuple[str, ...] = ()  # keys left out of config.json: the model's own default holds
     overrides: dict[str, Any] = field(default_factory=dict)  # module path -> quantization entry
     issue: str | None = None
 
@@ -69,12 +72,45 @@ RECIPES = [
            overrides={"lm_head": False, "model.layers.1.self_attn.o_proj": False,
                       "model.layers.0.mlp.down_proj": {"group_size": 32, "bits": 4},
                       "model.layers.2.mlp.gate_proj": {"group_size": 128, "bits": 8}}, issue="later"),
+    Recipe("llama-llama3", 110, "llama3 frequencies: kept, mixed and stretched ones; head_dim derived; own head",
+           hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, inter=128, vocab=160, theta=10_000, eps=1e-5,
+           model_type="llama", absent=("head_dim",),
+           config={"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                                    "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}),
+    Recipe("llama-yarn-bias", 111, "biases everywhere, yarn with mscale, interleaved pairs; tied by default",
+           hidden=64, layers=3, heads=4, kv_heads=1, head_dim=32, inter=64, vocab=160, theta=10_000, tied=True,
+           dtype="float16", model_type="llama", absent=("tie_word_embeddings",),
+           config={"attention_bias": True, "mlp_bias": True, "rope_traditional": True,
+                   "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64,
+                                    "beta_fast": 16, "beta_slow": 1}}),
+    Recipe("mistral-sliding", 112, "layers with a window of 24 between full ones; linear RoPE scaling; renamed to llama",
+           hidden=48, layers=3, heads=3, kv_heads=3, head_dim=16, inter=48, vocab=160, theta=10_000, quantized=False,
+           model_type="mistral",
+           config={"sliding_window": 24, "rope_scaling": {"type": "linear", "factor": 2.0},
+                   "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    Recipe("qwen2-tied", 123, "bias on q, k, v only; rope base and tied head by default; head_dim derived",
+           hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, inter=128, vocab=160, tied=True,
+           model_type="qwen2", absent=("rope_theta", "tie_word_embeddings", "head_dim")),
+    Recipe("qwen2-kv3-f16", 114, "3 KV heads, own head, f16, nothing quantised",
+           hidden=48, layers=3, heads=6, kv_heads=3, head_dim=8, inter=48, vocab=160, theta=10_000, dtype="float16",
+           quantized=False, model_type="qwen2", absent=("head_dim",)),
+    Recipe("phi3-longrope", 115, "fused projections, quantised; longrope on 3/4 of each head, never interleaved",
+           hidden=64, layers=3, heads=2, kv_heads=1, head_dim=32, inter=64, vocab=160, theta=10_000, eps=1e-5,
+           model_type="phi3", absent=("head_dim",),
+           config={"partial_rotary_factor": 0.75, "rope_traditional": True,
+                   "max_position_embeddings": 256, "original_max_position_embeddings": 64,
+                   "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 12,
+                                    "long_factor": [1.0, 1.05, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 9.0, 12.0, 16.0]}}),
+    Recipe("phi3-plain", 121, "fused projections of plain floats; parts that start at no multiple of 16 rows; tied",
+           hidden=40, layers=3, heads=5, kv_heads=5, head_dim=8, inter=56, vocab=160, theta=10_000, tied=True,
+           quantized=False, model_type="phi3", absent=("head_dim",)),
 ]
 
 
 def make_config(r: Recipe) -> dict[str, Any]:
     config: dict[str, Any] = {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False, "hidden_act": "silu",
+        "architectures": [f"{r.model_type.capitalize()}ForCausalLM"], "model_type": r.model_type,
+        "attention_bias": False, "hidden_act": "silu",
         "hidden_size": r.hidden, "num_hidden_layers": r.layers, "num_attention_heads": r.heads,
         "num_key_value_heads": r.kv_heads, "head_dim": r.head_dim, "intermediate_size": r.inter,
         "vocab_size": r.vocab, "rms_norm_eps": r.eps, "max_position_embeddings": 4096,
@@ -87,7 +123,14 @@ def make_config(r: Recipe) -> dict[str, Any]:
     if r.quantized:
         config["quantization"] = {"group_size": 64, "bits": 8, "mode": "affine", **r.overrides}
         config["quantization_config"] = config["quantization"]
-    return dict(sorted(config.items()))
+    config.update(r.config)
+    return {key: config[key] for key in sorted(config) if key not in r.absent}
+
+
+def biases(r: Recipe) -> tuple[bool, bool, bool]:
+    """Of q, k and v; of o; of the MLP."""
+    attention = r.config.get("attention_bias", False)
+    return attention or r.model_type == "qwen2", attention, r.config.get("mlp_bias", False)
 
 
 def random_weights(r: Recipe) -> dict[str, np.ndarray]:
@@ -95,8 +138,10 @@ def random_weights(r: Recipe) -> dict[str, np.ndarray]:
     rng = np.random.RandomState(r.seed)  # the legacy generator: its stream never changes
     w: dict[str, np.ndarray] = {}
 
-    def linear(name: str, n_out: int, n_in: int, gain: float = 1.0) -> None:
+    def linear(name: str, n_out: int, n_in: int, gain: float = 1.0, bias: bool = False) -> None:
         w[f"{name}.weight"] = rng.standard_normal((n_out, n_in)) * gain / np.sqrt(n_in)
+        if bias:
+            w[f"{name}.bias"] = rng.standard_normal(n_out) * gain / 5
 
     def norm(name: str, size: int, mean: float) -> None:
         w[f"{name}.weight"] = mean * (1 + 0.25 * rng.standard_normal(size))
@@ -105,19 +150,29 @@ def random_weights(r: Recipe) -> dict[str, np.ndarray]:
     # A tied embedding is small beside what the layers add, else the model would only repeat its input.
     linear("model.embed_tokens", r.vocab, r.hidden, LOGIT_SPREAD if r.tied else np.sqrt(r.hidden))
     residual = LOGIT_SPREAD / np.sqrt(r.hidden) * 6.0 if r.tied else 1.0
+    head_norms = r.model_type == "qwen3"
+    gain = 1.0 if head_norms else 1.6  # of q and k: scores that matter
+    qkv_bias, o_bias, mlp_bias = biases(r)
     for i in range(r.layers):
         p = f"model.layers.{i}"
         norm(f"{p}.input_layernorm", r.hidden, 1.0)
-        linear(f"{p}.self_attn.q_proj", width, r.hidden)
-        linear(f"{p}.self_attn.k_proj", kv_width, r.hidden)
-        linear(f"{p}.self_attn.v_proj", kv_width, r.hidden)
-        linear(f"{p}.self_attn.o_proj", r.hidden, width, 1.5 * residual)
-        norm(f"{p}.self_attn.q_norm", r.head_dim, 1.6)
-        norm(f"{p}.self_attn.k_norm", r.head_dim, 1.6)
+        if r.model_type == "phi3":
+            linear(f"{p}.self_attn.qkv_proj", width + 2 * kv_width, r.hidden, gain)
+        else:
+            linear(f"{p}.self_attn.q_proj", width, r.hidden, gain, qkv_bias)
+            linear(f"{p}.self_attn.k_proj", kv_width, r.hidden, gain, qkv_bias)
+            linear(f"{p}.self_attn.v_proj", kv_width, r.hidden, 1.0, qkv_bias)
+        linear(f"{p}.self_attn.o_proj", r.hidden, width, 1.5 * residual, o_bias)
+        if head_norms:
+            norm(f"{p}.self_attn.q_norm", r.head_dim, 1.6)
+            norm(f"{p}.self_attn.k_norm", r.head_dim, 1.6)
         norm(f"{p}.post_attention_layernorm", r.hidden, 1.0)
-        linear(f"{p}.mlp.gate_proj", r.inter, r.hidden, 1.5)
-        linear(f"{p}.mlp.up_proj", r.inter, r.hidden, 1.5)
-        linear(f"{p}.mlp.down_proj", r.hidden, r.inter, residual)
+        if r.model_type == "phi3":
+            linear(f"{p}.mlp.gate_up_proj", 2 * r.inter, r.hidden, 1.5)
+        else:
+            linear(f"{p}.mlp.gate_proj", r.inter, r.hidden, 1.5, mlp_bias)
+            linear(f"{p}.mlp.up_proj", r.inter, r.hidden, 1.5, mlp_bias)
+        linear(f"{p}.mlp.down_proj", r.hidden, r.inter, residual, mlp_bias)
     norm("model.norm", r.hidden, 1.0)
     if not r.tied:
         linear("lm_head", r.vocab, r.hidden, LOGIT_SPREAD)
@@ -168,7 +223,7 @@ def dequantized64(r: Recipe, tensors: dict[str, mx.array]) -> dict[str, np.ndarr
     out = {}
     for name, value in tensors.items():
         path = name.removesuffix(".weight")
-        if path == name:
+        if name.endswith((".scales", ".biases")):
             continue
         if f"{path}.scales" not in tensors:
             out[name] = np.array(value.astype(mx.float32)).astype(np.float64)
@@ -197,7 +252,7 @@ def make(r: Recipe, folder: Path) -> str:
     for length in PROMPT_LENGTHS:
         prompt = rng.randint(0, r.vocab, length).tolist()
         rows, greedy = run(model, prompt)
-        exact = reference64.logits(prompt + greedy[:-1], weights64, config)
+        exact = reference64.logits(prompt + greedy[:-1], weights64, {**config, "tie_word_embeddings": r.tied})
         worst = max(worst, float(np.abs(rows - exact).max()))
         top = np.sort(rows[length - 1:], axis=-1)
         margin = [float(f"{m:.6g}") for m in top[:, -1] - top[:, -2]]
@@ -228,10 +283,12 @@ def make(r: Recipe, folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", nargs="?", type=Path, default=GOLDENS / "models")
-    out = parser.parse_args().out
+    parser.add_argument("--only", default="", help="models whose names start so")
+    args = parser.parse_args()
     mx.set_default_device(mx.cpu)
     for recipe in RECIPES:
-        print(make(recipe, out / recipe.name))
+        if recipe.name.startswith(args.only):
+            print(make(recipe, args.out / recipe.name))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The qwen3 forward pass in float64 numpy: a second opinion on mlx-lm, written from the formulas."""
+"""The forward pass in float64 numpy: a second opinion on mlx-lm, written from the formulas."""
+
+from math import ceil, floor, log, pi, sqrt
 
 import numpy as np
 
@@ -10,45 +12,99 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
-def rope(x: Array, base: float) -> Array:
-    """x [heads, tokens, dim]; pairs are (i, i + dim/2)."""
-    half = x.shape[-1] // 2
-    angle = np.arange(x.shape[1])[:, None] * base ** (-np.arange(half) / half)
-    a, b = x[..., :half], x[..., half:]
-    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], axis=-1)
+def rope_frequencies(config: dict, dims: int) -> tuple[Array, float]:
+    """Angle per position of each pair, and the factor of the rotated values."""
+    scaling = config.get("rope_scaling") or {}
+    base = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta")
+    base = base or {"qwen2": 1e6}.get(config["model_type"], 1e4)
+    kind = scaling.get("type") or scaling.get("rope_type", "default")
+    f = base ** (-2 * np.arange(dims // 2) / dims)
+    factor = scaling.get("factor", 1)
+    if kind == "linear":
+        return f / factor, 1.0
+    if kind == "llama3":
+        length, low, high = (scaling[k] for k in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"))
+        wave = 2 * pi / f
+        t = (length / wave - low) / (high - low)
+        mixed = f * ((1 - t) / factor + t)
+        return np.where(wave > length / low, f / factor, np.where(wave < length / high, f, mixed)), 1.0
+    if kind == "yarn":
+        def index(turns: float) -> float:
+            return dims * log(scaling.get("original_max_position_embeddings", 4096) / (2 * pi * turns)) / (2 * log(base))
+        low = max(floor(index(scaling.get("beta_fast", 32))), 0)
+        high = min(ceil(index(scaling.get("beta_slow", 1))), dims - 1)
+        ramp = np.clip((np.arange(dims // 2) - low) / ((high - low) or 0.001), 0, 1)
+        m = [0.1 * c * log(factor) + 1 for c in (scaling.get("mscale", 1), scaling.get("mscale_all_dim", 0))]
+        return f * ((1 - ramp) + ramp / factor), m[0] / m[1]
+    if kind in ("longrope", "su"):
+        length = config.get("original_max_position_embeddings") or scaling["original_max_position_embeddings"]
+        stretch = config["max_position_embeddings"] / length
+        return f / np.array(scaling["long_factor"]), sqrt(1 + log(stretch) / log(length)) if stretch > 1 else 1.0
+    assert kind == "default", kind
+    return f, 1.0
 
 
-def attention(x: Array, w: Weights, p: str, config: dict, base: float) -> Array:
+def rope(x: Array, config: dict) -> Array:
+    """x [heads, tokens, dim]; the first dims turn. Pairs are (i, i + dims/2), or (2i, 2i + 1)."""
+    dims = int(x.shape[-1] * config.get("partial_rotary_factor", 1.0))
+    f, scale = rope_frequencies(config, dims)
+    angle = np.arange(x.shape[1])[:, None] * f
+    longrope = (config.get("rope_scaling") or {}).get("type") in ("longrope", "su")
+    interleaved = config.get("rope_traditional") and not longrope
+    pairs = (slice(0, dims, 2), slice(1, dims, 2)) if interleaved else (slice(0, dims // 2), slice(dims // 2, dims))
+    a, b = (x[..., p] for p in pairs)
+    out = x.copy()
+    out[..., pairs[0]] = scale * (a * np.cos(angle) - b * np.sin(angle))
+    out[..., pairs[1]] = scale * (b * np.cos(angle) + a * np.sin(angle))
+    return out
+
+
+def linear(x: Array, w: Weights, path: str) -> Array:
+    return x @ w[f"{path}.weight"].T + w.get(f"{path}.bias", 0.0)
+
+
+def window_of(config: dict, layer: int) -> float:
+    sliding = config.get("layer_types") and config["layer_types"][layer] == "sliding_attention"
+    return config["sliding_window"] if sliding else np.inf
+
+
+def attention(x: Array, w: Weights, layer: int, config: dict) -> Array:
+    p = f"model.layers.{layer}.self_attn"
     n_tokens = x.shape[0]
-    n_heads, n_kv, dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
-
-    def heads(name: str, n: int) -> Array:  # [n, tokens, dim]
-        return (x @ w[f"{p}.{name}_proj.weight"].T).reshape(n_tokens, n, dim).transpose(1, 0, 2)
-
-    eps = config["rms_norm_eps"]
-    q = rope(rms_norm(heads("q", n_heads), w[f"{p}.q_norm.weight"], eps), base)
-    k = rope(rms_norm(heads("k", n_kv), w[f"{p}.k_norm.weight"], eps), base)
-    k, v = (np.repeat(t, n_heads // n_kv, axis=0) for t in (k, heads("v", n_kv)))
-    score = q @ k.transpose(0, 2, 1) / np.sqrt(dim)
-    score = np.where(np.tri(n_tokens, dtype=bool), score, -np.inf)
+    n_heads, n_kv = config["num_attention_heads"], config["num_key_value_heads"]
+    dim = config.get("head_dim") or config["hidden_size"] // n_heads
+    if f"{p}.qkv_proj.weight" in w:
+        parts = np.split(linear(x, w, f"{p}.qkv_proj"), [n_heads * dim, (n_heads + n_kv) * dim], axis=-1)
+    else:
+        parts = [linear(x, w, f"{p}.{name}_proj") for name in "qkv"]
+    q, k, v = (t.reshape(n_tokens, -1, dim).transpose(1, 0, 2) for t in parts)  # [heads, tokens, dim]
+    if f"{p}.q_norm.weight" in w:
+        q = rms_norm(q, w[f"{p}.q_norm.weight"], config["rms_norm_eps"])
+        k = rms_norm(k, w[f"{p}.k_norm.weight"], config["rms_norm_eps"])
+    k, v = (np.repeat(t, n_heads // n_kv, axis=0) for t in (rope(k, config), v))
+    score = rope(q, config) @ k.transpose(0, 2, 1) / np.sqrt(dim)
+    back = np.arange(n_tokens)[:, None] - np.arange(n_tokens)
+    score = np.where((back >= 0) & (back < window_of(config, layer)), score, -np.inf)
     share = np.exp(score - score.max(axis=-1, keepdims=True))
     out = share / share.sum(axis=-1, keepdims=True) @ v
-    return out.transpose(1, 0, 2).reshape(n_tokens, n_heads * dim) @ w[f"{p}.o_proj.weight"].T
+    return linear(out.transpose(1, 0, 2).reshape(n_tokens, n_heads * dim), w, f"{p}.o_proj")
 
 
 def mlp(x: Array, w: Weights, p: str) -> Array:
-    gate, up = (x @ w[f"{p}.{name}_proj.weight"].T for name in ("gate", "up"))
-    return (gate / (1 + np.exp(-gate)) * up) @ w[f"{p}.down_proj.weight"].T
+    if f"{p}.gate_up_proj.weight" in w:
+        gate, up = np.split(linear(x, w, f"{p}.gate_up_proj"), 2, axis=-1)
+    else:
+        gate, up = (linear(x, w, f"{p}.{name}_proj") for name in ("gate", "up"))
+    return linear(gate / (1 + np.exp(-gate)) * up, w, f"{p}.down_proj")
 
 
 def logits(ids: list[int], w: Weights, config: dict) -> Array:
     """w: dequantised float64 weights by name. Returns [tokens, vocab]."""
-    base = config.get("rope_theta") or config["rope_parameters"]["rope_theta"]
     eps = config["rms_norm_eps"]
     h = w["model.embed_tokens.weight"][ids]
     for i in range(config["num_hidden_layers"]):
         p = f"model.layers.{i}"
-        h = h + attention(rms_norm(h, w[f"{p}.input_layernorm.weight"], eps), w, f"{p}.self_attn", config, base)
+        h = h + attention(rms_norm(h, w[f"{p}.input_layernorm.weight"], eps), w, i, config)
         h = h + mlp(rms_norm(h, w[f"{p}.post_attention_layernorm.weight"], eps), w, f"{p}.mlp")
     head = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
     return rms_norm(h, w["model.norm.weight"], eps) @ w[head].T

@@ -1,0 +1,115 @@
+/* blocks.c - the layer of Llama-like decoders.
+ *
+ * Shapes: T rows of the micro-batch, D hidden, H query heads, G KV heads, d head_dim, F inner. */
+#include "model/blocks.h"
+
+#include <string.h>
+
+enum { X = MXD_REG_X, NORMED = MXD_REG_H, Q = MXD_REG_FAMILY, K, V, ATTN, INNER, UPPED, N_REGS };
+
+mxd_rc mxd_blocks_configure(mxd_hparams *hp, const json_t *c, int context, mxd_err *err) {
+    MXD_TRY(mxd_config_int(c, "hidden_size", 1, MXD_MAX_HIDDEN, -1, &hp->hidden, err));
+    MXD_TRY(mxd_config_int(c, "num_hidden_layers", 1, MXD_MAX_LAYERS, -1, &hp->n_layers, err));
+    MXD_TRY(
+        mxd_config_int(c, "intermediate_size", 1, 8 * MXD_MAX_HIDDEN, -1, &hp->intermediate, err));
+    MXD_TRY(mxd_config_int(c, "vocab_size", 2, MXD_MAX_VOCAB, -1, &hp->n_vocab, err));
+    MXD_TRY(mxd_config_int(c, "num_attention_heads", 1, MXD_MAX_HEADS, -1, &hp->n_heads, err));
+    MXD_TRY(
+        mxd_config_int(c, "num_key_value_heads", 1, MXD_MAX_HEADS, hp->n_heads, &hp->n_kv, err));
+    int quotient = hp->hidden / hp->n_heads;
+    MXD_TRY(mxd_config_int(c, "head_dim", 2, MXD_MAX_HEAD_DIM, quotient, &hp->head_dim, err));
+    MXD_TRY(mxd_config_int(c, "max_position_embeddings", 1, MXD_MAX_CONTEXT, context, &hp->context,
+                           err));
+    double eps;
+    MXD_TRY(mxd_config_real(c, "rms_norm_eps", 0, 1, 1e-6, &eps, err));
+    hp->eps = (float)eps;
+    if (hp->n_heads % hp->n_kv || hp->head_dim % 2 || hp->head_dim > MXD_MAX_HEAD_DIM)
+        return mxd_fail(err, MXD_E_FORMAT,
+                        "config.json: %d heads over %d KV heads of %d values cannot be",
+                        hp->n_heads, hp->n_kv, hp->head_dim);
+    hp->rope.dims = hp->head_dim;
+    return MXD_OK;
+}
+
+static mxd_rc read_type(const json_t *v, int layer, bool *sliding, mxd_err *err) {
+    const char *type = json_is_string(v) ? json_string_value(v) : "(not a string)";
+    *sliding = strcmp(type, "sliding_attention") == 0;
+    if (*sliding || strcmp(type, "full_attention") == 0) return MXD_OK;
+    return mxd_fail(err, MXD_E_UNSUPPORTED,
+                    "config.json: 'layer_types' of layer %d is '%s'; supported: full_attention, "
+                    "sliding_attention",
+                    layer, type);
+}
+
+mxd_rc mxd_blocks_windows(mxd_hparams *hp, const json_t *c, mxd_err *err) {
+    const json_t *types = mxd_config_get(c, "layer_types");
+    if (!types) return MXD_OK; /* a window alone is not used */
+    if (!json_is_array(types) || json_array_size(types) != (size_t)hp->n_layers)
+        return mxd_fail(err, MXD_E_FORMAT, "config.json: 'layer_types' must be a list of %d names",
+                        hp->n_layers);
+    bool any = false;
+    for (int i = 0; i < hp->n_layers; i++) {
+        MXD_TRY(read_type(json_array_get(types, (size_t)i), i, &hp->sliding[i], err));
+        any = any || hp->sliding[i];
+    }
+    if (!any) return MXD_OK;
+    return mxd_config_int(c, "sliding_window", 1, MXD_MAX_CONTEXT, -1, &hp->window, err);
+}
+
+int mxd_blocks_declare(const mxd_hparams *hp, mxd_decl *out) {
+    int D = hp->hidden, F = hp->intermediate, d = hp->head_dim;
+    int q = hp->n_heads * d, kv = hp->n_kv * d;
+    out[MXD_BLOCK_ATTN_NORM] = (mxd_decl){"input_layernorm", MXD_W_VECTOR, 1, D};
+    out[MXD_BLOCK_Q] = (mxd_decl){"self_attn.q_proj", MXD_W_LINEAR, q, D};
+    out[MXD_BLOCK_K] = (mxd_decl){"self_attn.k_proj", MXD_W_LINEAR, kv, D};
+    out[MXD_BLOCK_V] = (mxd_decl){"self_attn.v_proj", MXD_W_LINEAR, kv, D};
+    out[MXD_BLOCK_O] = (mxd_decl){"self_attn.o_proj", MXD_W_LINEAR, D, q, .unit = q / hp->n_kv};
+    out[MXD_BLOCK_MLP_NORM] = (mxd_decl){"post_attention_layernorm", MXD_W_VECTOR, 1, D};
+    out[MXD_BLOCK_GATE] = (mxd_decl){"mlp.gate_proj", MXD_W_LINEAR, F, D};
+    out[MXD_BLOCK_UP] = (mxd_decl){"mlp.up_proj", MXD_W_LINEAR, F, D};
+    out[MXD_BLOCK_DOWN] = (mxd_decl){"mlp.down_proj", MXD_W_LINEAR, D, F};
+    return MXD_BLOCK_N;
+}
+
+void mxd_blocks_registers(const mxd_hparams *hp, mxd_regs *r) {
+    r->n = N_REGS;
+    r->width[Q] = r->width[ATTN] = hp->n_heads * hp->head_dim;
+    r->width[K] = r->width[V] = hp->n_kv * hp->head_dim;
+    r->width[INNER] = r->width[UPPED] = hp->intermediate;
+}
+
+void mxd_blocks_attention(const mxd_model *m, int layer, const mxd_weight *q_norm,
+                          const mxd_weight *k_norm) {
+    const mxd_hparams *hp = &m->hp;
+    const mxd_backend_ops *op = m->backend->ops;
+    mxd_backend *b = m->backend;
+    mxd_weight *const *w = m->layers[layer].w;
+    const mxd_attention how = {.n_heads = hp->n_heads,
+                               .n_kv = hp->n_kv,
+                               .head_dim = hp->head_dim,
+                               .scale = m->attn_scale,
+                               .window = hp->sliding[m->layer0 + layer] ? hp->window : 0};
+    op->norm(b, NORMED, X, w[MXD_BLOCK_ATTN_NORM], hp->eps); /* [T, D] */
+    op->linear(b, 3, (const int[]){Q, K, V}, NORMED,         /* [T, H d], 2 x [T, G d] */
+               (const mxd_weight *const[]){w[MXD_BLOCK_Q], w[MXD_BLOCK_K], w[MXD_BLOCK_V]});
+    if (q_norm) op->norm(b, Q, Q, q_norm, hp->eps); /* per head of d */
+    if (k_norm) op->norm(b, K, K, k_norm, hp->eps);
+    op->rope(b, Q, hp->n_heads, hp->head_dim, &m->rope);
+    op->rope(b, K, hp->n_kv, hp->head_dim, &m->rope);
+    op->kv_append(b, layer, K, V);
+    op->attend(b, layer, ATTN, Q, &how); /* [T, H d] */
+    op->linear(b, 1, (const int[]){NORMED}, ATTN, (const mxd_weight *const[]){w[MXD_BLOCK_O]});
+    op->add(b, X, NORMED); /* x += attention */
+}
+
+void mxd_blocks_mlp(const mxd_model *m, int layer) {
+    const mxd_backend_ops *op = m->backend->ops;
+    mxd_backend *b = m->backend;
+    mxd_weight *const *w = m->layers[layer].w;
+    op->norm(b, NORMED, X, w[MXD_BLOCK_MLP_NORM], m->hp.eps);
+    op->linear(b, 2, (const int[]){INNER, UPPED}, NORMED, /* 2 x [T, F] */
+               (const mxd_weight *const[]){w[MXD_BLOCK_GATE], w[MXD_BLOCK_UP]});
+    op->gated(b, INNER, INNER, UPPED, MXD_SILU);
+    op->linear(b, 1, (const int[]){NORMED}, INNER, (const mxd_weight *const[]){w[MXD_BLOCK_DOWN]});
+    op->add(b, X, NORMED); /* x += mlp */
+}

@@ -1,0 +1,42 @@
+/* blocks.h - private to model/: the decoder layer that most families share.
+ *
+ * x += attention(norm(x)); x += down(silu(gate(norm(x))) * up(norm(x))), with RMSNorm,
+ * grouped-query attention and RoPE. A family starts from these and changes what is its own. */
+#ifndef MXD_MODEL_BLOCKS_H
+#define MXD_MODEL_BLOCKS_H
+
+#include "model/family.h"
+
+enum { /* the weights of a layer; a family's own follow from MXD_BLOCK_N */
+       MXD_BLOCK_ATTN_NORM,
+       MXD_BLOCK_Q,
+       MXD_BLOCK_K,
+       MXD_BLOCK_V,
+       MXD_BLOCK_O,
+       MXD_BLOCK_MLP_NORM,
+       MXD_BLOCK_GATE,
+       MXD_BLOCK_UP,
+       MXD_BLOCK_DOWN,
+       MXD_BLOCK_N
+};
+
+/* Sizes, context (absent: `context`) and eps; rope.dims becomes head_dim. RoPE itself is not read.
+ * Errors: E_FORMAT. */
+mxd_rc mxd_blocks_configure(mxd_hparams *hp, const json_t *c, int context,
+                            mxd_err *err) MXD_MUST_USE;
+
+/* "layer_types" and "sliding_window": which layers see only a window of the past.
+ * Errors: E_FORMAT; E_UNSUPPORTED a type of another name. */
+mxd_rc mxd_blocks_windows(mxd_hparams *hp, const json_t *c, mxd_err *err) MXD_MUST_USE;
+
+/* The weights above by their usual names; returns MXD_BLOCK_N. */
+int mxd_blocks_declare(const mxd_hparams *hp, mxd_decl *out);
+void mxd_blocks_registers(const mxd_hparams *hp, mxd_regs *r);
+
+/* The two halves of a layer (counted in the shard) on the residual stream.
+ *   q_norm, k_norm  over each query and key head; NULL: none */
+void mxd_blocks_attention(const mxd_model *m, int layer, const mxd_weight *q_norm,
+                          const mxd_weight *k_norm);
+void mxd_blocks_mlp(const mxd_model *m, int layer);
+
+#endif
