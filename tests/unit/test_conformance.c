@@ -12,9 +12,10 @@
 enum { MAX_PARTS = 3, CTX = 160, MAX_HIDDEN = 192, ROWS = 128 };
 
 static const char *const models[] = {
-    "tied-bf16",       "untied-f16", "deep-f32-scales", "kv3-inter320",  "hidden192",
-    "two-shards",      "plain-bf16", "plain-f32",       "llama-llama3",  "llama-yarn-bias",
-    "mistral-sliding", "qwen2-tied", "qwen2-kv3-f16",   "phi3-longrope", "phi3-plain"};
+    "tied-bf16",     "untied-f16",      "deep-f32-scales", "kv3-inter320",
+    "hidden192",     "two-shards",      "plain-bf16",      "plain-f32",
+    "llama-llama3",  "llama-yarn-bias", "mistral-sliding", "qwen2-tied",
+    "qwen2-kv3-f16", "phi3-longrope",   "phi3-plain",      "mixed-overrides"};
 
 /* ------------------------------------------------------------- a model over one or more shards */
 
@@ -263,6 +264,78 @@ TEST(conformance_bits_do_not_depend_on_split_chunk_batch_kernels_float32) {
     invariance("plain-bf16", MXD_ACT_F32, true);
     invariance("mistral-sliding", MXD_ACT_F32, false); /* windows, and where chunks cut them */
     invariance("phi3-plain", MXD_ACT_F32, false);      /* parts of a matrix */
+}
+
+/* ---------------------------------------------------------------- what quantised activations cost
+ *
+ * Divergence of the next token's distribution from the float32 path's, in nats; docs/numerics.md.
+ */
+
+static float *all_logits(const golden *g, const int32_t *ids, int n, mxd_activations act) {
+    const setting s = {NULL, act, 1, 2, 1, 1};
+    pipeline *p = open_pipeline(g->folder, &s);
+    float *got = calloc((size_t)n * (size_t)g->vocab, sizeof *got);
+    CHECK(got);
+    run_chunks(p, &s, ids, n, got);
+    close_pipeline(p);
+    return got;
+}
+
+static double divergence(const float *p, const float *q, int n) {
+    double max_p = p[argmax(p, n)], max_q = q[argmax(q, n)], sum_p = 0, sum_q = 0, kl = 0;
+    for (int i = 0; i < n; i++) {
+        sum_p += exp(p[i] - max_p);
+        sum_q += exp(q[i] - max_q);
+    }
+    for (int i = 0; i < n; i++) {
+        double lp = p[i] - max_p - log(sum_p), lq = q[i] - max_q - log(sum_q);
+        kl += exp(lp) * (lp - lq);
+    }
+    return kl;
+}
+
+typedef struct cost {
+    double mean, worst;
+    int same, n;
+} cost;
+
+static void add_cost(cost *c, const golden *g, const float *want, const float *got, int n) {
+    for (int t = 0; t < n; t++, want += g->vocab, got += g->vocab) {
+        double d = divergence(want, got, g->vocab);
+        c->mean += d;
+        c->worst = fmax(c->worst, d);
+        c->same += argmax(want, g->vocab) == argmax(got, g->vocab);
+    }
+    c->n += n;
+}
+
+static void report_cost(const char *name, const char *path, const cost *c, double limit) {
+    printf("# %-16s %-6s divergence %.1e, at most %.1e; same token %.1f %%\n", name, path,
+           c->mean / c->n, c->worst, 100.0 * c->same / c->n);
+    if (!(c->mean / c->n <= limit))
+        fail_msg("%s, %s: mean divergence %g", name, path, c->mean / c->n);
+}
+
+TEST(conformance_divergence_of_quantised_activations) {
+    for (size_t m = 0; m < MXD_COUNT(models); m++) {
+        golden g = open_golden(models[m]);
+        cost i8 = {0}, i16 = {0};
+        size_t i;
+        json_t *c;
+        json_array_foreach(json_object_get(g.json, "cases"), i, c) {
+            int32_t ids[CTX];
+            int n = case_ids(c, ids);
+            float *want = all_logits(&g, ids, n, MXD_ACT_F32);
+            float *b8 = all_logits(&g, ids, n, MXD_ACT_I8),
+                  *b16 = all_logits(&g, ids, n, MXD_ACT_I16);
+            add_cost(&i8, &g, want, b8, n);
+            add_cost(&i16, &g, want, b16, n);
+            free(want), free(b8), free(b16);
+        }
+        report_cost(models[m], "int8", &i8, 0.1);
+        report_cost(models[m], "int16", &i16, 1e-4);
+        close_golden(&g);
+    }
 }
 
 TEST(conformance_int16_is_closer_than_int8) {

@@ -71,7 +71,7 @@ RECIPES = [
            hidden=128, layers=3, heads=4, kv_heads=2, head_dim=32, inter=128, vocab=320,
            overrides={"lm_head": False, "model.layers.1.self_attn.o_proj": False,
                       "model.layers.0.mlp.down_proj": {"group_size": 32, "bits": 4},
-                      "model.layers.2.mlp.gate_proj": {"group_size": 128, "bits": 8}}, issue="later"),
+                      "model.layers.2.mlp.gate_proj": {"group_size": 128, "bits": 8}}),
     Recipe("llama-llama3", 110, "llama3 frequencies: kept, mixed and stretched ones; head_dim derived; own head",
            hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, inter=128, vocab=160, theta=10_000, eps=1e-5,
            model_type="llama", absent=("head_dim",),
