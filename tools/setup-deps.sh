@@ -5,8 +5,8 @@ set -eu
 
 APT="build-essential meson ninja-build pkg-config libgrpc-dev libprotobuf-c-dev
 protobuf-c-compiler libmicrohttpd-dev libjansson-dev libyaml-dev libpcre2-dev libutf8proc-dev
-libcurl4-openssl-dev libssl-dev libcmocka-dev clang-format python3 python3-venv curl"
-BREW="meson ninja pkgconf grpc protobuf-c libmicrohttpd jansson libyaml pcre2 utf8proc curl
+libssl-dev libcmocka-dev clang-format python3 python3-venv curl"
+BREW="meson ninja pkgconf grpc protobuf-c libmicrohttpd jansson libyaml pcre2 utf8proc
 openssl@3 cmocka clang-format python3"
 
 give_up() {
