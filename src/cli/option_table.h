@@ -114,7 +114,7 @@ X(BACKEND, "backend", "", MXD_ON_COMPUTE, COMPUTE, CHOICE, NULL, 0, 0, "auto", "
 X(ACTIVATIONS, "activations", "", MXD_ON_COMPUTE, COMPUTE, CHOICE, NULL, 0, 0, "8", "8|16|f32", \
   "Bits of activations that meet weights of 8 bits and less; f32 is the reference path.") \
 X(KERNELS, "kernels", "", MXD_ON_COMPUTE, COMPUTE, CHOICE, NULL, 0, 0, "auto", \
-  "auto|scalar|avx2|avx512|neon", \
+  "auto|scalar|avx2|avx512|neon|neon-dot|neon-i8mm", \
   "Force one table of kernels; all of them give the same bits.") \
 \
 X(LOCAL_WORKERS, "local-workers", "", MXD_ON_SERVE_ENGINE, CLUSTER, INT, "N", 0, \

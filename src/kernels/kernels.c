@@ -5,6 +5,8 @@
 #include "kernels/kernels_impl.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 static bool always(void) { return true; }
@@ -22,6 +24,27 @@ static bool has_avx512_vnni(void) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
+#elif defined(__aarch64__)
+/* Linux tells in the bits of its uapi (asm/hwcap.h: ASIMDDP, I8MM), which old headers lack.
+ * Elsewhere what the compiler may assume of every machine of the target. */
+static bool has_dot(void) {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) >> 20 & 1;
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return true;
+#else
+    return false;
+#endif
+}
+static bool has_i8mm(void) {
+#if defined(__linux__)
+    return has_dot() && getauxval(AT_HWCAP2) >> 13 & 1;
+#elif defined(__ARM_FEATURE_DOTPROD) && defined(__ARM_FEATURE_MATMUL_INT8)
+    return true;
+#else
+    return false;
+#endif
+}
 #endif
 
 /* Best first. Adding an instruction set is one file, one line here, and nothing else. */
@@ -32,6 +55,10 @@ static const struct {
 #if defined(__x86_64__)
     {&mxd_kernels_avx512, has_avx512_vnni},
     {&mxd_kernels_avx2, has_avx2},
+#elif defined(__aarch64__)
+    {&mxd_kernels_neon_i8mm, has_i8mm},
+    {&mxd_kernels_neon_dot, has_dot},
+    {&mxd_kernels_neon, always},
 #endif
     {&mxd_kernels_scalar, always},
 };

@@ -9,6 +9,10 @@ extern const mxd_kernels mxd_kernels_scalar;
 #if defined(__x86_64__)
 extern const mxd_kernels mxd_kernels_avx2;   /* x86_avx2.c */
 extern const mxd_kernels mxd_kernels_avx512; /* x86_avx512.c */
+#elif defined(__aarch64__)
+extern const mxd_kernels mxd_kernels_neon;      /* arm_neon.c */
+extern const mxd_kernels mxd_kernels_neon_dot;  /* arm_neon_dot.c */
+extern const mxd_kernels mxd_kernels_neon_i8mm; /* arm_neon_i8mm.c */
 #endif
 
 /* The end of every lane sum: lane [MXD_LANES] becomes one number, halves added to halves. */
