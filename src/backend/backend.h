@@ -82,6 +82,7 @@ typedef struct mxd_weight_src {
     int row0, rows; /* the part to load along out; rows = 0: all */
     int block_k;    /* canonical block along in: a multiple of quant.group (and of 16) */
     float add;      /* vectors: added to each element (gemma: 1 + w) */
+    int experts;    /* matrices: [experts, out, in], one for each expert; 0: plain. No bias */
 } mxd_weight_src;
 
 /* --------------------------------------------------------------------------------- a micro-batch
@@ -90,6 +91,12 @@ typedef struct mxd_weight_src {
 typedef struct mxd_kv_spec { /* one layer of the shard */
     int n_kv, head_dim;
 } mxd_kv_spec;
+
+/* What the `moe` operations of a step need at most; all 0: there are none. */
+typedef struct mxd_moe_spec {
+    int top_k;         /* experts of a row */
+    int hidden, inner; /* width of rows outside; inside an expert */
+} mxd_moe_spec;
 
 typedef struct mxd_step_shape {
     int max_rows;          /* 1 .. MXD_MAX_STEP_TOKENS */
@@ -100,9 +107,10 @@ typedef struct mxd_step_shape {
     const mxd_kv_spec *kv; /* [n_layers] */
     int n_pages;           /* KV pages, shared by all sequences */
     int max_context;       /* longest sequence */
+    mxd_moe_spec moe;
 } mxd_step_shape;
 
-enum { MXD_MAX_REGS = 32 };
+enum { MXD_MAX_REGS = 32, MXD_MAX_EXPERTS = 1024, MXD_MAX_TOP_K = 64 };
 
 /* Neighbouring rows that belong to one sequence. */
 typedef struct mxd_run {
@@ -134,6 +142,16 @@ typedef struct mxd_attention {
 } mxd_attention;
 
 typedef enum mxd_act_fn { MXD_SILU } mxd_act_fn;
+
+/* A mixture of experts: p = softmax(logits) over all experts; a row goes through the top_k of the
+ * largest p, the lowest index of equal ones. */
+typedef struct mxd_moe {
+    const mxd_weight *gate, *up; /* [n_experts][inner, hidden] */
+    const mxd_weight *down;      /* [n_experts][hidden, inner] */
+    int n_experts, top_k;        /* 1 .. MXD_MAX_EXPERTS; 1 .. what setup was told */
+    bool norm_weights;           /* the chosen p are divided by their sum */
+    mxd_act_fn act;
+} mxd_moe;
 
 /* --------------------------------------------------------------------------------- the operations
  */
@@ -182,6 +200,10 @@ typedef struct mxd_backend_ops {
     mxd_rc (*output)(mxd_backend *b, int reg, float *out, mxd_err *err);
     /* Ends the step; all work is done and KV is written. Reports what failed if nobody asked. */
     mxd_rc (*end)(mxd_backend *b, mxd_err *err);
+
+    /* dst [rows, hidden] = sum over the chosen experts e of p_e * down_e(act(gate_e(src)) *
+     * up_e(src)). logits [rows, n_experts] are used up. dst may be src. */
+    void (*moe)(mxd_backend *b, int dst, int src, int logits, const mxd_moe *how);
 } mxd_backend_ops;
 
 struct mxd_backend {

@@ -6,6 +6,7 @@
 #include <string.h>
 
 enum { X = MXD_REG_X, NORMED = MXD_REG_H, Q = MXD_REG_FAMILY, K, V, ATTN, INNER, UPPED, N_REGS };
+_Static_assert((int)N_REGS == (int)MXD_BLOCK_REGS, "families count on from here");
 
 mxd_rc mxd_blocks_configure(mxd_hparams *hp, const json_t *c, int context, mxd_err *err) {
     MXD_TRY(mxd_config_int(c, "hidden_size", 1, MXD_MAX_HIDDEN, -1, &hp->hidden, err));

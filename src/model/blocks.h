@@ -20,6 +20,8 @@ enum { /* the weights of a layer; a family's own follow from MXD_BLOCK_N */
        MXD_BLOCK_N
 };
 
+enum { MXD_BLOCK_REGS = MXD_REG_FAMILY + 6 }; /* a family's own registers follow */
+
 /* Sizes, context (absent: `context`) and eps; rope.dims becomes head_dim. RoPE itself is not read.
  * Errors: E_FORMAT. */
 mxd_rc mxd_blocks_configure(mxd_hparams *hp, const json_t *c, int context,

@@ -19,6 +19,7 @@ typedef struct mxd_decl {
     int unit;         /* columns that must stay together when `in` is cut; 0: any group edge */
     bool plain;       /* a parameter without module: "path.weight" is a plain tensor */
     bool bias;        /* config.json promises "path.bias"; one that is there is used anyhow */
+    int experts;      /* one [out, in] for each expert; 0: plain */
     int row0, whole;  /* of a matrix of `whole` rows, those from row0; whole = 0: all are ours */
 } mxd_decl;
 
@@ -37,14 +38,15 @@ typedef struct mxd_family {
     const char *model_type; /* as in config.json */
     /* Reads and ranges everything the family uses. */
     mxd_rc (*configure)(mxd_hparams *hp, const json_t *config, mxd_err *err);
-    /* The weights of a layer; returns how many of `out` [MXD_MAX_LAYER_WEIGHTS] are used. */
-    int (*declare)(const mxd_hparams *hp, mxd_decl *out);
+    /* The weights of layer `layer`; returns how many of `out` [MXD_MAX_LAYER_WEIGHTS] are used. */
+    int (*declare)(const mxd_hparams *hp, int layer, mxd_decl *out);
     void (*registers)(const mxd_hparams *hp, mxd_regs *out);
     /* One layer on register 0 (the residual stream); `layer` counts in the shard. */
     void (*layer)(const struct mxd_model *m, int layer);
 } mxd_family;
 
-extern const mxd_family mxd_family_llama, mxd_family_phi3, mxd_family_qwen2, mxd_family_qwen3;
+extern const mxd_family mxd_family_llama, mxd_family_phi3, mxd_family_qwen2, mxd_family_qwen3,
+    mxd_family_qwen3_moe;
 
 enum { MXD_REG_X = 0, MXD_REG_H = 1, MXD_REG_LOGITS = 2, MXD_REG_FAMILY = 3 }; /* shared meaning */
 
@@ -56,8 +58,6 @@ struct mxd_model {
     json_t *config;
     char *folder;
 
-    mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
-    int n_decls;
     float *inv_freq; /* [rope.dims / 2] */
     mxd_rope rope;
     float attn_scale; /* head_dim^-1/2 */
@@ -86,7 +86,7 @@ mxd_rc mxd_config_bool(const json_t *o, const char *key, bool otherwise, bool *o
 
 /* How the module `path` [out, in] is stored, by the rules of mlx repositories: an override in
  * "quantization", else the top level, else inferred from shapes. Fills weight, scales, biases, bias
- * and quant of `src`, whose path, out and in are set. Errors: E_FORMAT, E_UNSUPPORTED. */
+ * and quant of `src`, whose path, out, in and experts are set. Errors: E_FORMAT, E_UNSUPPORTED. */
 mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *path,
                          mxd_weight_src *src, mxd_err *err) MXD_MUST_USE;
 

@@ -11,7 +11,8 @@ static mxd_rc configure(mxd_hparams *hp, const json_t *c, mxd_err *err) {
     return mxd_rope_read(&hp->rope, c, hp->context, 10000, err);
 }
 
-static int declare(const mxd_hparams *hp, mxd_decl *out) {
+static int declare(const mxd_hparams *hp, int layer, mxd_decl *out) {
+    (void)layer;
     int n = mxd_blocks_declare(hp, out);
     for (int i = MXD_BLOCK_Q; i <= MXD_BLOCK_O; i++) out[i].bias = hp->attention_bias;
     for (int i = MXD_BLOCK_GATE; i <= MXD_BLOCK_DOWN; i++) out[i].bias = hp->mlp_bias;

@@ -12,10 +12,8 @@
 
 /* Adding a family is one file and one line here. */
 static const mxd_family *const families[] = {
-    &mxd_family_llama,
-    &mxd_family_phi3,
-    &mxd_family_qwen2,
-    &mxd_family_qwen3,
+    &mxd_family_llama, &mxd_family_phi3,      &mxd_family_qwen2,
+    &mxd_family_qwen3, &mxd_family_qwen3_moe,
 };
 
 /* Names that mean another family. */
@@ -33,7 +31,7 @@ static const struct {
 
 /* -------------------------------------------------------------------------------- which family */
 
-/* Letters in common at the front: enough to put qwen3 before llama for "qwen3_moe". */
+/* Letters in common at the front: enough to put qwen3 before llama for "qwen3_next". */
 static size_t common_prefix(const char *a, const char *b) {
     size_t n = 0;
     while (a[n] && a[n] == b[n]) n++;
@@ -117,7 +115,8 @@ static mxd_rc source(const mxd_model *m, const mxd_decl *d, int layer, char path
         snprintf(path, 256, "%s", d->path);
     else
         snprintf(path, 256, "model.layers.%d.%s", layer, d->path);
-    *src = (mxd_weight_src){.name = path, .use = d->use, .out = d->out, .in = d->in};
+    *src = (mxd_weight_src){
+        .name = path, .use = d->use, .out = d->out, .in = d->in, .experts = d->experts};
     if (!(d->use & MXD_W_VECTOR)) {
         if (d->whole) {
             src->out = d->whole;
@@ -155,6 +154,7 @@ static uint64_t file_bytes(const mxd_weight_src *s) {
  */
 static uint64_t memory_bytes(const mxd_weight_src *s) {
     uint64_t n = (uint64_t)(s->rows ? s->rows : s->out) * (uint64_t)s->in;
+    if (s->experts) n *= (uint64_t)s->experts;
     switch (s->quant.mode) {
     case MXD_Q_MXFP8:
         return 2 * n;
@@ -170,6 +170,10 @@ static uint64_t memory_bytes(const mxd_weight_src *s) {
     return file_bytes(s);
 }
 
+static int declare(const mxd_model *m, int layer, mxd_decl out[MXD_MAX_LAYER_WEIGHTS]) {
+    return m->family->declare(&m->hp, layer, out);
+}
+
 static mxd_rc decl_bytes(const mxd_model *m, const mxd_decl *d, int layer, uint64_t *sum,
                          size_t *n_tensors, mxd_err *err) {
     char path[256];
@@ -179,6 +183,25 @@ static mxd_rc decl_bytes(const mxd_model *m, const mxd_decl *d, int layer, uint6
     if (src.row0 > 0) return MXD_OK; /* counted with the first part */
     *n_tensors += 1u + (src.scales != NULL) + (src.biases != NULL) + (src.bias != NULL);
     return MXD_OK;
+}
+
+static mxd_rc layer_bytes(const mxd_model *m, int layer, uint64_t *sum, size_t *n_tensors,
+                          mxd_err *err) {
+    mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
+    int n = declare(m, layer, decls);
+    for (int d = 0; d < n; d++) MXD_TRY(decl_bytes(m, &decls[d], layer, sum, n_tensors, err));
+    return MXD_OK;
+}
+
+/* `name` stands behind "model.layers.N.". */
+static bool declared(const mxd_model *m, int layer, const char *name) {
+    mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
+    int n_decls = declare(m, layer, decls);
+    for (int d = 0; d < n_decls; d++) {
+        size_t n = strlen(decls[d].path);
+        if (strncmp(name, decls[d].path, n) == 0 && name[n] == '.') return true;
+    }
+    return false;
 }
 
 static bool has_suffix(const char *s, const char *end) {
@@ -198,10 +221,7 @@ static void warn_unexpected(const mxd_model *m, size_t n_used) {
                      strncmp(name, "model.norm.", 11) == 0 || strncmp(name, "lm_head.", 8) == 0 ||
                      strncmp(name, "mtp.", 4) == 0 || has_suffix(name, ".rotary_emb.inv_freq") ||
                      (of_layer && layer >= m->hp.n_layers);
-        for (int d = 0; !known && of_layer && d < m->n_decls; d++) {
-            size_t n = strlen(m->decls[d].path);
-            known = strncmp(name + at, m->decls[d].path, n) == 0 && name[at + (int)n] == '.';
-        }
+        if (!known && of_layer && layer >= 0) known = declared(m, layer, name + at);
         if (known || shown++ >= 5) continue;
         mxd_log(MXD_LOG_WARN, "tensor_unexpected", "name=%s", name);
     }
@@ -214,9 +234,7 @@ static mxd_rc check_tensors(mxd_model *m, mxd_err *err) {
     MXD_TRY(decl_bytes(m, &embed, -1, &bytes, &n_used, err));
     MXD_TRY(decl_bytes(m, &norm, -1, &bytes, &n_used, err));
     if (!m->hp.tied) MXD_TRY(decl_bytes(m, &head, -1, &bytes, &n_used, err));
-    for (int l = 0; l < m->hp.n_layers; l++)
-        for (int d = 0; d < m->n_decls; d++)
-            MXD_TRY(decl_bytes(m, &m->decls[d], l, &bytes, &n_used, err));
+    for (int l = 0; l < m->hp.n_layers; l++) MXD_TRY(layer_bytes(m, l, &bytes, &n_used, err));
     warn_unexpected(m, n_used);
     return MXD_OK;
 }
@@ -229,7 +247,6 @@ static mxd_rc open_all(mxd_model *m, mxd_err *err) {
     MXD_TRY(mxd_st_open(&m->st, m->al, m->folder, err));
     bool no_head = !mxd_st_find(m->st, "lm_head.weight");
     MXD_TRY(mxd_config_bool(m->config, "tie_word_embeddings", no_head, &m->hp.tied, err));
-    m->n_decls = m->family->declare(&m->hp, m->decls);
     MXD_TRY(make_rope(m, err));
     return check_tensors(m, err);
 }
@@ -263,12 +280,21 @@ const mxd_hparams *mxd_model_hparams(const mxd_model *m) { return &m->hp; }
 const mxd_st *mxd_model_tensors(const mxd_model *m) { return m->st; }
 const char *mxd_model_folder(const mxd_model *m) { return m->folder; }
 
+/* Weights of a layer, counting `of_each` of the experts. */
+static uint64_t layer_params(const mxd_model *m, int layer, int of_each) {
+    mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
+    int n = declare(m, layer, decls);
+    uint64_t sum = 0;
+    for (int d = 0; d < n; d++)
+        sum += (uint64_t)decls[d].out * (uint64_t)decls[d].in *
+               (uint64_t)(decls[d].experts ? of_each : 1);
+    return sum;
+}
+
 uint64_t mxd_model_params(const mxd_model *m) {
-    uint64_t layer = 0, rest = (uint64_t)m->hp.n_vocab * (uint64_t)m->hp.hidden;
-    for (int d = 0; d < m->n_decls; d++)
-        layer += (uint64_t)m->decls[d].out * (uint64_t)m->decls[d].in;
-    return layer * (uint64_t)m->hp.n_layers + (m->hp.tied ? rest : 2 * rest) +
-           (uint64_t)m->hp.hidden;
+    uint64_t layers = 0, rest = (uint64_t)m->hp.n_vocab * (uint64_t)m->hp.hidden;
+    for (int l = 0; l < m->hp.n_layers; l++) layers += layer_params(m, l, m->hp.n_experts);
+    return layers + (m->hp.tied ? rest : 2 * rest) + (uint64_t)m->hp.hidden;
 }
 
 uint64_t mxd_model_weight_bytes(const mxd_model *m) {
@@ -299,7 +325,8 @@ static uint64_t scratch_bytes(const mxd_model *m, int max_rows, bool head) {
         int rows = r.rows[i] && r.rows[i] < max_rows ? r.rows[i] : max_rows;
         sum += (uint64_t)rows * (uint64_t)r.width[i] * sizeof(float);
     }
-    return sum;
+    uint64_t pairs = (uint64_t)max_rows * (uint64_t)m->hp.top_k; /* rows at their experts */
+    return sum + pairs * (uint64_t)(m->hp.hidden + 2 * m->hp.moe_inner) * sizeof(float);
 }
 
 /* ---------------------------------------------------------------------------------------- sizes */
@@ -315,12 +342,11 @@ void mxd_model_sizes_get(const mxd_model *m, int max_rows, int kv_bytes_each,
     MXD_ASSERT(decl_bytes(m, &norm, -1, &out->head_bytes, &n, NULL) == MXD_OK);
     MXD_ASSERT(decl_bytes(m, &head, -1, &out->head_bytes, &n, NULL) == MXD_OK);
     for (int l = 0; l < hp->n_layers; l++) {
-        for (int d = 0; d < m->n_decls; d++)
-            MXD_ASSERT(decl_bytes(m, &m->decls[d], l, &out->layer_bytes[l], &n, NULL) == MXD_OK);
+        MXD_ASSERT(layer_bytes(m, l, &out->layer_bytes[l], &n, NULL) == MXD_OK);
+        out->layer_ops += (double)layer_params(m, l, hp->top_k) / hp->n_layers;
         out->layer_kv_bytes[l] =
             2u * (uint64_t)hp->n_kv * (uint64_t)hp->head_dim * (uint64_t)kv_bytes_each;
     }
-    for (int d = 0; d < m->n_decls; d++) out->layer_ops += (double)m->decls[d].out * m->decls[d].in;
     out->head_ops = (double)hp->n_vocab * hp->hidden;
     out->scratch_bytes = scratch_bytes(m, max_rows, true);
     out->hidden_bytes = (uint64_t)hp->hidden * sizeof(float);
@@ -353,6 +379,14 @@ static mxd_rc load_one(loading *l, const mxd_decl *d, int layer, mxd_weight **ou
     l->done += memory_bytes(&src);
     bool go_on = !l->opts->progress || l->opts->progress(l->opts->progress_ctx, l->done, l->total);
     return go_on ? MXD_OK : mxd_fail(err, MXD_E_CANCELED, "loading was stopped");
+}
+
+static mxd_rc load_layer(loading *l, int layer, mxd_err *err) {
+    mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
+    int n = declare(l->m, layer, decls);
+    mxd_weight **w = l->m->layers[layer - l->m->layer0].w;
+    for (int d = 0; d < n; d++) MXD_TRY(load_one(l, &decls[d], layer, &w[d], err));
+    return MXD_OK;
 }
 
 static mxd_rc load_ends(loading *l, mxd_err *err) {
@@ -397,7 +431,8 @@ static mxd_rc setup(mxd_model *m, const mxd_load_opts *opts, mxd_err *err) {
                             .n_layers = n,
                             .kv = kv,
                             .n_pages = opts->n_pages,
-                            .max_context = opts->max_context};
+                            .max_context = opts->max_context,
+                            .moe = {m->hp.top_k, m->hp.hidden, m->hp.moe_inner}};
     mxd_rc rc = m->backend->ops->setup(m->backend, &shape, err);
     mxd_free(m->al, kv);
     return rc;
@@ -406,6 +441,11 @@ static mxd_rc setup(mxd_model *m, const mxd_load_opts *opts, mxd_err *err) {
 mxd_rc mxd_model_load(mxd_model *m, mxd_backend *b, const mxd_load_opts *opts, mxd_err *err) {
     MXD_ASSERT(!m->backend);
     MXD_ASSERT(opts->layer0 >= 0 && opts->layer0 < opts->layer1 && opts->layer1 <= m->hp.n_layers);
+    if (m->hp.n_experts && !b->ops->moe)
+        return mxd_fail(err, MXD_E_UNSUPPORTED,
+                        "backend '%s' has no mixture of experts, which '%s' needs: use --backend "
+                        "cpu",
+                        b->ops->name, m->hp.model_type);
     m->backend = b;
     m->layer0 = opts->layer0;
     m->layer1 = opts->layer1;
@@ -413,9 +453,7 @@ mxd_rc mxd_model_load(mxd_model *m, mxd_backend *b, const mxd_load_opts *opts, m
     if (!m->layers) return mxd_fail(err, MXD_E_NOMEM, "layer table");
     loading l = {.m = m, .opts = opts};
     total_bytes(&l);
-    for (int i = m->layer0; i < m->layer1; i++)
-        for (int d = 0; d < m->n_decls; d++)
-            MXD_TRY(load_one(&l, &m->decls[d], i, &m->layers[i - m->layer0].w[d], err));
+    for (int i = m->layer0; i < m->layer1; i++) MXD_TRY(load_layer(&l, i, err));
     MXD_TRY(load_ends(&l, err));
     return setup(m, opts, err);
 }

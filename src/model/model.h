@@ -30,6 +30,10 @@ typedef struct mxd_hparams {
     bool attention_bias, mlp_bias;
     int window; /* of the layers that are sliding: keys a query sees, itself included */
     bool sliding[MXD_MAX_LAYERS];
+    int n_experts, top_k, moe_inner; /* of the layers that are sparse: experts, those of a row,
+                                      * width inside one; 0: no such layers */
+    bool norm_topk;                  /* weights of the chosen experts are divided by their sum */
+    bool sparse[MXD_MAX_LAYERS];
 } mxd_hparams;
 
 typedef struct mxd_model mxd_model;

@@ -30,7 +30,8 @@ static void part_of(mxd_decl *out, const char *path, int row0, int whole) {
     out->whole = whole;
 }
 
-static int declare(const mxd_hparams *hp, mxd_decl *out) {
+static int declare(const mxd_hparams *hp, int layer, mxd_decl *out) {
+    (void)layer;
     int n = mxd_blocks_declare(hp, out), F = hp->intermediate;
     int q = hp->n_heads * hp->head_dim, kv = hp->n_kv * hp->head_dim;
     part_of(&out[MXD_BLOCK_Q], "self_attn.qkv_proj", 0, q + 2 * kv);

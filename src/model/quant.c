@@ -110,7 +110,18 @@ static const mxd_st_tensor *part(const mxd_st *st, const char *path, const char 
     return mxd_st_find(st, name);
 }
 
-static mxd_rc check_shape(const mxd_st_tensor *t, uint64_t out, uint64_t in, mxd_err *err) {
+/* [out, in], or [experts, out, in]. */
+static mxd_rc check_shape(const mxd_st_tensor *t, int experts, uint64_t out, uint64_t in,
+                          mxd_err *err) {
+    if (experts) {
+        if (t->n_dims == 3 && t->shape[0] == (uint64_t)experts && t->shape[1] == out &&
+            t->shape[2] == in)
+            return MXD_OK;
+        return mxd_fail(err, MXD_E_FORMAT,
+                        "tensor '%s' has %d dimensions, config.json implies [%d, %" PRIu64
+                        ", %" PRIu64 "]",
+                        t->name, t->n_dims, experts, out, in);
+    }
     if (t->n_dims == 2 && t->shape[0] == out && t->shape[1] == in) return MXD_OK;
     return mxd_fail(err, MXD_E_FORMAT,
                     "tensor '%s' has %d dimensions [%" PRIu64 ", %" PRIu64 "], config.json implies "
@@ -143,18 +154,21 @@ static mxd_rc check_scales(const mxd_weight_src *s, mxd_err *err) {
 
 static mxd_rc resolve_quantised(const json_t *config, const char *path, mxd_weight_src *s,
                                 mxd_err *err) {
-    if (s->weight->dtype != MXD_DTYPE_U32 || s->weight->n_dims != 2 || s->scales->n_dims != 2)
+    int dims = s->experts ? 3 : 2;
+    if (s->weight->dtype != MXD_DTYPE_U32 || s->weight->n_dims != dims || s->scales->n_dims != dims)
         return mxd_fail(err, MXD_E_FORMAT,
-                        "'%s' has scales, so its weight must be U32 [rows, words]", path);
+                        "'%s' has scales, so its weight must be U32 [%srows, words]", path,
+                        s->experts ? "experts, " : "");
     MXD_TRY(pick_quant(config, path, s, err));
     uint64_t out = (uint64_t)s->out, in = (uint64_t)s->in;
-    MXD_TRY(check_shape(s->weight, out, in * (uint64_t)s->quant.bits / 32, err));
-    MXD_TRY(check_shape(s->scales, out, in / (uint64_t)s->quant.group, err));
+    MXD_TRY(check_shape(s->weight, s->experts, out, in * (uint64_t)s->quant.bits / 32, err));
+    MXD_TRY(check_shape(s->scales, s->experts, out, in / (uint64_t)s->quant.group, err));
     bool affine = s->quant.mode == MXD_Q_AFFINE;
     if (affine != (s->biases != NULL))
         return mxd_fail(err, MXD_E_FORMAT, "'%s': quantization biases are %s", path,
                         affine ? "missing" : "present, which this mode does not have");
-    if (affine) MXD_TRY(check_shape(s->biases, out, in / (uint64_t)s->quant.group, err));
+    if (affine)
+        MXD_TRY(check_shape(s->biases, s->experts, out, in / (uint64_t)s->quant.group, err));
     return check_scales(s, err);
 }
 
@@ -169,6 +183,8 @@ mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *pat
     if (!s->weight)
         return mxd_fail(err, MXD_E_FORMAT,
                         "tensor '%s.weight' is missing; is the download complete?", path);
+    if (s->bias && s->experts)
+        return mxd_fail(err, MXD_E_UNSUPPORTED, "tensor '%s': experts with a bias", s->bias->name);
     if (s->bias && (s->bias->n_dims != 1 || s->bias->shape[0] != (uint64_t)s->out))
         return mxd_fail(err, MXD_E_FORMAT, "tensor '%s' must be [%d]", s->bias->name, s->out);
     if (s->bias) MXD_TRY(mxd_quant_check_float(s->bias, err));
@@ -182,7 +198,7 @@ mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *pat
                         path);
     if (s->scales) return resolve_quantised(config, path, s, err);
     MXD_TRY(mxd_quant_check_float(s->weight, err));
-    return check_shape(s->weight, (uint64_t)s->out, (uint64_t)s->in, err);
+    return check_shape(s->weight, s->experts, (uint64_t)s->out, (uint64_t)s->in, err);
 }
 
 int mxd_block_k(int in, int group, int unit) {

@@ -9,7 +9,8 @@ static mxd_rc configure(mxd_hparams *hp, const json_t *c, mxd_err *err) {
     return mxd_rope_read(&hp->rope, c, hp->context, 1e6, err);
 }
 
-static int declare(const mxd_hparams *hp, mxd_decl *out) {
+static int declare(const mxd_hparams *hp, int layer, mxd_decl *out) {
+    (void)layer;
     int n = mxd_blocks_declare(hp, out);
     for (int i = MXD_BLOCK_Q; i <= MXD_BLOCK_V; i++) out[i].bias = true;
     return n;

@@ -10,7 +10,8 @@ static mxd_rc configure(mxd_hparams *hp, const json_t *c, mxd_err *err) {
     return mxd_rope_read(&hp->rope, c, hp->context, 10000, err);
 }
 
-static int declare(const mxd_hparams *hp, mxd_decl *out) {
+static int declare(const mxd_hparams *hp, int layer, mxd_decl *out) {
+    (void)layer;
     mxd_blocks_declare(hp, out);
     out[Q_NORM] = (mxd_decl){"self_attn.q_norm", MXD_W_VECTOR, 1, hp->head_dim};
     out[K_NORM] = (mxd_decl){"self_attn.k_norm", MXD_W_VECTOR, 1, hp->head_dim};

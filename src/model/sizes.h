@@ -14,7 +14,7 @@ typedef struct mxd_model_sizes {
     bool tied;                               /* one node with both holds them once */
     uint64_t scratch_bytes;                  /* per node: registers, buffers */
     uint64_t hidden_bytes;                   /* of one position on the wire */
-    double layer_ops, head_ops;              /* multiply-adds of one position */
+    double layer_ops, head_ops;              /* multiply-adds of one position; mean of layers */
 } mxd_model_sizes;
 
 /* From the headers of a repository, without its tensors. max_rows: of a micro-batch, for scratch.

@@ -314,3 +314,154 @@ TEST(backend_attention_agrees_with_double) {
     };
     for (size_t i = 0; i < MXD_COUNT(cases); i++) check_attention(&cases[i]);
 }
+
+/* -------------------------------------------------------------------------- mixture of experts */
+
+enum { M_EXPERTS = 5, M_TOP = 2, M_D = 64, M_F = 40, M_ROWS = 40 };
+enum { MX, ML, MY, M_REGS };
+
+typedef struct moe_kit { /* matrices of the file, read as [experts, out, in] */
+    kit k;
+    mxd_weight_src src[3];
+    mxd_st_tensor parts[3][3];
+    mxd_weight *w[3];
+    mxd_backend *b;
+    float x[M_ROWS * M_D], logits[M_ROWS * M_EXPERTS], y[M_ROWS * M_D];
+} moe_kit;
+
+static const mxd_st_tensor *stacked(mxd_st_tensor *to, const mxd_st_tensor *from) {
+    if (!from) return NULL;
+    *to = *from;
+    to->n_dims = 3;
+    to->shape[2] = from->shape[1];
+    to->shape[1] = from->shape[0] / M_EXPERTS;
+    to->shape[0] = M_EXPERTS;
+    return to;
+}
+
+static void load_experts(moe_kit *m, int i, const char *name, int out, int in, int bits) {
+    mxd_err err = {0};
+    m->src[i] = kit_src(&m->k, name, MXD_W_LINEAR, out, in, bits, bits ? 64 : 0, 64);
+    mxd_weight_src s = m->src[i];
+    s.experts = M_EXPERTS;
+    s.weight = stacked(&m->parts[i][0], s.weight);
+    s.scales = stacked(&m->parts[i][1], s.scales);
+    s.biases = stacked(&m->parts[i][2], s.biases);
+    CHECK_OK(m->b->ops->load(m->b, &s, &m->w[i], &err), &err);
+    s.experts = M_EXPERTS + 1;
+    mxd_weight *no;
+    CHECK_EQ(m->b->ops->load(m->b, &s, &no, &err), MXD_E_FORMAT);
+}
+
+static void open_moe(moe_kit *m, int threads, mxd_activations act) {
+    mxd_err err = {0};
+    kit_begin(&m->k);
+    kit_affine(&m->k, "gate", MXD_DTYPE_F32, M_EXPERTS * M_F, M_D, 8, 64);
+    kit_affine(&m->k, "up", MXD_DTYPE_F32, M_EXPERTS * M_F, M_D, 4, 64);
+    kit_float(&m->k, "down", MXD_DTYPE_F32, M_EXPERTS * M_D, M_F, 0.3f, 0);
+    kit_open(&m->k);
+    mxd_backend_opts opts = {.threads = threads, .activations = act};
+    CHECK_OK(mxd_backend_open(&m->b, &mxd_alloc_libc, "cpu", &opts, &err), &err);
+    load_experts(m, 0, "gate", M_F, M_D, 8);
+    load_experts(m, 1, "up", M_F, M_D, 4);
+    load_experts(m, 2, "down", M_D, M_F, 0);
+    for (int i = 0; i < M_ROWS * M_D; i++) m->x[i] = kit_noise("x", (uint64_t)i);
+    for (int i = 0; i < M_ROWS * M_EXPERTS; i++) /* few values, so many equal ones */
+        m->logits[i] = floorf(3 * kit_noise("logits", (uint64_t)i));
+    mxd_step_shape shape = {.max_rows = M_ROWS,
+                            .n_regs = M_REGS,
+                            .reg_width = (const int[]){M_D, M_EXPERTS, M_D},
+                            .max_context = M_ROWS,
+                            .moe = {M_TOP, M_D, M_F}};
+    CHECK_OK(m->b->ops->setup(m->b, &shape, &err), &err);
+}
+
+static void close_moe(moe_kit *m) {
+    m->b->ops->close(m->b);
+    kit_end(&m->k);
+    free(m);
+}
+
+/* Rows [row0, row0 + n) in one step, in place when `same`. */
+static void run_moe(moe_kit *m, int row0, int n, bool norm, bool same) {
+    mxd_err err = {0};
+    int32_t pages[M_ROWS] = {0};
+    mxd_run run = {0, n, 0, pages};
+    const mxd_moe how = {.gate = m->w[0],
+                         .up = m->w[1],
+                         .down = m->w[2],
+                         .n_experts = M_EXPERTS,
+                         .top_k = M_TOP,
+                         .norm_weights = norm};
+    m->b->ops->begin(m->b, &(mxd_batch){n, 1, &run, NULL});
+    m->b->ops->input(m->b, MX, m->x + row0 * M_D);
+    m->b->ops->input(m->b, ML, m->logits + row0 * M_EXPERTS);
+    m->b->ops->moe(m->b, same ? MX : MY, MX, ML, &how);
+    CHECK_OK(m->b->ops->output(m->b, same ? MX : MY, m->y + row0 * M_D, &err), &err);
+    CHECK_OK(m->b->ops->end(m->b, &err), &err);
+}
+
+/* Adds share * expert e of row x to y, in double. */
+static void expert_double(const moe_kit *m, double *y, const float *x, int e, double share) {
+    double inner[M_F];
+    for (int f = 0; f < M_F; f++) {
+        double g = 0, u = 0;
+        for (int d = 0; d < M_D; d++) {
+            g += x[d] * kit_value(&m->k, &m->src[0], e * M_F + f, d);
+            u += x[d] * kit_value(&m->k, &m->src[1], e * M_F + f, d);
+        }
+        inner[f] = g / (1 + exp(-g)) * u;
+    }
+    for (int d = 0; d < M_D; d++)
+        for (int f = 0; f < M_F; f++)
+            y[d] += share * inner[f] * kit_value(&m->k, &m->src[2], e * M_D + d, f);
+}
+
+static void moe_double(const moe_kit *m, double *y, int row, bool norm) {
+    const float *l = m->logits + row * M_EXPERTS, *x = m->x + row * M_D;
+    double sum = 0, all = 0;
+    bool chosen[M_EXPERTS] = {0};
+    for (int e = 0; e < M_EXPERTS; e++) sum += exp(l[e]);
+    for (int k = 0; k < M_TOP; k++) {
+        int best = -1;
+        for (int e = 0; e < M_EXPERTS; e++)
+            if (!chosen[e] && (best < 0 || l[e] > l[best])) best = e;
+        chosen[best] = true;
+        all += exp(l[best]);
+    }
+    memset(y, 0, M_D * sizeof *y);
+    for (int e = 0; e < M_EXPERTS; e++)
+        if (chosen[e]) expert_double(m, y, x, e, exp(l[e]) / (norm ? all : sum));
+}
+
+TEST(backend_moe_agrees_with_double) {
+    for (int norm = 0; norm < 2; norm++) {
+        moe_kit *m = calloc(1, sizeof *m);
+        open_moe(m, 2, MXD_ACT_F32);
+        run_moe(m, 0, M_ROWS, norm, false);
+        for (int row = 0; row < M_ROWS; row++) {
+            double want[M_D];
+            moe_double(m, want, row, norm);
+            for (int d = 0; d < M_D; d++)
+                if (!(fabs(m->y[row * M_D + d] - want[d]) <= 1e-5))
+                    fail_msg("row %d [%d]: %g, want %g", row, d, m->y[row * M_D + d], want[d]);
+        }
+        close_moe(m);
+    }
+}
+
+TEST(backend_moe_rows_do_not_see_each_other) {
+    static const mxd_activations acts[] = {MXD_ACT_I8, MXD_ACT_I16, MXD_ACT_F32};
+    for (int i = 0; i < 3; i++) {
+        moe_kit *m = calloc(1, sizeof *m), *alone = calloc(1, sizeof *alone);
+        open_moe(m, 3, acts[i]);
+        open_moe(alone, 1, acts[i]);
+        m->x[5 * M_D] = NAN; /* stays in its row */
+        run_moe(m, 0, M_ROWS, true, true);
+        for (int row = 0; row < M_ROWS; row++) run_moe(alone, row, 1, true, row % 2);
+        CHECK(isnan(m->y[5 * M_D]));
+        CHECK(memcmp(m->y, alone->y, 5 * M_D * sizeof(float)) == 0);
+        CHECK(memcmp(m->y + 6 * M_D, alone->y + 6 * M_D, (M_ROWS - 6) * M_D * sizeof(float)) == 0);
+        close_moe(m), close_moe(alone);
+    }
+}

@@ -12,10 +12,10 @@
 enum { MAX_PARTS = 3, CTX = 160, MAX_HIDDEN = 192, ROWS = 128 };
 
 static const char *const models[] = {
-    "tied-bf16",     "untied-f16",      "deep-f32-scales", "kv3-inter320",
-    "hidden192",     "two-shards",      "plain-bf16",      "plain-f32",
-    "llama-llama3",  "llama-yarn-bias", "mistral-sliding", "qwen2-tied",
-    "qwen2-kv3-f16", "phi3-longrope",   "phi3-plain",      "mixed-overrides"};
+    "tied-bf16",       "untied-f16", "deep-f32-scales", "kv3-inter320",  "hidden192",
+    "two-shards",      "plain-bf16", "plain-f32",       "llama-llama3",  "llama-yarn-bias",
+    "mistral-sliding", "qwen2-tied", "qwen2-kv3-f16",   "phi3-longrope", "phi3-plain",
+    "mixed-overrides", "moe-8bit",   "moe-mixed"};
 
 /* ------------------------------------------------------------- a model over one or more shards */
 
@@ -256,7 +256,8 @@ static void invariance(const char *name, mxd_activations act, bool full) {
 
 TEST(conformance_bits_do_not_depend_on_split_chunk_batch_kernels_int8) {
     for (size_t i = 0; i < MXD_COUNT(models); i++)
-        invariance(models[i], MXD_ACT_I8, strcmp(models[i], "kv3-inter320") == 0);
+        invariance(models[i], MXD_ACT_I8,
+                   strcmp(models[i], "kv3-inter320") == 0 || strcmp(models[i], "moe-8bit") == 0);
 }
 
 TEST(conformance_bits_do_not_depend_on_split_chunk_batch_kernels_float32) {
@@ -264,6 +265,7 @@ TEST(conformance_bits_do_not_depend_on_split_chunk_batch_kernels_float32) {
     invariance("plain-bf16", MXD_ACT_F32, true);
     invariance("mistral-sliding", MXD_ACT_F32, false); /* windows, and where chunks cut them */
     invariance("phi3-plain", MXD_ACT_F32, false);      /* parts of a matrix */
+    invariance("moe-mixed", MXD_ACT_F32, false);
 }
 
 /* ---------------------------------------------------------------- what quantised activations cost

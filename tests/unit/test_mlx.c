@@ -12,10 +12,10 @@
 enum { CTX = 160, SLOTS = 4, ROWS = SLOTS * CTX < MXD_MAX_STEP_TOKENS ? SLOTS * CTX : 512 };
 
 static const char *const models[] = {
-    "tied-bf16",       "untied-f16",    "deep-f32-scales", "kv3-inter320",
-    "hidden192",       "two-shards",    "plain-bf16",      "plain-f32",
-    "mixed-overrides", "llama-llama3",  "llama-yarn-bias", "mistral-sliding",
-    "qwen2-tied",      "qwen2-kv3-f16", "phi3-longrope",   "phi3-plain"};
+    "tied-bf16",       "untied-f16",      "deep-f32-scales", "kv3-inter320",    "hidden192",
+    "two-shards",      "plain-bf16",      "plain-f32",       "mixed-overrides", "llama-llama3",
+    "llama-yarn-bias", "mistral-sliding", "qwen2-tied",      "qwen2-kv3-f16",   "phi3-longrope",
+    "phi3-plain",      "moe-8bit",        "moe-mixed"};
 
 static mxd_shard_opts options(const char *folder) {
     return (mxd_shard_opts){.folder = folder,

@@ -463,6 +463,20 @@ static const struct {
     {"phi3", "partial_rotary_factor", "0", MXD_E_FORMAT, "0 of 32"},
     {"phi3", "partial_rotary_factor", "1.01", MXD_E_FORMAT, "must be 0 to 1"},
     {"phi3", "rope_parameters", "{\"partial_rotary_factor\":0.8}", MXD_E_FORMAT, "25 of 32"},
+    {"qwen3_moe", "norm_topk_prob", "true", MXD_OK, NULL},
+    {"qwen3_moe", "norm_topk_prob", "1", MXD_E_FORMAT, "must be true or false"},
+    {"qwen3_moe", "num_experts", "5", MXD_E_FORMAT, "implies [5, 32, 64]"},
+    {"qwen3_moe", "num_experts", "1025", MXD_E_FORMAT, "'num_experts' is 1025"},
+    {"qwen3_moe", "num_experts", "null", MXD_E_FORMAT, "'num_experts' is missing"},
+    {"qwen3_moe", "num_experts_per_tok", "4", MXD_OK, NULL},
+    {"qwen3_moe", "num_experts_per_tok", "5", MXD_E_FORMAT, "must be 1 to 4"},
+    {"qwen3_moe", "moe_intermediate_size", "48", MXD_E_FORMAT, "implies [4, 48, 64]"},
+    {"qwen3_moe", "decoder_sparse_step", "1", MXD_E_FORMAT, "layers.0.mlp.switch_mlp.gate_proj"},
+    {"qwen3_moe", "decoder_sparse_step", "0", MXD_E_FORMAT, "must be 1 to"},
+    {"qwen3_moe", "mlp_only_layers", "[0, 7, -1]", MXD_OK, NULL}, /* no such layers */
+    {"qwen3_moe", "mlp_only_layers", "[1]", MXD_E_FORMAT, "layers.1.mlp.gate_proj"},
+    {"qwen3_moe", "mlp_only_layers", "[\"1\"]", MXD_E_FORMAT, "numbers of layers"},
+    {"qwen3_moe", "mlp_only_layers", "1", MXD_E_FORMAT, "must be a list"},
 };
 
 /* Replaces the modules `parts`, which follow each other, by one of all their rows. */
@@ -479,10 +493,35 @@ static void fuse(repo *r, int layer, const char *const *parts, int n, const char
 }
 
 /* Turns the repository into one of the type, without what the type does not have. */
+/* Four experts in place of the MLP of the last layer. */
+static void become_sparse(repo *r) {
+    static const char *const names[] = {"gate_proj", "up_proj", "down_proj"};
+    char name[96];
+    json_object_update_new(r->config, json_pack("{s:i, s:i, s:i, s:i}", "num_experts", 4,
+                                                "num_experts_per_tok", 2, "moe_intermediate_size",
+                                                32, "decoder_sparse_step", LAYERS));
+    for (int i = 0; i < 3; i++) {
+        snprintf(name, sizeof name, "model.layers.%d.mlp.%s.weight", LAYERS - 1, names[i]);
+        drop(r, name);
+        snprintf(name, sizeof name, "model.layers.%d.mlp.switch_mlp.%s.weight", LAYERS - 1,
+                 names[i]);
+        add(r, name, "BF16", 4, 0);
+        r->t[r->n - 1].n_dims = 3;
+        r->t[r->n - 1].shape[1] = i < 2 ? 32 : D;
+        r->t[r->n - 1].shape[2] = i < 2 ? D : 32;
+    }
+    snprintf(name, sizeof name, "model.layers.%d.mlp.gate.weight", LAYERS - 1);
+    add(r, name, "BF16", 4, D);
+}
+
 static void become(repo *r, const char *type) {
     static const char *const qkv[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"},
                              *const gate_up[] = {"mlp.gate_proj", "mlp.up_proj"};
     json_object_set_new(r->config, "model_type", json_string(type));
+    if (strcmp(type, "qwen3_moe") == 0) {
+        become_sparse(r);
+        return;
+    }
     for (int l = 0; l < LAYERS; l++) {
         char name[96];
         snprintf(name, sizeof name, "model.layers.%d.self_attn.q_norm.weight", l);

@@ -104,6 +104,20 @@ RECIPES = [
     Recipe("phi3-plain", 121, "fused projections of plain floats; parts that start at no multiple of 16 rows; tied",
            hidden=40, layers=3, heads=5, kv_heads=5, head_dim=8, inter=56, vocab=160, theta=10_000, tied=True,
            quantized=False, model_type="phi3", absent=("head_dim",)),
+    Recipe("moe-8bit", 124, "6 experts, 2 a token with weights of sum 1, in every second layer; tied",
+           hidden=64, layers=4, heads=4, kv_heads=2, head_dim=16, inter=64, vocab=160, tied=True,
+           model_type="qwen3_moe",
+           config={"num_experts": 6, "num_experts_per_tok": 2, "decoder_sparse_step": 2, "mlp_only_layers": [],
+                   "moe_intermediate_size": 32, "norm_topk_prob": True},
+           overrides={f"model.layers.{i}.mlp.switch_mlp.down_proj": {"group_size": 32, "bits": 8} for i in (1, 3)}),
+    Recipe("moe-mixed", 125, "experts of 4 bits and, inside, 40 plain columns; routers of 8 bits; one dense layer by list",
+           hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, inter=64, vocab=160, dtype="float16",
+           model_type="qwen3_moe",
+           config={"num_experts": 5, "num_experts_per_tok": 3, "decoder_sparse_step": 1, "mlp_only_layers": [1],
+                   "moe_intermediate_size": 40, "norm_topk_prob": False},
+           overrides={f"model.layers.{i}.mlp.{path}": how for i in (0, 2) for path, how in {
+               "gate": {"group_size": 32, "bits": 8}, "switch_mlp.gate_proj": {"group_size": 64, "bits": 4},
+               "switch_mlp.up_proj": {"group_size": 32, "bits": 4}, "switch_mlp.down_proj": False}.items()}),
 ]
 
 
@@ -133,6 +147,11 @@ def biases(r: Recipe) -> tuple[bool, bool, bool]:
     return attention or r.model_type == "qwen2", attention, r.config.get("mlp_bias", False)
 
 
+def is_sparse(r: Recipe, layer: int) -> bool:
+    step = r.config.get("decoder_sparse_step")
+    return bool(step) and (layer + 1) % step == 0 and layer not in r.config["mlp_only_layers"]
+
+
 def random_weights(r: Recipe) -> dict[str, np.ndarray]:
     """Float weights by tensor name. Every linear keeps its input's scale; logits get LOGIT_SPREAD."""
     rng = np.random.RandomState(r.seed)  # the legacy generator: its stream never changes
@@ -143,6 +162,9 @@ def random_weights(r: Recipe) -> dict[str, np.ndarray]:
         if bias:
             w[f"{name}.bias"] = rng.standard_normal(n_out) * gain / 5
 
+    def experts(name: str, n_out: int, n_in: int, gain: float) -> None:
+        w[f"{name}.weight"] = rng.standard_normal((r.config["num_experts"], n_out, n_in)) * gain / np.sqrt(n_in)
+
     def norm(name: str, size: int, mean: float) -> None:
         w[f"{name}.weight"] = mean * (1 + 0.25 * rng.standard_normal(size))
 
@@ -150,7 +172,7 @@ def random_weights(r: Recipe) -> dict[str, np.ndarray]:
     # A tied embedding is small beside what the layers add, else the model would only repeat its input.
     linear("model.embed_tokens", r.vocab, r.hidden, LOGIT_SPREAD if r.tied else np.sqrt(r.hidden))
     residual = LOGIT_SPREAD / np.sqrt(r.hidden) * 6.0 if r.tied else 1.0
-    head_norms = r.model_type == "qwen3"
+    head_norms = r.model_type.startswith("qwen3")
     gain = 1.0 if head_norms else 1.6  # of q and k: scores that matter
     qkv_bias, o_bias, mlp_bias = biases(r)
     for i in range(r.layers):
@@ -167,6 +189,13 @@ def random_weights(r: Recipe) -> dict[str, np.ndarray]:
             norm(f"{p}.self_attn.q_norm", r.head_dim, 1.6)
             norm(f"{p}.self_attn.k_norm", r.head_dim, 1.6)
         norm(f"{p}.post_attention_layernorm", r.hidden, 1.0)
+        if is_sparse(r, i):
+            inner = r.config["moe_intermediate_size"]
+            linear(f"{p}.mlp.gate", r.config["num_experts"], r.hidden, 1.5)
+            experts(f"{p}.mlp.switch_mlp.gate_proj", inner, r.hidden, 1.5)
+            experts(f"{p}.mlp.switch_mlp.up_proj", inner, r.hidden, 1.5)
+            experts(f"{p}.mlp.switch_mlp.down_proj", r.hidden, inner, residual)
+            continue
         if r.model_type == "phi3":
             linear(f"{p}.mlp.gate_up_proj", 2 * r.inter, r.hidden, 1.5)
         else:
@@ -233,8 +262,8 @@ def dequantized64(r: Recipe, tensors: dict[str, mx.array]) -> dict[str, np.ndarr
         q = (words[..., None] >> np.arange(0, 32, bits, dtype=np.uint32)) & np.uint32(2 ** bits - 1)
         scale, bias = (np.array(tensors[f"{path}.{s}"].astype(mx.float32)).astype(np.float64)[..., None]
                        for s in ("scales", "biases"))
-        q = q.reshape(scale.shape[0], scale.shape[1], how["group_size"])
-        out[name] = (scale * q + bias).reshape(scale.shape[0], -1)
+        q = q.reshape(*scale.shape[:-1], how["group_size"])
+        out[name] = (scale * q + bias).reshape(*scale.shape[:-2], -1)
     return out
 
 

@@ -98,6 +98,20 @@ def mlp(x: Array, w: Weights, p: str) -> Array:
     return linear(gate / (1 + np.exp(-gate)) * up, w, f"{p}.down_proj")
 
 
+def experts(x: Array, w: Weights, p: str, config: dict) -> Array:
+    score = linear(x, w, f"{p}.gate")
+    score = np.exp(score - score.max(axis=-1, keepdims=True))
+    score /= score.sum(axis=-1, keepdims=True)
+    out = np.zeros_like(x)
+    for t, share in enumerate(score):
+        chosen = np.argsort(-share, kind="stable")[:config["num_experts_per_tok"]]
+        total = share[chosen].sum() if config["norm_topk_prob"] else 1.0
+        for e in chosen:
+            one = {f"e.{n}_proj.weight": w[f"{p}.switch_mlp.{n}_proj.weight"][e] for n in ("gate", "up", "down")}
+            out[t] += share[e] / total * mlp(x[t], one, "e")
+    return out
+
+
 def logits(ids: list[int], w: Weights, config: dict) -> Array:
     """w: dequantised float64 weights by name. Returns [tokens, vocab]."""
     eps = config["rms_norm_eps"]
@@ -105,6 +119,7 @@ def logits(ids: list[int], w: Weights, config: dict) -> Array:
     for i in range(config["num_hidden_layers"]):
         p = f"model.layers.{i}"
         h = h + attention(rms_norm(h, w[f"{p}.input_layernorm.weight"], eps), w, i, config)
-        h = h + mlp(rms_norm(h, w[f"{p}.post_attention_layernorm.weight"], eps), w, f"{p}.mlp")
+        x = rms_norm(h, w[f"{p}.post_attention_layernorm.weight"], eps)
+        h = h + (experts(x, w, f"{p}.mlp", config) if f"{p}.mlp.gate.weight" in w else mlp(x, w, f"{p}.mlp"))
     head = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
     return rms_norm(h, w["model.norm.weight"], eps) @ w[head].T

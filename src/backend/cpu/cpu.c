@@ -43,11 +43,19 @@ static size_t up16(size_t n) { return (n + 15) & ~(size_t)15; }
 static void lay_out(cpu_backend *b, layout *l) {
     size_t rows = (size_t)b->max_rows, max_in = (size_t)b->max_in;
     size_t panel_rows = (rows + MXD_PANEL - 1) / MXD_PANEL * MXD_PANEL;
+    size_t pairs = rows * (size_t)b->moe.top_k;
+    if (panel_rows < pairs) panel_rows = pairs;
     for (int i = 0; i < b->n_regs; i++)
         b->reg[i].data = place(l, (size_t)b->reg[i].cap_rows, b->reg[i].ld * sizeof(float));
     b->panel_q = place(l, panel_rows * max_in, b->activations == MXD_ACT_I16 ? 2 : 1);
     b->panel_s = place(l, panel_rows * (max_in / 16), sizeof(float));
     b->panel_b = place(l, panel_rows * (max_in / 16), sizeof(float));
+    b->moe.wide = place(l, pairs, b->moe.wide_ld * sizeof(float));
+    b->moe.gate = place(l, pairs, b->moe.inner_ld * sizeof(float));
+    b->moe.up = place(l, pairs, b->moe.inner_ld * sizeof(float));
+    b->moe.pairs = place(l, pairs, sizeof *b->moe.pairs);
+    b->moe.panels = place(l, pairs, sizeof *b->moe.panels);
+    b->moe.groups = place(l, pairs, sizeof *b->moe.groups);
     for (int i = 0; i < CPU_ROPE_TABLES; i++) {
         b->rope[i].cs = place(l, rows, b->max_dp / 2 * sizeof(float));
         b->rope[i].sn = place(l, rows, b->max_dp / 2 * sizeof(float));
@@ -77,6 +85,11 @@ static mxd_rc check_shape(const mxd_step_shape *s, mxd_err *err) {
             (s->reg_rows && (s->reg_rows[i] < 1 || s->reg_rows[i] > s->max_rows)))
             return mxd_fail(err, MXD_E_INVAL, "register %d: [%d, %d]", i,
                             s->reg_rows ? s->reg_rows[i] : s->max_rows, s->reg_width[i]);
+    const mxd_moe_spec *moe = &s->moe;
+    if (moe->top_k < 0 || moe->top_k > MXD_MAX_TOP_K || moe->hidden < 0 ||
+        moe->hidden > (1 << 24) || moe->inner < 0 || moe->inner > (1 << 24))
+        return mxd_fail(err, MXD_E_INVAL, "%d experts of [%d, %d] for a row", moe->top_k,
+                        moe->inner, moe->hidden);
     for (int i = 0; i < s->n_layers; i++)
         if (s->kv[i].n_kv < 1 || s->kv[i].n_kv > MXD_MAX_HEADS || s->kv[i].head_dim < 1 ||
             s->kv[i].head_dim > MXD_MAX_HEAD_DIM)
@@ -104,6 +117,9 @@ static void take_shape(cpu_backend *b, const mxd_step_shape *s) {
         kv->page_bytes = kv->head_bytes * (size_t)kv->n_kv;
         if (kv->dp > b->max_dp) b->max_dp = kv->dp;
     }
+    b->moe = (cpu_moe){.top_k = s->moe.top_k, .hidden = s->moe.hidden, .inner = s->moe.inner};
+    b->moe.wide_ld = up16((size_t)s->moe.hidden);
+    b->moe.inner_ld = up16((size_t)s->moe.inner);
     b->score_ld = up16((size_t)s->max_context) + 16;
     size_t rows = SCORE_BYTES / (b->score_ld * sizeof(float));
     b->attn_rows = rows < 1 ? 1 : rows > MXD_PANEL ? MXD_PANEL : (int)rows;
@@ -345,6 +361,7 @@ static const mxd_backend_ops ops = {
     .pick = cpu_pick,
     .output = cpu_output,
     .end = cpu_end,
+    .moe = cpu_moe_run,
 };
 
 mxd_rc cpu_open(mxd_backend **out, const mxd_alloc *al, const mxd_backend_opts *opts,

@@ -24,6 +24,7 @@ struct mxd_weight {
     mxd_qshape q;   /* of the tiles, when quantised; the file may be narrower */
     mxd_ftype type; /* plain */
     size_t block_k;
+    int experts, expert_tiles; /* [experts] matrices [rows, in] of so many tiles; 0: one */
     int n_tiles;
     size_t tile_bytes;
     unsigned char *tiles; /* [n_tiles][tile_bytes], on a cache line, inside `mem` */
@@ -63,6 +64,30 @@ typedef struct cpu_scratch { /* of one thread */
     float *q, *acc, *out;    /* [MXD_PANEL, max_dp] */
 } cpu_scratch;
 
+typedef struct cpu_moe_pair { /* a row at one of its experts */
+    int expert;
+    int place; /* its row in the buffers */
+    float weight;
+} cpu_moe_pair;
+
+typedef struct cpu_moe_panel { /* neighbouring places of one expert */
+    int first, n;
+} cpu_moe_panel;
+
+typedef struct cpu_moe_group { /* an expert that some row has chosen */
+    int expert, panel0, n_panels;
+} cpu_moe_group;
+
+typedef struct cpu_moe { /* scratch of moe.c, for max_rows * top_k pairs; empty without experts */
+    int top_k, hidden, inner;
+    size_t wide_ld, inner_ld; /* hidden and inner rounded up to 16 */
+    float *wide;              /* [pairs, wide_ld] rows by place: input, then output */
+    float *gate, *up;         /* [pairs, inner_ld] */
+    cpu_moe_pair *pairs;      /* [rows][top_k], experts ascending */
+    cpu_moe_panel *panels;    /* at most one a pair */
+    cpu_moe_group *groups;
+} cpu_moe;
+
 typedef struct cpu_backend {
     mxd_backend base;
     const mxd_alloc *al;
@@ -86,6 +111,7 @@ typedef struct cpu_backend {
     float *panel_s, *panel_b;
     cpu_rope_table rope[CPU_ROPE_TABLES];
     int next_rope;
+    cpu_moe moe;
     size_t score_ld;
     int attn_rows;
     cpu_scratch *scratch; /* [n_threads] */
@@ -126,6 +152,14 @@ void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w);
 
 /* linear.c */
 void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_weight *const *w);
+
+/* What a weight's activations are grouped by; 0: used as floats. */
+static inline int cpu_act_group(const cpu_backend *b, const mxd_weight *w) {
+    return w->quantised && b->activations != MXD_ACT_F32 ? mxd_act_group(w->q.group) : 0;
+}
+
+/* moe.c */
+void cpu_moe_run(mxd_backend *base, int dst, int src, int logits, const mxd_moe *how);
 
 /* attend.c */
 void cpu_rope(mxd_backend *base, int reg, int n_heads, int head_dim, const mxd_rope *r);

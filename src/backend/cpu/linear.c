@@ -111,11 +111,6 @@ static int cut(linear_job *j) {
     return n_tasks;
 }
 
-/* What a weight's activations are grouped by; 0: used as floats. */
-static int group_of(const cpu_backend *b, const mxd_weight *w) {
-    return w->quantised && b->activations != MXD_ACT_F32 ? mxd_act_group(w->q.group) : 0;
-}
-
 void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_weight *const *w) {
     static const int groups[] = {0, 16, 32, 64};
     cpu_backend *b = (cpu_backend *)base;
@@ -125,10 +120,10 @@ void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_wei
         linear_job j = {.b = b, .src = &b->reg[src], .g = groups[g], .rows = b->reg[src].rows};
         double work = 0;
         for (int i = 0; i < n; i++) {
-            if (group_of(b, w[i]) != j.g) continue;
+            if (cpu_act_group(b, w[i]) != j.g) continue;
             cpu_reg *d = &b->reg[dst[i]];
             MXD_ASSERT(w[i]->tiles && dst[i] != src && dst[i] >= 0 && dst[i] < b->n_regs);
-            MXD_ASSERT(d->width == w[i]->rows && j.src->width == w[i]->in);
+            MXD_ASSERT(d->width == w[i]->rows && j.src->width == w[i]->in && !w[i]->experts);
             cpu_set_rows(d, j.rows);
             j.parts[j.n_parts++] = (part){.w = w[i], .dst = d};
             work += (double)w[i]->rows * w[i]->in * j.rows;

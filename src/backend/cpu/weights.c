@@ -19,16 +19,20 @@ static mxd_rc check_float(const mxd_weight_src *s, const mxd_st_tensor *t, mxd_f
                     s->name, t->name, mxd_dtype_name(t->dtype));
 }
 
+/* The last two dimensions; weights of experts have one more in front. */
 static mxd_rc check_2d(const mxd_weight_src *s, const mxd_st_tensor *t, uint64_t rows,
                        uint64_t cols, mxd_err *err) {
-    if (t->n_dims == 2 && t->shape[0] == rows && t->shape[1] == cols &&
-        t->bytes == rows * cols * mxd_dtype_bytes(t->dtype))
+    int more = s->experts > 0;
+    uint64_t n = more ? (uint64_t)s->experts : 1;
+    if (t->n_dims == 2 + more && t->shape[more] == rows && t->shape[more + 1] == cols &&
+        (!more || t->shape[0] == n) && t->bytes == n * rows * cols * mxd_dtype_bytes(t->dtype))
         return MXD_OK;
-    return mxd_fail(err, MXD_E_FORMAT,
-                    "%s: tensor '%s' is [%" PRIu64 ", %" PRIu64 "], %d dimensions; the "
-                    "configuration wants [%" PRIu64 ", %" PRIu64 "]: files of two models mixed?",
-                    s->name, t->name, t->n_dims > 0 ? t->shape[0] : 0,
-                    t->n_dims > 1 ? t->shape[1] : 0, t->n_dims, rows, cols);
+    return mxd_fail(
+        err, MXD_E_FORMAT,
+        "%s: tensor '%s' is [%" PRIu64 ", %" PRIu64 "], %d dimensions; the "
+        "configuration wants [%" PRIu64 ", %" PRIu64 "], experts: %d: files of two models mixed?",
+        s->name, t->name, t->n_dims > more ? t->shape[more] : 0,
+        t->n_dims > 1 + more ? t->shape[1 + more] : 0, t->n_dims, rows, cols, s->experts);
 }
 
 static mxd_rc check_1d(const mxd_weight_src *s, const mxd_st_tensor *t, uint64_t n, mxd_err *err) {
@@ -112,7 +116,9 @@ static mxd_rc check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err)
     if (s->block_k < 0 || s->block_k % 16 || (!s->block_k && (s->use & MXD_W_LINEAR)))
         return mxd_fail(err, MXD_E_INVAL, "%s: block of %d columns", s->name, s->block_k);
     w->block_k = s->block_k ? (size_t)s->block_k : ((size_t)s->in + 15) / 16 * 16;
-    w->n_tiles = (w->rows - 1) / MXD_TILE_ROWS + 1;
+    w->experts = s->experts;
+    w->expert_tiles = (w->rows - 1) / MXD_TILE_ROWS + 1;
+    w->n_tiles = w->expert_tiles * (s->experts ? s->experts : 1);
     if (s->quant.mode != MXD_Q_NONE) {
         MXD_TRY(check_quantised(s, w, err));
     } else {
@@ -120,6 +126,8 @@ static mxd_rc check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err)
         MXD_TRY(check_2d(s, s->weight, (uint64_t)s->out, (uint64_t)s->in, err));
         w->tile_bytes = mxd_ftile_bytes((size_t)s->in, w->type);
     }
+    if (s->bias && s->experts)
+        return mxd_fail(err, MXD_E_UNSUPPORTED, "%s: experts with a bias", s->name);
     if (s->bias) MXD_TRY(check_1d(s, s->bias, (uint64_t)s->out, err));
     return MXD_OK;
 }
@@ -149,7 +157,7 @@ static mxd_rc read_floats(cpu_backend *b, const mxd_weight_src *s, const mxd_st_
 typedef struct load_job {
     const mxd_weight_src *src;
     mxd_weight *w;
-    int tiles_per_task;
+    int tiles_per_task, tasks_per_expert;
     size_t code_bytes, scale_bytes, bias_bytes; /* of one row in the file */
     size_t wide_bytes;                          /* of one tile's rows in another format */
     unsigned char *stage;                       /* [threads][stage_bytes] */
@@ -234,12 +242,14 @@ static mxd_rc load_rows(load_job *j, unsigned char *stage, int tile, size_t row,
 static void load_task(void *ctx, int task, int thread) {
     load_job *j = ctx;
     if (atomic_load(&j->failed)) return;
-    int tile = task * j->tiles_per_task;
+    int expert = task / j->tasks_per_expert;
+    int tile = task % j->tasks_per_expert * j->tiles_per_task;
     size_t row = (size_t)tile * MXD_TILE_ROWS, n = (size_t)j->tiles_per_task * MXD_TILE_ROWS;
     if (n > (size_t)j->w->rows - row) n = (size_t)j->w->rows - row;
     mxd_err err = {0};
-    mxd_rc rc = load_rows(j, j->stage + (size_t)thread * j->stage_bytes, tile,
-                          row + (size_t)j->src->row0, n, &err);
+    row += (size_t)expert * (size_t)j->src->out + (size_t)j->src->row0;
+    mxd_rc rc = load_rows(j, j->stage + (size_t)thread * j->stage_bytes,
+                          expert * j->w->expert_tiles + tile, row, n, &err);
     int none = 0;
     if (rc && atomic_compare_exchange_strong(&j->failed, &none, 1)) j->err = err;
 }
@@ -267,11 +277,12 @@ static mxd_rc load_tiles(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w,
     size_t per_tile = (j.code_bytes + j.scale_bytes + j.bias_bytes) * MXD_TILE_ROWS;
     j.tiles_per_task = (int)(STAGE_BYTES / per_tile) + 1;
     if (j.tiles_per_task > MAX_STAGE_TILES) j.tiles_per_task = MAX_STAGE_TILES;
-    if (j.tiles_per_task > w->n_tiles) j.tiles_per_task = w->n_tiles;
+    if (j.tiles_per_task > w->expert_tiles) j.tiles_per_task = w->expert_tiles;
+    j.tasks_per_expert = (w->expert_tiles - 1) / j.tiles_per_task + 1;
     j.stage_bytes = (j.wide_bytes + per_tile * (size_t)j.tiles_per_task + 63) & ~(size_t)63;
     j.stage = mxd_new(b->al, (size_t)b->n_threads, j.stage_bytes);
     if (!j.stage) return mxd_fail(err, MXD_E_NOMEM, "%s: no memory to read it", s->name);
-    mxd_pool_run(b->pool, load_task, &j, (w->n_tiles - 1) / j.tiles_per_task + 1);
+    mxd_pool_run(b->pool, load_task, &j, w->n_tiles / w->expert_tiles * j.tasks_per_expert);
     mxd_free(b->al, j.stage);
     if (!atomic_load(&j.failed)) return MXD_OK;
     if (err) *err = j.err;
@@ -317,6 +328,10 @@ mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, 
     MXD_ASSERT(!b->map && src->weight && src->st);
     if (src->in < 1 || src->out < 1 || src->in > (1 << 24) || src->out > (1 << 28))
         return mxd_fail(err, MXD_E_INVAL, "%s: shape [%d, %d]", src->name, src->out, src->in);
+    if (src->experts < 0 || src->experts > MXD_MAX_EXPERTS ||
+        (src->experts && src->out > (1 << 28) / src->experts))
+        return mxd_fail(err, MXD_E_INVAL, "%s: %d experts [%d, %d]", src->name, src->experts,
+                        src->out, src->in);
     mxd_weight *w = MXD_NEW(b->al, 1, mxd_weight);
     if (!w) return mxd_fail(err, MXD_E_NOMEM, "%s", src->name);
     w->use = src->use;

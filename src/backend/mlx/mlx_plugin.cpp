@@ -47,6 +47,7 @@ struct mxd_weight {
     unsigned use;
     int rows, in;
     mxd_quant quant;
+    // of experts: w, scales and biases have a dimension [experts] in front
     array w;                             // plain: f32 [rows, in]; vector: f32 [in]; else packed u32
     std::optional<array> scales, biases; // f32 [rows, in / group]
     std::optional<array> bias;           // f32 [rows]
@@ -164,8 +165,9 @@ struct reader {
     mxd_rc raw(const mxd_st_tensor *t, int full0, int row0, const Shape &shape, mx::Dtype type,
                std::optional<array> *out) const {
         bool fits = static_cast<size_t>(t->n_dims) == shape.size() &&
-                    t->shape[0] == static_cast<uint64_t>(full0) &&
-                    (t->n_dims == 1 || t->shape[1] == static_cast<uint64_t>(shape[1]));
+                    t->shape[0] == static_cast<uint64_t>(full0);
+        for (size_t i = 1; fits && i < shape.size(); i++)
+            fits = t->shape[i] == static_cast<uint64_t>(shape[i]);
         if (!fits)
             return e.host->fail(
                 err, MXD_E_FORMAT, "tensor '%s' does not have shape [%d%s]", t->name, full0,
@@ -197,6 +199,10 @@ struct reader {
     }
 };
 
+Shape shape_of(const mxd_weight_src &s, const mxd_weight &w, int columns) {
+    return s.experts ? Shape{s.experts, w.rows, columns} : Shape{w.rows, columns};
+}
+
 mxd_rc load_vector(const reader &r, mxd_weight *w, std::optional<array> *data) {
     const mxd_weight_src &s = r.src;
     if (s.quant.mode != MXD_Q_NONE)
@@ -220,10 +226,11 @@ mxd_rc load_affine(const reader &r, mxd_weight *w, std::optional<array> *data) {
                               "groups of %d",
                               s.name, s.in, group);
     int packed = static_cast<int>(static_cast<int64_t>(s.in) * bits / 32);
-    if (mxd_rc rc = r.raw(s.weight, s.out, s.row0, {w->rows, packed}, mx::uint32, data)) return rc;
-    Shape groups = {w->rows, s.in / group};
-    if (mxd_rc rc = r.floats(s.scales, s.out, s.row0, groups, 0, &w->scales)) return rc;
-    return r.floats(s.biases, s.out, s.row0, groups, 0, &w->biases);
+    int n = s.experts ? s.experts : s.out;
+    Shape words = shape_of(s, *w, packed), groups = shape_of(s, *w, s.in / group);
+    if (mxd_rc rc = r.raw(s.weight, n, s.row0, words, mx::uint32, data)) return rc;
+    if (mxd_rc rc = r.floats(s.scales, n, s.row0, groups, 0, &w->scales)) return rc;
+    return r.floats(s.biases, n, s.row0, groups, 0, &w->biases);
 }
 
 mxd_rc load_any(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd_err *err) {
@@ -231,6 +238,9 @@ mxd_rc load_any(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd_err *e
         s.rows < 0 || s.row0 >= s.out || s.rows > s.out - s.row0)
         return e.host->fail(err, MXD_E_INVAL, "%s: rows [%d, +%d) of [%d, %d]", s.name, s.row0,
                             s.rows, s.out, s.in);
+    if (s.experts < 0 || s.experts > MXD_MAX_EXPERTS ||
+        (s.experts && (s.row0 || s.bias || (s.rows && s.rows != s.out))))
+        return e.host->fail(err, MXD_E_UNSUPPORTED, "%s: experts in part, or with a bias", s.name);
     auto w = std::make_unique<mxd_weight>(mxd_weight{.use = s.use,
                                                      .rows = s.rows ? s.rows : s.out - s.row0,
                                                      .in = s.in,
@@ -245,7 +255,8 @@ mxd_rc load_any(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd_err *e
     if (s.use == MXD_W_VECTOR)
         rc = load_vector(r, w.get(), &data);
     else if (s.quant.mode == MXD_Q_NONE)
-        rc = r.floats(s.weight, s.out, s.row0, {w->rows, s.in}, 0, &data);
+        rc = r.floats(s.weight, s.experts ? s.experts : s.out, s.row0, shape_of(s, *w, s.in), 0,
+                      &data);
     else
         rc = load_affine(r, w.get(), &data);
     if (!rc && s.bias) rc = r.floats(s.bias, s.out, s.row0, {w->rows}, 0, &w->bias);
@@ -598,6 +609,40 @@ void mlx_pick(mxd_backend *b, int dst, int src, const int *rows, int n) {
     });
 }
 
+// x [rows, 1 or top_k, 1, in] times the chosen experts' matrices: [rows, top_k, 1, out].
+array expert_product(const engine &e, const array &x, const mxd_weight &w, const array &chosen) {
+    if (w.scales)
+        return mx::gather_qmm(x, w.w, *w.scales, w.biases, std::nullopt, chosen, true,
+                              w.quant.group, w.quant.bits, "affine", std::nullopt, false, e.stream);
+    return mx::gather_mm(x, mx::swapaxes(w.w, -1, -2, e.stream), std::nullopt, chosen, false,
+                         e.stream);
+}
+
+array mixture(const engine &e, const array &x, const array &logits, const mxd_moe &h) {
+    int rows = x.shape(0), width = x.shape(1);
+    array p = mx::softmax(logits, -1, true, e.stream);
+    array order = mx::argsort(mx::negative(p, e.stream), -1, e.stream);
+    array chosen =
+        mx::astype(mx::slice(order, {0, 0}, {rows, h.top_k}, e.stream), mx::uint32, e.stream);
+    array share = mx::take_along_axis(p, chosen, -1, e.stream);
+    if (h.norm_weights) share = mx::divide(share, mx::sum(share, -1, true, e.stream), e.stream);
+    array in = mx::reshape(x, {rows, 1, 1, width}, e.stream);
+    array gate = expert_product(e, in, *h.gate, chosen);
+    array inner = mx::multiply(mx::multiply(gate, mx::sigmoid(gate, e.stream), e.stream),
+                               expert_product(e, in, *h.up, chosen), e.stream);
+    array y = mx::squeeze(expert_product(e, inner, *h.down, chosen), 2, e.stream);
+    return mx::sum(mx::multiply(y, mx::expand_dims(share, -1, e.stream), e.stream), 1, false,
+                   e.stream);
+}
+
+void mlx_moe(mxd_backend *b, int dst, int src, int logits, const mxd_moe *how) {
+    record(b, "experts", [&](engine &e) {
+        if (how->act != MXD_SILU) return fail_step(&e, MXD_E_UNSUPPORTED, "activation function");
+        assign(e, dst, mixture(e, value(e, src), value(e, logits), *how));
+        return MXD_OK;
+    });
+}
+
 // ------------------------------------------------------------------------------------- opening
 
 void mlx_close(mxd_backend *b) {
@@ -629,6 +674,7 @@ const mxd_backend_ops ops = {
     .pick = mlx_pick,
     .output = mlx_output,
     .end = mlx_end,
+    .moe = mlx_moe,
 };
 
 mxd_rc open_engine(mxd_backend **out, const mxd_mlx_host *host, const mxd_backend_opts *opts,

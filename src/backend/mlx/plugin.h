@@ -33,13 +33,13 @@ typedef struct mxd_mlx_plugin { /* static in the plugin */
 
 enum { /* every size has a weight of its own, so that two changes hardly cancel out */
        MXD_MLX_ABI_VERSION = 1,
-       MXD_MLX_ABI_STRUCTS = sizeof(mxd_mlx_host) + 63 * sizeof(mxd_mlx_plugin) +
-                             65 * sizeof(mxd_backend_ops) + 67 * sizeof(mxd_backend_opts) +
-                             69 * sizeof(mxd_weight_src) + 71 * sizeof(mxd_step_shape) +
-                             73 * sizeof(mxd_kv_spec) + 75 * sizeof(mxd_batch) +
-                             77 * sizeof(mxd_run) + 79 * sizeof(mxd_rope) +
-                             81 * sizeof(mxd_attention) + 83 * sizeof(mxd_st_tensor) +
-                             85 * sizeof(mxd_err) + 87 * MXD_RC_COUNT + 89 * MXD_DTYPE_COUNT,
+       MXD_MLX_ABI_STRUCTS =
+           sizeof(mxd_mlx_host) + 63 * sizeof(mxd_mlx_plugin) + 65 * sizeof(mxd_backend_ops) +
+           67 * sizeof(mxd_backend_opts) + 69 * sizeof(mxd_weight_src) +
+           71 * sizeof(mxd_step_shape) + 73 * sizeof(mxd_kv_spec) + 75 * sizeof(mxd_batch) +
+           77 * sizeof(mxd_run) + 79 * sizeof(mxd_rope) + 81 * sizeof(mxd_attention) +
+           83 * sizeof(mxd_st_tensor) + 85 * sizeof(mxd_err) + 87 * MXD_RC_COUNT +
+           89 * MXD_DTYPE_COUNT + 91 * sizeof(mxd_moe),
        MXD_MLX_ABI = MXD_MLX_ABI_VERSION * 1000000 + MXD_MLX_ABI_STRUCTS % 1000000
 };
 
