@@ -254,6 +254,18 @@ const mxd_template *mxd_engine_template(const mxd_engine *e, bool with_tools) {
     return with_tools ? e->tool_use : e->chat;
 }
 
+mxd_rc mxd_engine_chat_ids(const mxd_engine *e, const json_t *vars, mxd_ids *ids, mxd_err *err) {
+    if (!e->chat)
+        return mxd_fail(err, MXD_E_UNSUPPORTED, "no chat with this model: %s",
+                        e->info.template_problem);
+    mxd_rendered text;
+    MXD_TRY(mxd_template_render(e->chat, vars, mxd_tokenizer_special_vars(e->tokenizer),
+                                mxd_wall_ms() / 1000, &text, err));
+    mxd_rc rc = mxd_tokenizer_encode(e->tokenizer, text.spans, text.n_spans, false, ids, err);
+    mxd_rendered_deinit(&text);
+    return rc;
+}
+
 json_t *mxd_engine_cluster_state(mxd_engine *e) { return mxd_cluster_state_json(e->cluster); }
 
 void mxd_engine_metrics_get(mxd_engine *e, mxd_engine_metrics *out) {

@@ -100,6 +100,12 @@ const char *mxd_engine_determinism(const mxd_engine *e);
 const mxd_tokenizer *mxd_engine_tokenizer(const mxd_engine *e);
 const mxd_template *mxd_engine_template(const mxd_engine *e, bool with_tools); /* NULL: none */
 
+/* Appends the ids of a chat prompt: the template rendered with `vars` (messages,
+ * add_generation_prompt, ...; untrusted, borrowed). Errors: E_UNSUPPORTED there is no template;
+ * those of mxd_template_render and mxd_tokenizer_encode. */
+mxd_rc mxd_engine_chat_ids(const mxd_engine *e, const json_t *vars, mxd_ids *ids,
+                           mxd_err *err) MXD_MUST_USE;
+
 /* The object of GET /v1/cluster/state; a new reference. NULL: no memory. */
 json_t *mxd_engine_cluster_state(mxd_engine *e);
 

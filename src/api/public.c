@@ -4,7 +4,6 @@
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "api/engine.h"
@@ -243,20 +242,13 @@ static mxd_rc chat_vars(const mlxd_request *r, json_t **out, mxd_err *err) {
 }
 
 static mxd_rc chat_prompt(mxd_engine *e, const mlxd_request *r, mxd_ids *ids, mxd_err *err) {
-    const mxd_template *t = mxd_engine_template(e, false);
-    if (!t)
+    json_t *vars;
+    if (!mxd_engine_template(e, false))
         return mxd_fail(err, MXD_E_UNSUPPORTED, "no chat with this model: %s; ask with raw set",
                         mxd_engine_info_get(e)->template_problem);
-    const mxd_tokenizer *tok = mxd_engine_tokenizer(e);
-    json_t *vars;
-    mxd_rendered text;
     MXD_TRY(chat_vars(r, &vars, err));
-    mxd_rc rc = mxd_template_render(t, vars, mxd_tokenizer_special_vars(tok), (int64_t)time(NULL),
-                                    &text, err);
+    mxd_rc rc = mxd_engine_chat_ids(e, vars, ids, err);
     json_decref(vars);
-    if (rc) return rc;
-    rc = mxd_tokenizer_encode(tok, text.spans, text.n_spans, false, ids, err);
-    mxd_rendered_deinit(&text);
     return rc;
 }
 

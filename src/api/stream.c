@@ -7,6 +7,7 @@
 
 #include "api/stopper.h"
 #include "base/clock.h"
+#include "base/cond.h"
 
 enum { TEXT_MAX = 8 << 20, MAX_STOP_STRINGS = MXD_MAX_STOP_STRINGS };
 #define LONGEST_WAIT_MS (INT64_C(1) << 40)
@@ -62,13 +63,7 @@ static void release(mxd_stream *s) {
 
 static void init_lock(mxd_stream *s) {
     pthread_mutex_init(&s->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-#if !defined(__APPLE__)
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-#endif
-    pthread_cond_init(&s->changed, &attr);
-    pthread_condattr_destroy(&attr);
+    mxd_cond_init(&s->changed);
 }
 
 mxd_rc mxd_stream_new(mxd_stream **out, const mxd_alloc *al, const mxd_engine *e,
@@ -175,14 +170,7 @@ static bool await(mxd_stream *s, int64_t timeout_ms) {
     while (s->n_tokens == s->n_read && !s->ended) {
         int64_t left = until == INT64_MAX ? 1000000000 : until - mxd_now_ns();
         if (left <= 0) return false;
-#if defined(__APPLE__)
-        struct timespec rel = {(time_t)(left / 1000000000), left % 1000000000};
-        pthread_cond_timedwait_relative_np(&s->changed, &s->lock, &rel);
-#else
-        int64_t at = mxd_now_ns() + left;
-        struct timespec abs = {(time_t)(at / 1000000000), at % 1000000000};
-        pthread_cond_timedwait(&s->changed, &s->lock, &abs);
-#endif
+        mxd_cond_wait(&s->changed, &s->lock, left);
     }
     return true;
 }

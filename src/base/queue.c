@@ -3,8 +3,8 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <time.h>
 #include "base/clock.h"
+#include "base/cond.h"
 
 /* A ring under one lock. `n` is also read without the lock, for spinning and for a quick look. */
 struct mxd_queue {
@@ -29,13 +29,7 @@ mxd_rc mxd_queue_open(mxd_queue **out, const mxd_alloc *al, size_t cap, mxd_err 
     q->ring = ring;
     q->cap = cap;
     pthread_mutex_init(&q->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-#if !defined(__APPLE__) /* macOS has only the relative wait, see wait_filled */
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-#endif
-    pthread_cond_init(&q->filled, &attr);
-    pthread_condattr_destroy(&attr);
+    mxd_cond_init(&q->filled);
     *out = q;
     return MXD_OK;
 }
@@ -61,19 +55,6 @@ bool mxd_queue_push(mxd_queue *q, void *item) {
     return room;
 }
 
-/* One wait of at most left_ns; may return early. Holds the lock. */
-static void wait_filled(mxd_queue *q, int64_t left_ns) {
-#if defined(__APPLE__)
-    struct timespec rel = {.tv_sec = (time_t)(left_ns / 1000000000),
-                           .tv_nsec = left_ns % 1000000000};
-    pthread_cond_timedwait_relative_np(&q->filled, &q->lock, &rel);
-#else
-    int64_t until = mxd_now_ns() + left_ns;
-    struct timespec abs = {.tv_sec = (time_t)(until / 1000000000), .tv_nsec = until % 1000000000};
-    pthread_cond_timedwait(&q->filled, &q->lock, &abs);
-#endif
-}
-
 static void spin(mxd_queue *q, int spin_us) {
     int64_t until = mxd_now_ns() + (int64_t)spin_us * 1000;
     while (!q->n && !q->closed && mxd_now_ns() < until) {}
@@ -90,7 +71,7 @@ void *mxd_queue_pop(mxd_queue *q, int64_t timeout_ms, int spin_us) {
         }
         int64_t left = until - mxd_now_ns();
         if (left <= 0) break;
-        wait_filled(q, left);
+        mxd_cond_wait(&q->filled, &q->lock, left);
     }
     void *item = NULL;
     if (q->n) {

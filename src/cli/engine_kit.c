@@ -38,8 +38,6 @@ static mxd_rc find_worker(mxd_engine_kit *kit, mxd_err *err) {
     return MXD_OK;
 }
 
-static const char *unless_auto(const char *s) { return s && strcmp(s, "auto") != 0 ? s : NULL; }
-
 static bool has(const mxd_options *o, mxd_opt_id id) { return mxd_opt_is_for(id, o->prog); }
 
 /* A folder is known by its last part, other models by the name that was given. */
@@ -66,10 +64,11 @@ static mxd_rc check_backend(const char *name, mxd_err *err) {
     return MXD_OK;
 }
 
-/* What the planner needs of this machine. */
-static mxd_rc fill_hardware(mxd_engine_opts *e, mxd_err *err) {
+/* What the planner needs of this machine. Its speed (a third of a second to measure) only where a
+ * plan may weigh it against other machines, or shows predictions: in the server. */
+static mxd_rc fill_hardware(mxd_engine_opts *e, bool probe, mxd_err *err) {
     mxd_hardware h;
-    MXD_TRY(mxd_hardware_detect(&h, &mxd_alloc_libc, &(mxd_hardware_opts){.probe = true}, err));
+    MXD_TRY(mxd_hardware_detect(&h, &mxd_alloc_libc, &(mxd_hardware_opts){.probe = probe}, err));
     e->memory_total = h.memory_total_bytes;
     e->memory_free = h.memory_available_bytes;
     e->bandwidth = h.read_bytes_per_s;
@@ -108,8 +107,8 @@ mxd_rc mxd_engine_kit_fill(mxd_engine_kit *kit, const mxd_options *o, mxd_err *e
     public_name(kit, o);
     e->folder = kit->folder;
     e->model_id = kit->model_id;
-    e->backend = unless_auto(mxd_opt_text(o, MXD_OPT_BACKEND));
-    e->kernels = unless_auto(mxd_opt_text(o, MXD_OPT_KERNELS));
+    e->backend = mxd_opt_unless_auto(o, MXD_OPT_BACKEND);
+    e->kernels = mxd_opt_unless_auto(o, MXD_OPT_KERNELS);
     e->activations = (mxd_activations)mxd_opt_int(o, MXD_OPT_ACTIVATIONS);
     e->threads = (int)mxd_opt_int(o, MXD_OPT_THREADS);
     e->ctx = (int)mxd_opt_int(o, MXD_OPT_CTX_SIZE);
@@ -121,7 +120,7 @@ mxd_rc mxd_engine_kit_fill(mxd_engine_kit *kit, const mxd_options *o, mxd_err *e
         if (file) MXD_TRY(read_template(kit, file, err));
     }
     MXD_TRY(check_backend(e->backend, err));
-    MXD_TRY(fill_hardware(e, err));
+    MXD_TRY(fill_hardware(e, o->prog == MXD_PROG_SERVER, err));
     return fill_cluster(kit, o, err);
 }
 

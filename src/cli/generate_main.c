@@ -1,7 +1,6 @@
 /* mlx-dist-generate: one prompt, or a chat, over this machine and local workers. */
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/log.h"
 #include "cli/engine_kit.h"
@@ -35,20 +34,10 @@ static mxd_rc plain_prompt(chat *c, const char *text, mxd_ids *ids, mxd_err *err
 }
 
 static mxd_rc chat_prompt(chat *c, json_t *messages, mxd_ids *ids, mxd_err *err) {
-    const mxd_template *t = mxd_engine_template(c->engine, false);
-    if (!t)
-        return mxd_fail(err, MXD_E_UNSUPPORTED, "no chat with this model: %s",
-                        mxd_engine_info_get(c->engine)->template_problem);
-    const mxd_tokenizer *tok = mxd_engine_tokenizer(c->engine);
     json_t *vars = json_pack("{s:O, s:b}", "messages", messages, "add_generation_prompt", 1);
     if (!vars) return mxd_fail(err, MXD_E_NOMEM, "messages");
-    mxd_rendered r;
-    mxd_rc rc =
-        mxd_template_render(t, vars, mxd_tokenizer_special_vars(tok), (int64_t)time(NULL), &r, err);
+    mxd_rc rc = mxd_engine_chat_ids(c->engine, vars, ids, err);
     json_decref(vars);
-    if (rc) return rc;
-    rc = mxd_tokenizer_encode(tok, r.spans, r.n_spans, false, ids, err);
-    mxd_rendered_deinit(&r);
     return rc;
 }
 

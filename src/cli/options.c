@@ -224,6 +224,11 @@ const char *const *mxd_opt_list(const mxd_options *o, mxd_opt_id id, int *n) {
     return (const char *const *)o->values[id].items;
 }
 
+const char *mxd_opt_unless_auto(const mxd_options *o, mxd_opt_id id) {
+    const char *s = mxd_opt_text(o, id);
+    return s && strcmp(s, "auto") != 0 ? s : NULL;
+}
+
 const int *mxd_opt_ints(const mxd_options *o, mxd_opt_id id, int *n) {
     *n = o->values[id].n_items;
     return o->values[id].ints;

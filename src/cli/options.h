@@ -155,6 +155,8 @@ bool mxd_opt_bool(const mxd_options *o, mxd_opt_id id);
 int64_t mxd_opt_int(const mxd_options *o, mxd_opt_id id); /* INT, SIZE, TIME, CHOICE */
 double mxd_opt_real(const mxd_options *o, mxd_opt_id id);
 const char *mxd_opt_text(const mxd_options *o, mxd_opt_id id); /* NULL when unset */
+/* The same, and NULL for "auto": nothing was asked for by name. */
+const char *mxd_opt_unless_auto(const mxd_options *o, mxd_opt_id id);
 const char *const *mxd_opt_list(const mxd_options *o, mxd_opt_id id, int *n);
 const int *mxd_opt_ints(const mxd_options *o, mxd_opt_id id, int *n);
 

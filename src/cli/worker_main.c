@@ -132,14 +132,12 @@ static mxd_rc wait_for_end(mxd_worker *w, const mxd_options *o, mxd_err *err) {
     }
 }
 
-static const char *unless_auto(const char *s) { return s && strcmp(s, "auto") != 0 ? s : NULL; }
-
 static mxd_rc run(const mxd_options *o, mxd_err *err) {
     mxd_worker_identity id = {0};
     mxd_worker_opts w = {.join = mxd_opt_text(o, MXD_OPT_JOIN),
                          .listen = mxd_opt_text(o, MXD_OPT_DATA_LISTEN),
-                         .backend = unless_auto(mxd_opt_text(o, MXD_OPT_BACKEND)),
-                         .kernels = unless_auto(mxd_opt_text(o, MXD_OPT_KERNELS)),
+                         .backend = mxd_opt_unless_auto(o, MXD_OPT_BACKEND),
+                         .kernels = mxd_opt_unless_auto(o, MXD_OPT_KERNELS),
                          .threads = (int)mxd_opt_int(o, MXD_OPT_THREADS),
                          .find_model = find_model,
                          .find_ctx = (void *)(uintptr_t)o};

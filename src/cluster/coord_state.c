@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/cond.h"
 #include "base/log.h"
 #include "cluster/coord_private.h"
 
@@ -59,10 +60,12 @@ mxd_cluster_state mxd_cluster_state_now(mxd_cluster *c, mxd_err *err) {
 
 mxd_rc mxd_cluster_wait(mxd_cluster *c, int64_t timeout_ms, mxd_err *err) {
     int64_t until = mxd_now_ms() + timeout_ms;
-    mxd_err why = {0};
-    mxd_cluster_state s;
-    while ((s = mxd_cluster_state_now(c, &why)) == MXD_CLUSTER_LOADING && mxd_now_ms() < until)
-        mxd_sleep_ms(5);
+    pthread_mutex_lock(&c->lock);
+    for (int64_t left; c->state == MXD_CLUSTER_LOADING && (left = until - mxd_now_ms()) > 0;)
+        mxd_cond_wait(&c->changed, &c->lock, left * 1000000);
+    mxd_cluster_state s = c->state;
+    mxd_err why = c->why;
+    pthread_mutex_unlock(&c->lock);
     if (s == MXD_CLUSTER_READY) return MXD_OK;
     if (s == MXD_CLUSTER_LOADING)
         return mxd_fail(err, MXD_E_TIMEOUT, "the model was not loaded in %lld s",

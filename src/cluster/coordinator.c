@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/cond.h"
 #include "base/log.h"
 #include "base/proc.h"
 #include "cluster/coord_private.h"
@@ -357,11 +358,8 @@ mxd_rc mxd_cluster_drain(mxd_cluster *c, int64_t timeout_ms, mxd_err *err) {
     int64_t until = mxd_now_ms() + timeout_ms;
     if (!mxd_coord_sync(c, drain_call, NULL)) return MXD_OK;
     pthread_mutex_lock(&c->lock);
-    while (!c->drained && mxd_now_ms() < until) {
-        pthread_mutex_unlock(&c->lock);
-        mxd_sleep_ms(5);
-        pthread_mutex_lock(&c->lock);
-    }
+    for (int64_t left; !c->drained && (left = until - mxd_now_ms()) > 0;)
+        mxd_cond_wait(&c->changed, &c->lock, left * 1000000);
     bool drained = c->drained;
     pthread_mutex_unlock(&c->lock);
     return drained ? MXD_OK : mxd_fail(err, MXD_E_TIMEOUT, "some requests still run");
@@ -537,7 +535,7 @@ mxd_rc mxd_cluster_open(mxd_cluster **out, const mxd_alloc *al, const mxd_cluste
     c->opts = *opts;
     for (int i = 0; i < MXD_MAX_NODES; i++) c->children[i].lifeline = -1;
     pthread_mutex_init(&c->lock, NULL);
-    pthread_cond_init(&c->changed, NULL);
+    mxd_cond_init(&c->changed);
     mxd_rc rc = open_all(c, err);
     if (rc) {
         mxd_cluster_close(c);

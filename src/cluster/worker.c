@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/cond.h"
 #include "base/log.h"
 #include "base/proc.h"
 #include "base/rand.h"
@@ -628,9 +629,9 @@ static mxd_rc keep(mxd_worker *w, const char **s, mxd_err *err) {
 
 static mxd_rc keep_all(mxd_worker *w, mxd_err *err) {
     mxd_worker_opts *o = &w->opts;
-    const char **all[] = {&o->node,          &o->name,        &o->join,    &o->listen,
-                          &o->advertise,     &o->backend,     &o->kernels, &o->identity.ca,
-                          &o->identity.cert, &o->identity.key};
+    const char **all[] = {&o->node,        &o->name,          &o->join,
+                          &o->listen,      &o->backend,       &o->kernels,
+                          &o->identity.ca, &o->identity.cert, &o->identity.key};
     for (size_t i = 0; i < MXD_COUNT(all); i++) MXD_TRY(keep(w, all[i], err));
     return MXD_OK;
 }
@@ -641,10 +642,6 @@ static mxd_rc listen_for_data(mxd_worker *w, mxd_err *err) {
     const char *address = w->opts.listen ? w->opts.listen : here ? "127.0.0.1:0" : "0.0.0.0:0";
     int port;
     MXD_TRY(w->net->ops->listen(w->net, address, &port, err));
-    if (w->opts.advertise) {
-        snprintf(w->address, sizeof w->address, "%s", w->opts.advertise);
-        return MXD_OK;
-    }
     mxd_place_with_port(w->address, sizeof w->address, address, port);
     return MXD_OK;
 }
@@ -684,7 +681,7 @@ mxd_rc mxd_worker_open(mxd_worker **out, const mxd_alloc *al, const mxd_worker_o
     w->al = al;
     w->opts = *opts;
     pthread_mutex_init(&w->lock, NULL);
-    pthread_cond_init(&w->ended_cond, NULL);
+    mxd_cond_init(&w->ended_cond);
     mxd_rc rc = open_all(w, err);
     if (rc) {
         mxd_worker_close(w);
@@ -697,11 +694,8 @@ mxd_rc mxd_worker_open(mxd_worker **out, const mxd_alloc *al, const mxd_worker_o
 mxd_rc mxd_worker_wait(mxd_worker *w, int64_t timeout_ms, mxd_err *err) {
     int64_t until = mxd_now_ms() + timeout_ms;
     pthread_mutex_lock(&w->lock);
-    while (!w->ended && mxd_now_ms() < until) {
-        pthread_mutex_unlock(&w->lock);
-        mxd_sleep_ms(10);
-        pthread_mutex_lock(&w->lock);
-    }
+    for (int64_t left; !w->ended && (left = until - mxd_now_ms()) > 0;)
+        mxd_cond_wait(&w->ended_cond, &w->lock, left * 1000000);
     mxd_rc rc = w->ended ? w->end.rc : MXD_E_TIMEOUT;
     if (rc) mxd_fail(err, rc, "%s", w->ended ? w->end.msg : "the worker still runs");
     pthread_mutex_unlock(&w->lock);

@@ -25,7 +25,6 @@ typedef struct mxd_worker_opts { /* zero: default. Strings and texts are copied 
     mxd_loopback_hub *hub;       /* a worker inside the coordinator's process; NULL: gRPC */
     const char *listen;          /* where other workers reach us, "ip:port"; NULL: a free port, on
                                     127.0.0.1 if the coordinator is there, else everywhere */
-    const char *advertise;       /* the address they are told; NULL: as bound */
     bool local;                  /* on the coordinator's machine */
     uint64_t memory_total, memory_free; /* bytes for weights and KV */
     double bandwidth, ops;              /* measured; 0: unknown */

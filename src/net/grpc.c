@@ -1,9 +1,9 @@
 /* grpc.c - the transport: open and close, the loop, deadlines. The parts: grpc_private.h. */
 #include <openssl/crypto.h>
 #include <string.h>
-#include <time.h>
 #include "base/buf.h"
 #include "base/clock.h"
+#include "base/cond.h"
 #include "net/grpc_private.h"
 #include "net/tls.h"
 
@@ -129,26 +129,18 @@ static void grpc_hangup(mxd_transport *base, mxd_link link) {
     mxd_grpc_link_hangup((mxd_grpc *)base, link, MXD_E_CANCELED);
 }
 
-static void wait_changed(mxd_grpc *t, int64_t ms) {
-    struct timespec ts;
-    clock_gettime(CLOCK_REALTIME, &ts);
-    ts.tv_nsec += ms % 1000 * 1000000;
-    ts.tv_sec += ms / 1000 + ts.tv_nsec / 1000000000;
-    ts.tv_nsec %= 1000000000;
-    pthread_cond_timedwait(&t->changed, &t->lock, &ts);
-}
-
 /* Waits for every DOWN and for callbacks that run: neither depends on a peer. Then a little for
  * what gRPC still holds; a frozen peer can make it hold a send for long, and then the loop goes on
  * without us. True: all is back, the caller frees. */
 static bool drain(mxd_grpc *t) {
     pthread_mutex_lock(&t->lock);
-    while (t->links.n || t->calling) wait_changed(t, 1000);
+    while (t->links.n || t->calling) mxd_cond_wait(&t->changed, &t->lock, 1000000000);
     int64_t until = mxd_now_ms() + MXD_GRPC_DRAIN_MS;
     for (int64_t left = MXD_GRPC_DRAIN_MS; t->n_objects && left > 0; left = until - mxd_now_ms())
-        wait_changed(t, left);
+        mxd_cond_wait(&t->changed, &t->lock, left * 1000000);
     t->muted = true;
-    while (t->calling) wait_changed(t, 1000); /* an enrolment may have begun meanwhile */
+    /* an enrolment may have begun meanwhile */
+    while (t->calling) mxd_cond_wait(&t->changed, &t->lock, 1000000000);
     bool all_back = t->n_objects == 0;
     if (!all_back) {
         pthread_detach(t->thread);
@@ -219,7 +211,7 @@ mxd_rc mxd_grpc_open(mxd_transport **out, const mxd_transport_opts *o, mxd_err *
     atomic_init(&t->next_deadline_ns, INT64_MAX);
     mxd_links_init(&t->links, t->al);
     pthread_mutex_init(&t->lock, NULL);
-    pthread_cond_init(&t->changed, NULL);
+    mxd_cond_init(&t->changed);
     mxd_rc rc = copy_identity(t, &o->identity, err);
     if (rc) {
         free_transport(t);

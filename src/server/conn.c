@@ -2,8 +2,8 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include "base/clock.h"
+#include "base/cond.h"
 #include "base/limits.h"
 #include "server/http.h"
 #include "server/openai/job.h"
@@ -179,12 +179,7 @@ static void *ticker_main(void *arg) {
     while (s->ticking) {
         tick(s);
         bool busy = atomic_load(&s->running) > 0;
-        struct timespec at;
-        clock_gettime(CLOCK_REALTIME, &at);
-        at.tv_nsec += (busy ? TICK_BUSY_MS : TICK_IDLE_MS) * 1000000L;
-        at.tv_sec += at.tv_nsec / 1000000000L;
-        at.tv_nsec %= 1000000000L;
-        (void)pthread_cond_timedwait(&s->tick, &s->lock, &at);
+        mxd_cond_wait(&s->tick, &s->lock, (busy ? TICK_BUSY_MS : TICK_IDLE_MS) * 1000000L);
     }
     pthread_mutex_unlock(&s->lock);
     return NULL;

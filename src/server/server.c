@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include "base/clock.h"
+#include "base/cond.h"
 #include "base/limits.h"
 #include "base/log.h"
 #include "server/http.h"
@@ -149,7 +150,7 @@ mxd_rc mxd_server_open(mxd_server **out, const mxd_alloc *al, const mxd_server_o
     s->listen_fd = -1;
     s->start_ms = mxd_now_ms();
     pthread_mutex_init(&s->lock, NULL);
-    pthread_cond_init(&s->tick, NULL);
+    mxd_cond_init(&s->tick);
     take_numbers(s, opts);
     s->opts.host = NULL;
     mxd_rc rc = take_texts(s, opts, err);
