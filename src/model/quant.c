@@ -172,6 +172,17 @@ static mxd_rc resolve_quantised(const json_t *config, const char *path, mxd_weig
     return check_scales(s, err);
 }
 
+/* [out], or [experts, out]. */
+static mxd_rc check_bias(const mxd_weight_src *s, mxd_err *err) {
+    const mxd_st_tensor *t = s->bias;
+    int more = s->experts > 0;
+    if (t->n_dims == 1 + more && t->shape[more] == (uint64_t)s->out &&
+        (!more || t->shape[0] == (uint64_t)s->experts))
+        return MXD_OK;
+    return mxd_fail(err, MXD_E_FORMAT, "tensor '%s' must be [%s%d]", t->name,
+                    more ? "experts, " : "", s->out);
+}
+
 mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *path,
                          mxd_weight_src *s, mxd_err *err) {
     s->st = st;
@@ -183,10 +194,7 @@ mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *pat
     if (!s->weight)
         return mxd_fail(err, MXD_E_FORMAT,
                         "tensor '%s.weight' is missing; is the download complete?", path);
-    if (s->bias && s->experts)
-        return mxd_fail(err, MXD_E_UNSUPPORTED, "tensor '%s': experts with a bias", s->bias->name);
-    if (s->bias && (s->bias->n_dims != 1 || s->bias->shape[0] != (uint64_t)s->out))
-        return mxd_fail(err, MXD_E_FORMAT, "tensor '%s' must be [%d]", s->bias->name, s->out);
+    if (s->bias) MXD_TRY(check_bias(s, err));
     if (s->bias) MXD_TRY(mxd_quant_check_float(s->bias, err));
     const json_t *own = override_of(config, path);
     if (s->scales && json_is_false(own))

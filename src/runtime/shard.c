@@ -95,6 +95,7 @@ static mxd_rc open_all(mxd_shard *s, mxd_err *err) {
                           .max_logits = s->max_logits,
                           .n_pages = s->opts.n_slots * s->pages_per_slot,
                           .max_context = s->opts.ctx,
+                          .n_states = s->opts.n_slots,
                           .progress = s->opts.progress,
                           .progress_ctx = s->opts.progress_ctx};
     MXD_TRY(mxd_model_load(s->model, s->backend, &load, err));
@@ -204,7 +205,7 @@ static int prepare(mxd_shard *s, const mxd_step *step) {
         cover(s, t, r->pos + r->n);
         memcpy(t->ids + r->pos, step->ids + row, r->n * sizeof *t->ids);
         t->len = r->pos + r->n;
-        s->runs[i] = (mxd_run){row, r->n, (int)r->pos, t->pages};
+        s->runs[i] = (mxd_run){row, r->n, (int)r->pos, t->pages, r->slot};
         row += r->n;
         if (r->sample) s->rows[n_sample++] = row - 1;
     }
