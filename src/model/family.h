@@ -117,6 +117,9 @@ mxd_rc mxd_config_bool(const json_t *o, const char *key, bool otherwise, bool *o
 mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *path,
                          mxd_weight_src *src, mxd_err *err) MXD_MUST_USE;
 
+/* Errors: E_UNSUPPORTED the repository is quantized in another format, by its own word. */
+mxd_rc mxd_quant_check_method(const json_t *config, mxd_err *err) MXD_MUST_USE;
+
 /* Errors: E_FORMAT the tensor does not hold floats. */
 mxd_rc mxd_quant_check_float(const mxd_st_tensor *t, mxd_err *err) MXD_MUST_USE;
 

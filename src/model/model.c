@@ -42,7 +42,7 @@ static size_t common_prefix(const char *a, const char *b) {
 }
 
 static mxd_rc unsupported(const char *type, mxd_err *err) {
-    char list[256] = "";
+    char list[512] = "";
     size_t used = 0;
     for (size_t want = strlen(type) + 1; want-- > 0;)
         for (size_t i = 0; i < MXD_COUNT(families) && used < sizeof list - 64; i++)
@@ -110,6 +110,7 @@ static mxd_rc read_config(mxd_model *m, mxd_err *err) {
     MXD_TRY(unwrap(m, &name, err));
     MXD_TRY(find_family(name, &m->family, err));
     snprintf(m->hp.model_type, sizeof m->hp.model_type, "%s", m->family->model_type);
+    MXD_TRY(mxd_quant_check_method(m->config, err));
     return m->family->configure(&m->hp, m->text, err);
 }
 

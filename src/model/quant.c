@@ -47,10 +47,25 @@ static mxd_rc read_quant(const json_t *o, const char *where, mxd_quant *q, mxd_e
                     where, name ? name : "(not a string)");
 }
 
+/* "quantization"; older files have the copy alone, or keep it with the language model. */
 static const json_t *top_level(const json_t *config) {
+    const json_t *text = json_object_get(config, "text_config");
     const json_t *q = json_object_get(config, "quantization");
     if (!json_is_object(q)) q = json_object_get(config, "quantization_config");
+    if (!json_is_object(q)) q = json_object_get(text, "quantization");
+    if (!json_is_object(q)) q = json_object_get(text, "quantization_config");
     return json_is_object(q) ? q : NULL;
+}
+
+mxd_rc mxd_quant_check_method(const json_t *config, mxd_err *err) {
+    const json_t *q = top_level(config);
+    const json_t *method = json_object_get(q, "quant_method");
+    if (!json_is_string(method) || json_object_get(q, "group_size") || json_object_get(q, "bits"))
+        return MXD_OK; /* a copy of MLX's own, whatever else it says */
+    return mxd_fail(err, MXD_E_UNSUPPORTED,
+                    "config.json: weights quantized by '%s', which is not MLX's format: use a "
+                    "conversion of the model (mlx-community), or make one with mlx_lm.convert",
+                    json_string_value(method));
 }
 
 /* bits = 32 * words / (groups * group), the cross-check that must hold exactly. */
