@@ -15,10 +15,14 @@ typedef struct mxd_blob {
     atomic_int refs;
     size_t len, cap;      /* len <= cap; the maker sets len */
     unsigned char *bytes; /* [cap], 16-byte aligned */
+    struct mxd_blob *of;  /* whose bytes these are, retained; NULL: our own */
 } mxd_blob;
 
 /* Room for cap bytes, len = cap, one reference. NULL when memory is short. */
 mxd_blob *mxd_blob_new(const mxd_alloc *al, size_t cap);
+/* The bytes [from, from + n) of `of`, which is retained as long as the view is. NULL when memory is
+ * short. */
+mxd_blob *mxd_blob_view(const mxd_alloc *al, mxd_blob *of, size_t from, size_t n);
 mxd_blob *mxd_blob_retain(mxd_blob *b); /* returns b; NULL stays NULL */
 void mxd_blob_release(mxd_blob *b);     /* NULL is fine */
 

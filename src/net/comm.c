@@ -1,0 +1,347 @@
+/* comm.c - the life of a group: opening, dialling, waiting; send and receive. */
+#include "net/comm_private.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/cond.h"
+#include "base/rand.h"
+
+enum { CONNECT_MS = 30000, RECONNECT_MS = 10000, DIAL_MS = 3000, REDIAL_MS = 100, CLOSE_MS = 1000 };
+
+/* ------------------------------------------------------------------------------------- waiting */
+
+int64_t comm_deadline(int64_t timeout_ms) {
+    return timeout_ms < 0 ? INT64_MAX : mxd_now_ns() + timeout_ms * 1000000;
+}
+
+bool comm_wait(mxd_comm *c, int64_t deadline_ns) {
+    int64_t now = mxd_now_ns();
+    if (now >= deadline_ns) return false;
+    int64_t left = deadline_ns - now;
+    mxd_cond_wait(&c->changed, &c->lock, left < 1000000000 ? left : 1000000000);
+    return true;
+}
+
+mxd_rc comm_peer_rc(const comm_peer *p, mxd_err *err) {
+    return mxd_fail(err, p->lost == MXD_E_AUTH ? MXD_E_AUTH : MXD_E_PEER,
+                    "rank %d is lost: %s; open the group again", p->rank, p->why);
+}
+
+/* ------------------------------------------------------------------------------------- dialling */
+
+/* The higher rank dials the lower one. */
+static bool must_dial(const mxd_comm *c, const comm_peer *p, int64_t now) {
+    return p->rank < c->rank && !p->link && !p->lost && now >= p->redial_ms;
+}
+
+/* The lock is held, and given up while the transport is asked. */
+static void dial(mxd_comm *c, comm_peer *p) {
+    mxd_link link = 0;
+    const char *node = c->nodes[p->rank][0] ? c->nodes[p->rank] : NULL;
+    p->redial_ms = mxd_now_ms() + REDIAL_MS;
+    mxd_rc rc =
+        c->t->ops->dial(c->t, c->addresses[p->rank], node, MXD_LANE_DATA, DIAL_MS, &link, NULL);
+    if (!rc) p->link = link;
+}
+
+/* Dials what is away and gives up what is away too long. */
+static void *serve(void *arg) {
+    mxd_comm *c = arg;
+    pthread_mutex_lock(&c->lock);
+    while (!c->closing) {
+        int64_t now = mxd_now_ms();
+        for (int r = 0; r < c->size; r++) {
+            comm_peer *p = &c->peers[r];
+            if (r == c->rank) continue;
+            if (must_dial(c, p, now)) dial(c, p);
+            bool known = p->incarnation != 0; /* before that, open counts the time */
+            if (known && p->away_since && now - p->away_since > c->reconnect_ms)
+                comm_lose(c, p, MXD_E_PEER, "it has been away too long");
+            comm_ack(c, p, true);
+        }
+        mxd_cond_wait(&c->changed, &c->lock, (int64_t)COMM_TICK_MS * 1000000);
+    }
+    pthread_mutex_unlock(&c->lock);
+    return NULL;
+}
+
+/* -------------------------------------------------------------------------------------- opening */
+
+static mxd_rc check(const mxd_comm_opts *o, mxd_err *err) {
+    if (!o->group || strlen(o->group) > 63)
+        return mxd_fail(err, MXD_E_INVAL, "a group needs a name of at most 63 bytes");
+    if (o->size < 1 || o->size > MXD_COMM_MAX_RANKS || o->rank < 0 || o->rank >= o->size)
+        return mxd_fail(err, MXD_E_INVAL, "rank %d of %d: at most %d ranks, counted from 0",
+                        o->rank, o->size, MXD_COMM_MAX_RANKS);
+    for (int i = 0; i < o->size; i++)
+        if (!o->addresses || !o->addresses[i] || strlen(o->addresses[i]) > 127 ||
+            (o->nodes && strlen(o->nodes[i]) >= MXD_MAX_NODE_NAME))
+            return mxd_fail(err, MXD_E_INVAL, "rank %d has no address, or one that is too long", i);
+    if (!o->hub && !o->identity.ca && !o->insecure)
+        return mxd_fail(
+            err, MXD_E_INVAL,
+            "group '%s': no certificate; take one from the cluster's CA, or say that it "
+            "may be insecure",
+            o->group);
+    return MXD_OK;
+}
+
+static mxd_rc open_transport(mxd_comm *c, const mxd_comm_opts *o, mxd_err *err) {
+    const mxd_transport_opts to = {.al = c->al,
+                                   .identity = o->identity,
+                                   .sink = comm_sink,
+                                   .sink_ctx = c,
+                                   .spin_us = o->spin_us};
+    if (o->hub)
+        MXD_TRY(mxd_loopback_open(&c->t, o->hub, &to, o->addresses[o->rank], err));
+    else
+        MXD_TRY(mxd_grpc_open(&c->t, &to, err));
+    int port;
+    return c->t->ops->listen(c->t, c->addresses[c->rank], &port, err);
+}
+
+static mxd_rc missing(const mxd_comm *c, mxd_err *err) {
+    char list[200] = "";
+    size_t used = 0;
+    for (int r = 0; r < c->size && used < sizeof list - 40; r++)
+        if (r != c->rank && !c->peers[r].up)
+            used += (size_t)snprintf(list + used, sizeof list - used, "%s%d", used ? ", " : "", r);
+    return mxd_fail(err, MXD_E_TIMEOUT,
+                    "group '%s': ranks %s did not come within %lld ms: are they started, with the "
+                    "same addresses?",
+                    c->group, list, (long long)c->connect_ms);
+}
+
+/* Until every peer is up. */
+static mxd_rc gather_ranks(mxd_comm *c, mxd_err *err) {
+    int64_t deadline = comm_deadline(c->connect_ms);
+    mxd_rc rc = MXD_OK;
+    pthread_mutex_lock(&c->lock);
+    for (int r = 0; r < c->size && !rc; r++) {
+        if (r == c->rank) continue;
+        while (!rc && !c->peers[r].up) {
+            if (c->peers[r].lost)
+                rc = comm_peer_rc(&c->peers[r], err);
+            else if (!comm_wait(c, deadline))
+                rc = missing(c, err);
+        }
+    }
+    pthread_mutex_unlock(&c->lock);
+    return rc;
+}
+
+static mxd_rc take_opts(mxd_comm *c, const mxd_comm_opts *o, mxd_err *err) {
+    snprintf(c->group, sizeof c->group, "%s", o->group);
+    c->rank = o->rank;
+    c->size = o->size;
+    c->connect_ms = o->connect_ms > 0 ? o->connect_ms : CONNECT_MS;
+    c->reconnect_ms = o->reconnect_ms > 0 ? o->reconnect_ms : RECONNECT_MS;
+    c->spin_us = o->spin_us;
+    c->incarnation = mxd_rand_u64((uint64_t)mxd_now_ns(), (uint64_t)o->rank, 1) | 1;
+    c->direct_max = SIZE_MAX;
+    size_t n = (size_t)c->size;
+    c->peers = MXD_NEW(c->al, n, comm_peer);
+    c->addresses = mxd_new(c->al, n, sizeof *c->addresses);
+    c->nodes = mxd_new(c->al, n, sizeof *c->nodes);
+    if (!c->peers || !c->addresses || !c->nodes)
+        return mxd_fail(err, MXD_E_NOMEM, "group '%s'", o->group);
+    for (int r = 0; r < c->size; r++) {
+        comm_peer_init(&c->peers[r], r, mxd_now_ms());
+        snprintf(c->addresses[r], sizeof c->addresses[r], "%s", o->addresses[r]);
+        snprintf(c->nodes[r], sizeof c->nodes[r], "%s", o->nodes ? o->nodes[r] : "");
+    }
+    return MXD_OK;
+}
+
+static mxd_rc open_all(mxd_comm *c, const mxd_comm_opts *o, mxd_err *err) {
+    MXD_TRY(take_opts(c, o, err));
+    MXD_TRY(open_transport(c, o, err));
+    if (pthread_create(&c->service, NULL, serve, c) != 0)
+        return mxd_fail(err, MXD_E_NOMEM, "group '%s': no thread", c->group);
+    c->service_runs = true;
+    MXD_TRY(gather_ranks(c, err));
+    return comm_measure(c, err);
+}
+
+mxd_rc mxd_comm_open(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *opts, mxd_err *err) {
+    MXD_TRY(check(opts, err));
+    mxd_comm *c = MXD_NEW(al, 1, mxd_comm);
+    if (!c) return mxd_fail(err, MXD_E_NOMEM, "group '%s'", opts->group);
+    c->al = al;
+    pthread_mutex_init(&c->lock, NULL);
+    mxd_cond_init(&c->changed);
+    mxd_rc rc = open_all(c, opts, err);
+    if (rc) {
+        mxd_comm_close(c);
+        return rc;
+    }
+    *out = c;
+    return MXD_OK;
+}
+
+/* Nothing is on its way any more, or it is no use to wait. */
+static void linger(mxd_comm *c) {
+    int64_t deadline = comm_deadline(CLOSE_MS);
+    for (bool more = true; more;) {
+        more = false;
+        for (int r = 0; r < c->size; r++) {
+            const comm_peer *p = &c->peers[r];
+            more = more || (r != c->rank && p->up && p->out);
+        }
+        if (more && !comm_wait(c, deadline)) return;
+    }
+}
+
+void mxd_comm_close(mxd_comm *c) {
+    if (!c) return;
+    pthread_mutex_lock(&c->lock);
+    if (c->service_runs) {
+        for (int r = 0; r < c->size; r++)
+            if (r != c->rank) comm_ack(c, &c->peers[r], true);
+        linger(c);
+    }
+    c->closing = true;
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+    if (c->service_runs) pthread_join(c->service, NULL);
+    if (c->t) c->t->ops->close(c->t);
+    for (int r = 0; c->peers && r < c->size; r++) comm_peer_deinit(c, &c->peers[r]);
+    pthread_cond_destroy(&c->changed);
+    pthread_mutex_destroy(&c->lock);
+    mxd_free(c->al, c->peers);
+    mxd_free(c->al, c->addresses);
+    mxd_free(c->al, c->nodes);
+    mxd_free(c->al, c);
+}
+
+int mxd_comm_rank(const mxd_comm *c) { return c->rank; }
+int mxd_comm_size(const mxd_comm *c) { return c->size; }
+
+void mxd_comm_stats_get(mxd_comm *c, mxd_comm_stats *out) {
+    pthread_mutex_lock(&c->lock);
+    *out = (mxd_comm_stats){.latency_us = c->latency_us,
+                            .bandwidth_bytes_per_s = c->bandwidth,
+                            .direct_max_bytes = c->direct_max,
+                            .reconnects = c->reconnects,
+                            .resent_frames = c->resent};
+    pthread_mutex_unlock(&c->lock);
+}
+
+void mxd_comm_cut(mxd_comm *c, int peer) {
+    if (peer < 0 || peer >= c->size || peer == c->rank) return;
+    pthread_mutex_lock(&c->lock);
+    mxd_link link = c->peers[peer].link;
+    pthread_mutex_unlock(&c->lock);
+    if (link) c->t->ops->hangup(c->t, link);
+}
+
+/* ------------------------------------------------------------------------------ point to point */
+
+static mxd_rc check_call(const mxd_comm *c, int peer, uint32_t tag, size_t n, mxd_err *err) {
+    if (peer < 0 || peer >= c->size || peer == c->rank)
+        return mxd_fail(err, MXD_E_INVAL, "rank %d of %d cannot send to or hear from rank %d",
+                        c->rank, c->size, peer);
+    if (n > MXD_COMM_MAX_MESSAGE)
+        return mxd_fail(err, MXD_E_TOOBIG, "a message of %zu bytes: at most %d", n,
+                        MXD_COMM_MAX_MESSAGE);
+    if (tag > MXD_COMM_MAX_TAG)
+        return mxd_fail(err, MXD_E_INVAL, "tag %u: at most %d", tag, MXD_COMM_MAX_TAG);
+    return MXD_OK;
+}
+
+static mxd_rc late(const char *what, int peer, mxd_err *err) {
+    return mxd_fail(err, MXD_E_TIMEOUT, "%s rank %d: the deadline passed", what, peer);
+}
+
+/* One frame behind the others; the window has room, or the deadline passes. */
+static mxd_rc post_piece(mxd_comm *c, comm_peer *p, comm_out *o, int64_t deadline, mxd_err *err) {
+    mxd_rc rc = MXD_OK;
+    pthread_mutex_lock(&c->lock);
+    while (!rc && !p->lost && p->out && p->out_bytes + o->bytes > MXD_COMM_WINDOW)
+        if (!comm_wait(c, deadline)) rc = late("sending to", p->rank, err);
+    if (!rc && p->lost) rc = comm_peer_rc(p, err);
+    if (!rc) {
+        o->seq = p->next_seq++;
+        *p->out_end = o;
+        p->out_end = &o->next;
+        p->out_bytes += o->bytes;
+        if (!p->unsent) p->unsent = o;
+        comm_pump(c, p);
+    }
+    pthread_mutex_unlock(&c->lock);
+    return rc;
+}
+
+mxd_rc comm_post(mxd_comm *c, int peer, uint32_t tag, mxd_blob *data, int64_t deadline,
+                 mxd_err *err) {
+    size_t total = data ? data->len : 0, at = 0;
+    do {
+        size_t n = total - at < MXD_COMM_PIECE ? total - at : MXD_COMM_PIECE;
+        comm_out *o = MXD_NEW(c->al, 1, comm_out);
+        if (!o) return mxd_fail(err, MXD_E_NOMEM, "a frame to rank %d", peer);
+        *o = (comm_out){.tag = tag, .total = total, .offset = at, .bytes = n};
+        if (n) o->piece = n == total ? mxd_blob_retain(data) : mxd_blob_view(c->al, data, at, n);
+        mxd_rc rc = n && !o->piece ? mxd_fail(err, MXD_E_NOMEM, "a frame to rank %d", peer)
+                                   : post_piece(c, &c->peers[peer], o, deadline, err);
+        if (rc) {
+            mxd_blob_release(o->piece);
+            mxd_free(c->al, o);
+            return rc;
+        }
+        at += n;
+    } while (at < total);
+    return MXD_OK;
+}
+
+mxd_rc mxd_comm_send_blob(mxd_comm *c, int peer, uint32_t tag, mxd_blob *data, int64_t timeout_ms,
+                          mxd_err *err) {
+    MXD_TRY(check_call(c, peer, tag, data->len, err));
+    return comm_post(c, peer, tag, data, comm_deadline(timeout_ms), err);
+}
+
+mxd_rc mxd_comm_send(mxd_comm *c, int peer, uint32_t tag, const void *data, size_t n,
+                     int64_t timeout_ms, mxd_err *err) {
+    MXD_TRY(check_call(c, peer, tag, n, err));
+    mxd_blob *b = mxd_blob_new(c->al, n);
+    if (!b) return mxd_fail(err, MXD_E_NOMEM, "%zu bytes to rank %d", n, peer);
+    if (n) memcpy(b->bytes, data, n);
+    mxd_rc rc = comm_post(c, peer, tag, b, comm_deadline(timeout_ms), err);
+    mxd_blob_release(b);
+    return rc;
+}
+
+mxd_rc comm_await(mxd_comm *c, int peer, uint32_t tag, int64_t deadline, comm_in **out,
+                  mxd_err *err) {
+    comm_peer *p = &c->peers[peer];
+    for (;;) {
+        if ((*out = comm_find(p, tag))) return MXD_OK; /* what has come is good, lost or not */
+        if (p->lost) return comm_peer_rc(p, err);
+        if (!comm_wait(c, deadline)) return late("waiting for", peer, err);
+    }
+}
+
+mxd_rc mxd_comm_recv(mxd_comm *c, int peer, uint32_t tag, void *data, size_t cap, size_t *n,
+                     int64_t timeout_ms, mxd_err *err) {
+    MXD_TRY(check_call(c, peer, tag, 0, err));
+    comm_in *m;
+    *n = 0;
+    pthread_mutex_lock(&c->lock);
+    mxd_rc rc = comm_await(c, peer, tag, comm_deadline(timeout_ms), &m, err);
+    if (!rc) *n = (size_t)m->total;
+    if (!rc && m->total > cap)
+        rc = mxd_fail(err, MXD_E_TOOBIG, "a message of %zu bytes from rank %d, room for %zu", *n,
+                      peer, cap);
+    if (!rc) {
+        unsigned char *to = data;
+        for (int i = 0; i < m->n_parts; i++) {
+            mxd_blob *b = m->parts[i];
+            if (b) memcpy(to, b->bytes, b->len);
+            to += b ? b->len : 0;
+        }
+        comm_take(c, &c->peers[peer], m);
+    }
+    pthread_mutex_unlock(&c->lock);
+    return rc;
+}

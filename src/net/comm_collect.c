@@ -1,0 +1,385 @@
+/* comm_collect.c - collectives over the streams, and the measurement that chooses between their
+ * algorithms.
+ *
+ * Cost of a sum of S bytes over N ranks, latency a and bandwidth b (reference: Thakur,
+ * Rabenseifner, Gropp, "Optimization of collective communication operations in MPICH", 2005):
+ *   direct   a + (N - 1) S / b                 everyone sends all to everyone
+ *   scatter  2 a + 2 (N - 1) / N * S / b       each rank sums its N-th part, then hands it out
+ * so direct wins while S < a b N / ((N - 1) (N - 2)), and always for two ranks. */
+#include "net/comm_private.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/clock.h"
+
+enum {
+    TAG_BASE = MXD_COMM_MAX_TAG + 1, /* rounds of collectives count on from here */
+    ROUNDS = 1 << 24,
+    PING_TAG = TAG_BASE + ROUNDS,
+    PINGS = 12,
+    BULK_PINGS = 3,
+    STRIP = 256, /* floats of one strip of a sum: stays in the first-level cache */
+    TREE_DEPTH = 8,
+};
+
+/* ------------------------------------------------------------------------------ sums over ranks */
+
+static float combine(float a, float b, mxd_reduce how) {
+    if (how == MXD_REDUCE_SUM) return a + b;
+    return a > b || a != a ? a : b; /* a NaN wins */
+}
+
+/* y [n] = v[0] .. v[size - 1] along the binary tree over ranks: neighbours of equal size merge at
+ * once, what is left is folded from the right. y may be one of v. */
+static void tree(float *y, const float *const *v, int size, size_t n, mxd_reduce how) {
+    float wait[TREE_DEPTH][STRIP];
+    for (size_t at = 0; at < n; at += STRIP) {
+        size_t m = n - at < STRIP ? n - at : STRIP;
+        int depth = 0;
+        for (int r = 0; r < size; r++) {
+            memcpy(wait[depth++], v[r] + at, m * sizeof(float));
+            for (int carry = __builtin_ctz(~(unsigned)r); carry > 0; carry--, depth--)
+                for (size_t i = 0; i < m; i++)
+                    wait[depth - 2][i] = combine(wait[depth - 2][i], wait[depth - 1][i], how);
+        }
+        for (; depth > 1; depth--)
+            for (size_t i = 0; i < m; i++)
+                wait[depth - 2][i] = combine(wait[depth - 2][i], wait[depth - 1][i], how);
+        memcpy(y + at, wait[0], m * sizeof(float));
+    }
+}
+
+/* The messages of all other ranks under one tag; what has come is given back by drop. */
+static mxd_rc await_all(mxd_comm *c, uint32_t tag, size_t bytes, int64_t deadline, comm_in **from,
+                        mxd_err *err) {
+    mxd_rc rc = MXD_OK;
+    pthread_mutex_lock(&c->lock);
+    for (int r = 0; r < c->size && !rc; r++) {
+        if (r == c->rank) continue;
+        rc = comm_await(c, r, tag, deadline, &from[r], err);
+        if (!rc && from[r]->total != bytes)
+            rc =
+                mxd_fail(err, MXD_E_STALE,
+                         "rank %d brought %llu bytes to a collective, we %zu: not all ranks do the "
+                         "same",
+                         r, (unsigned long long)from[r]->total, bytes);
+    }
+    pthread_mutex_unlock(&c->lock);
+    return rc;
+}
+
+static void drop_all(mxd_comm *c, comm_in **from) {
+    pthread_mutex_lock(&c->lock);
+    for (int r = 0; r < c->size; r++)
+        if (from[r]) comm_take(c, &c->peers[r], from[r]);
+    pthread_mutex_unlock(&c->lock);
+}
+
+/* x [n] and the messages of the others, piece by piece. Pieces are cut alike everywhere. */
+static void reduce_pieces(mxd_comm *c, comm_in *const *from, float *x, size_t n, mxd_reduce how) {
+    const float *v[MXD_COMM_MAX_RANKS];
+    for (size_t at = 0, k = 0; at < n; at += MXD_COMM_PIECE / sizeof(float), k++) {
+        size_t m = n - at;
+        if (m > MXD_COMM_PIECE / sizeof(float)) m = MXD_COMM_PIECE / sizeof(float);
+        for (int r = 0; r < c->size; r++)
+            v[r] = r == c->rank ? x + at : (const float *)(const void *)from[r]->parts[k]->bytes;
+        tree(x + at, v, c->size, m, how);
+    }
+}
+
+/* Every rank's vectors have come whole and in full pieces, else nothing is touched. */
+static mxd_rc check_pieces(const mxd_comm *c, comm_in *const *from, size_t bytes, mxd_err *err) {
+    size_t pieces = (bytes + MXD_COMM_PIECE - 1) / MXD_COMM_PIECE;
+    for (int r = 0; r < c->size; r++) {
+        if (r == c->rank || !bytes) continue;
+        bool good = (size_t)from[r]->n_parts == pieces;
+        for (size_t k = 0; good && k < pieces; k++) {
+            size_t want = k + 1 < pieces ? MXD_COMM_PIECE : bytes - k * MXD_COMM_PIECE;
+            good = from[r]->parts[k] && from[r]->parts[k]->len == want;
+        }
+        if (!good) return mxd_fail(err, MXD_E_FORMAT, "rank %d cuts messages in other pieces", r);
+    }
+    return MXD_OK;
+}
+
+/* -------------------------------------------------------------------------------------- rounds */
+
+/* The tag of the next collective. */
+static mxd_rc begin(mxd_comm *c, uint32_t *tag, mxd_err *err) {
+    if (c->out_of_step)
+        return mxd_fail(
+            err, MXD_E_STALE,
+            "group '%s': an earlier collective failed and the ranks are out of step; open "
+            "the group again",
+            c->group);
+    *tag = TAG_BASE + c->round++ % ROUNDS;
+    return MXD_OK;
+}
+
+static mxd_rc end(mxd_comm *c, mxd_rc rc) {
+    if (rc) c->out_of_step = true;
+    return rc;
+}
+
+static mxd_blob *copy_of(mxd_comm *c, const void *data, size_t n, mxd_err *err) {
+    mxd_blob *b = mxd_blob_new(c->al, n);
+    if (!b) (void)!mxd_fail(err, MXD_E_NOMEM, "%zu bytes of a collective", n);
+    if (b && n) memcpy(b->bytes, data, n);
+    return b;
+}
+
+/* To all others, the next rank first, so that not everyone sends to rank 0 at once. */
+static mxd_rc post_all(mxd_comm *c, uint32_t tag, mxd_blob *b, int64_t deadline, mxd_err *err) {
+    for (int i = 1; i < c->size; i++)
+        MXD_TRY(comm_post(c, (c->rank + i) % c->size, tag, b, deadline, err));
+    return MXD_OK;
+}
+
+/* ---------------------------------------------------------------------------------- all-reduce */
+
+static mxd_rc reduce_direct(mxd_comm *c, float *x, size_t n, mxd_reduce how, uint32_t tag,
+                            int64_t deadline, mxd_err *err) {
+    comm_in *from[MXD_COMM_MAX_RANKS] = {0};
+    mxd_blob *mine = copy_of(c, x, n * sizeof *x, err);
+    mxd_rc rc = mine ? post_all(c, tag, mine, deadline, err) : MXD_E_NOMEM;
+    mxd_blob_release(mine);
+    if (!rc) rc = await_all(c, tag, n * sizeof *x, deadline, from, err);
+    if (!rc) rc = check_pieces(c, from, n * sizeof *x, err);
+    if (!rc) reduce_pieces(c, from, x, n, how);
+    drop_all(c, from);
+    return rc;
+}
+
+/* Where part r of n floats begins; parts are whole cache lines but the last. */
+static size_t part_start(const mxd_comm *c, size_t n, int r) {
+    size_t lines = (n + 15) / 16, at = lines * (size_t)r / (size_t)c->size * 16;
+    return at < n ? at : n;
+}
+
+static mxd_rc send_part(mxd_comm *c, int peer, mxd_blob *all, size_t at, size_t n, uint32_t tag,
+                        int64_t deadline, mxd_err *err) {
+    mxd_blob *part = mxd_blob_view(c->al, all, at * sizeof(float), n * sizeof(float));
+    if (!part) return mxd_fail(err, MXD_E_NOMEM, "a part of a sum");
+    mxd_rc rc = comm_post(c, peer, tag, part, deadline, err);
+    mxd_blob_release(part);
+    return rc;
+}
+
+/* Part r of everyone's x goes to rank r. */
+static mxd_rc scatter(mxd_comm *c, const float *x, size_t n, uint32_t tag, int64_t deadline,
+                      mxd_err *err) {
+    mxd_blob *all = copy_of(c, x, n * sizeof *x, err);
+    mxd_rc rc = all ? MXD_OK : MXD_E_NOMEM;
+    for (int i = 1; i < c->size && !rc; i++) {
+        int r = (c->rank + i) % c->size;
+        size_t at = part_start(c, n, r);
+        rc = send_part(c, r, all, at, part_start(c, n, r + 1) - at, tag, deadline, err);
+    }
+    mxd_blob_release(all);
+    return rc;
+}
+
+/* Everyone's finished part into x. */
+static mxd_rc collect_parts(mxd_comm *c, float *x, size_t n, uint32_t tag, int64_t deadline,
+                            mxd_err *err) {
+    for (int i = 1; i < c->size; i++) {
+        int r = (c->rank + i) % c->size;
+        size_t at = part_start(c, n, r), bytes = (part_start(c, n, r + 1) - at) * sizeof *x,
+               got = 0;
+        comm_in *m;
+        pthread_mutex_lock(&c->lock);
+        mxd_rc rc = comm_await(c, r, tag, deadline, &m, err);
+        for (int k = 0; !rc && m->total == bytes && k < m->n_parts; k++) {
+            if (!m->parts[k]) continue;
+            memcpy((char *)(x + at) + got, m->parts[k]->bytes, m->parts[k]->len);
+            got += m->parts[k]->len;
+        }
+        if (!rc) comm_take(c, &c->peers[r], m);
+        pthread_mutex_unlock(&c->lock);
+        if (rc) return rc;
+        if (got != bytes)
+            return mxd_fail(err, MXD_E_STALE, "rank %d brought another part of a sum", r);
+    }
+    return MXD_OK;
+}
+
+static mxd_rc reduce_scattered(mxd_comm *c, float *x, size_t n, mxd_reduce how, uint32_t tag,
+                               uint32_t tag2, int64_t deadline, mxd_err *err) {
+    comm_in *from[MXD_COMM_MAX_RANKS] = {0};
+    size_t at = part_start(c, n, c->rank), mine = part_start(c, n, c->rank + 1) - at;
+    mxd_rc rc = scatter(c, x, n, tag, deadline, err);
+    if (!rc) rc = await_all(c, tag, mine * sizeof *x, deadline, from, err);
+    if (!rc) rc = check_pieces(c, from, mine * sizeof *x, err);
+    if (!rc) reduce_pieces(c, from, x + at, mine, how);
+    drop_all(c, from);
+    if (rc) return rc;
+    mxd_blob *done = copy_of(c, x + at, mine * sizeof *x, err);
+    rc = done ? post_all(c, tag2, done, deadline, err) : MXD_E_NOMEM;
+    mxd_blob_release(done);
+    return rc ? rc : collect_parts(c, x, n, tag2, deadline, err);
+}
+
+mxd_rc mxd_comm_all_reduce(mxd_comm *c, float *x, size_t n, mxd_reduce how, int64_t timeout_ms,
+                           mxd_err *err) {
+    if (n > MXD_COMM_MAX_MESSAGE / sizeof *x)
+        return mxd_fail(err, MXD_E_TOOBIG, "a sum of %zu floats", n);
+    uint32_t tag, tag2;
+    MXD_TRY(begin(c, &tag, err));
+    MXD_TRY(begin(c, &tag2, err)); /* every rank counts alike, whatever the algorithm */
+    if (c->size == 1) return MXD_OK;
+    int64_t deadline = comm_deadline(timeout_ms);
+    if (n * sizeof *x <= c->direct_max)
+        return end(c, reduce_direct(c, x, n, how, tag, deadline, err));
+    return end(c, reduce_scattered(c, x, n, how, tag, tag2, deadline, err));
+}
+
+/* ------------------------------------------------------------------- broadcast, gather, barrier */
+
+static mxd_rc receive(mxd_comm *c, int peer, uint32_t tag, void *data, size_t n, int64_t deadline,
+                      mxd_err *err) {
+    comm_in *m;
+    size_t got = 0;
+    pthread_mutex_lock(&c->lock);
+    mxd_rc rc = comm_await(c, peer, tag, deadline, &m, err);
+    if (!rc && m->total != n)
+        rc = mxd_fail(err, MXD_E_STALE, "rank %d brought %llu bytes to a collective, we %zu", peer,
+                      (unsigned long long)m->total, n);
+    for (int k = 0; !rc && k < m->n_parts; k++) {
+        if (!m->parts[k]) continue;
+        memcpy((char *)data + got, m->parts[k]->bytes, m->parts[k]->len);
+        got += m->parts[k]->len;
+    }
+    if (!rc) comm_take(c, &c->peers[peer], m);
+    pthread_mutex_unlock(&c->lock);
+    return rc;
+}
+
+/* A binomial tree counted from the root: rank v hears from v without its lowest bit, and tells
+ * v + 1, v + 2, v + 4, ... below that bit. */
+static mxd_rc spread(mxd_comm *c, int root, void *data, size_t n, uint32_t tag, int64_t deadline,
+                     mxd_err *err) {
+    int v = (c->rank - root + c->size) % c->size, low = 1;
+    while (low < c->size && !(v & low)) low *= 2;
+    if (v) MXD_TRY(receive(c, (v - low + root) % c->size, tag, data, n, deadline, err));
+    mxd_blob *b = copy_of(c, data, n, err);
+    mxd_rc rc = b ? MXD_OK : MXD_E_NOMEM;
+    for (int bit = low / 2; bit >= 1 && !rc; bit /= 2)
+        if (v + bit < c->size) rc = comm_post(c, (v + bit + root) % c->size, tag, b, deadline, err);
+    mxd_blob_release(b);
+    return rc;
+}
+
+mxd_rc mxd_comm_broadcast(mxd_comm *c, int root, void *data, size_t n, int64_t timeout_ms,
+                          mxd_err *err) {
+    if (root < 0 || root >= c->size || n > MXD_COMM_MAX_MESSAGE)
+        return mxd_fail(err, MXD_E_INVAL, "broadcast of %zu bytes from rank %d of %d", n, root,
+                        c->size);
+    uint32_t tag;
+    MXD_TRY(begin(c, &tag, err));
+    if (c->size == 1) return MXD_OK;
+    return end(c, spread(c, root, data, n, tag, comm_deadline(timeout_ms), err));
+}
+
+mxd_rc mxd_comm_gather(mxd_comm *c, int root, const void *data, size_t n, void *out,
+                       int64_t timeout_ms, mxd_err *err) {
+    bool wants = root < 0 || root == c->rank;
+    if (root < -1 || root >= c->size || n > MXD_COMM_MAX_MESSAGE || (wants && !out && n))
+        return mxd_fail(err, MXD_E_INVAL, "gather of %zu bytes at rank %d of %d", n, root, c->size);
+    uint32_t tag;
+    MXD_TRY(begin(c, &tag, err));
+    int64_t deadline = comm_deadline(timeout_ms);
+    mxd_blob *b = copy_of(c, data, n, err);
+    mxd_rc rc = b ? MXD_OK : MXD_E_NOMEM;
+    if (!rc && root < 0) rc = post_all(c, tag, b, deadline, err);
+    if (!rc && root >= 0 && !wants) rc = comm_post(c, root, tag, b, deadline, err);
+    mxd_blob_release(b);
+    for (int r = 0; r < c->size && wants && !rc; r++) {
+        char *to = (char *)out + (size_t)r * n;
+        if (r != c->rank)
+            rc = receive(c, r, tag, to, n, deadline, err);
+        else if (n)
+            memmove(to, data, n);
+    }
+    return end(c, rc);
+}
+
+/* Dissemination (Hensgen, Finkel, Manber 1988): after k rounds a rank has heard of 2^k others. */
+mxd_rc mxd_comm_barrier(mxd_comm *c, int64_t timeout_ms, mxd_err *err) {
+    int64_t deadline = comm_deadline(timeout_ms);
+    for (int step = 1; step < c->size; step *= 2) {
+        uint32_t tag;
+        MXD_TRY(begin(c, &tag, err));
+        mxd_rc rc = comm_post(c, (c->rank + step) % c->size, tag, NULL, deadline, err);
+        if (!rc) rc = receive(c, (c->rank - step + c->size) % c->size, tag, NULL, 0, deadline, err);
+        if (rc) return end(c, rc);
+    }
+    return MXD_OK;
+}
+
+/* ------------------------------------------------------------------------------------ measuring */
+
+/* The best of `rounds` round trips of n bytes with `peer`, ns. */
+static mxd_rc ping(mxd_comm *c, int peer, void *data, size_t n, int rounds, int64_t deadline,
+                   double *best, mxd_err *err) {
+    *best = INFINITY;
+    for (int i = 0; i < rounds; i++) {
+        int64_t start = mxd_now_ns();
+        mxd_blob *b = copy_of(c, data, n, err);
+        if (!b) return MXD_E_NOMEM;
+        mxd_rc rc = comm_post(c, peer, PING_TAG, b, deadline, err);
+        mxd_blob_release(b);
+        MXD_TRY(rc);
+        MXD_TRY(receive(c, peer, PING_TAG, data, n, deadline, err));
+        double ns = (double)(mxd_now_ns() - start);
+        if (i && ns < *best) *best = ns; /* the first one warms up */
+    }
+    return MXD_OK;
+}
+
+static mxd_rc pong(mxd_comm *c, void *data, size_t n, int rounds, int64_t deadline, mxd_err *err) {
+    for (int i = 0; i < rounds; i++) {
+        MXD_TRY(receive(c, 0, PING_TAG, data, n, deadline, err));
+        mxd_blob *b = copy_of(c, data, n, err);
+        if (!b) return MXD_E_NOMEM;
+        mxd_rc rc = comm_post(c, 0, PING_TAG, b, deadline, err);
+        mxd_blob_release(b);
+        MXD_TRY(rc);
+    }
+    return MXD_OK;
+}
+
+static mxd_rc measure(mxd_comm *c, void *data, double *slowest, double *slowest_bulk,
+                      mxd_err *err) {
+    int64_t deadline = comm_deadline(c->connect_ms);
+    if (c->rank) {
+        MXD_TRY(pong(c, data, 8, PINGS, deadline, err));
+        return pong(c, data, MXD_COMM_PIECE, BULK_PINGS, deadline, err);
+    }
+    for (int r = 1; r < c->size; r++) {
+        double ns, bulk;
+        MXD_TRY(ping(c, r, data, 8, PINGS, deadline, &ns, err));
+        MXD_TRY(ping(c, r, data, MXD_COMM_PIECE, BULK_PINGS, deadline, &bulk, err));
+        *slowest = fmax(*slowest, ns / 2);
+        *slowest_bulk = fmax(*slowest_bulk, bulk / 2);
+    }
+    return MXD_OK;
+}
+
+mxd_rc comm_measure(mxd_comm *c, mxd_err *err) {
+    if (c->size == 1) return MXD_OK;
+    mxd_blob *data = mxd_blob_new(c->al, MXD_COMM_PIECE);
+    if (!data) return mxd_fail(err, MXD_E_NOMEM, "group '%s'", c->group);
+    memset(data->bytes, 0, data->len);
+    double found[2] = {0, 0}; /* latency ns; ns of a piece */
+    mxd_rc rc = measure(c, data->bytes, &found[0], &found[1], err);
+    mxd_blob_release(data);
+    MXD_TRY(rc);
+    MXD_TRY(mxd_comm_broadcast(c, 0, found, sizeof found, c->connect_ms, err));
+    double bulk = fmax(found[1] - found[0], 1), n = c->size;
+    c->latency_us = found[0] / 1000;
+    c->bandwidth = MXD_COMM_PIECE / bulk * 1e9;
+    if (c->size > 2)
+        c->direct_max = (size_t)(found[0] * (MXD_COMM_PIECE / bulk) * n / ((n - 1) * (n - 2)));
+    return MXD_OK;
+}

@@ -1,0 +1,298 @@
+/* comm_peer.c - the stream of frames between this rank and another, over links that come and go.
+ *
+ *   - a frame gets its number when it is made and keeps it over all links;
+ *   - on a new link both sides say how far they have come (hello); the sender forgets what has
+ *     arrived and sends the rest again, in order;
+ *   - a frame with another number than the next is a lie: links are ordered and complete.
+ *   May be trusted: out holds the frames acked + 1 .. next_seq - 1; unsent is a suffix of it. */
+#include "net/comm_private.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "comm.pb-c.h"
+
+#define PB(type) MlxDistributed__V1__##type
+#define pb(name) mlx_distributed__v1__##name
+
+enum { HEAD_MAX = 256 };
+
+void comm_peer_init(comm_peer *p, int rank, int64_t now_ms) {
+    *p = (comm_peer){.rank = rank, .next_seq = 1, .away_since = now_ms};
+    p->out_end = &p->out;
+    p->in_end = &p->in;
+}
+
+static void free_out(mxd_comm *c, comm_out *o) {
+    mxd_blob_release(o->piece);
+    mxd_free(c->al, o);
+}
+
+static void free_in(mxd_comm *c, comm_in *m) {
+    for (int i = 0; i < m->n_parts; i++) mxd_blob_release(m->parts[i]);
+    mxd_free(c->al, m->parts);
+    mxd_free(c->al, m);
+}
+
+void comm_peer_deinit(mxd_comm *c, comm_peer *p) {
+    for (comm_out *o = p->out; o; o = p->out) {
+        p->out = o->next;
+        free_out(c, o);
+    }
+    for (comm_in *m = p->in; m; m = p->in) {
+        p->in = m->next;
+        free_in(c, m);
+    }
+}
+
+void comm_lose(mxd_comm *c, comm_peer *p, mxd_rc rc, const char *why) {
+    if (p->lost) return;
+    p->lost = rc;
+    snprintf(p->why, sizeof p->why, "%s", why);
+    p->up = false;
+    pthread_cond_broadcast(&c->changed);
+}
+
+/* ------------------------------------------------------------------------------------- sending */
+
+static mxd_rc send_packed(mxd_comm *c, mxd_link link, uint32_t kind, const ProtobufCMessage *m,
+                          mxd_blob *payload) {
+    uint8_t head[HEAD_MAX];
+    size_t n = protobuf_c_message_get_packed_size(m);
+    MXD_ASSERT(n <= sizeof head);
+    protobuf_c_message_pack(m, head);
+    return c->t->ops->send(c->t, link, kind, head, n, payload, NULL);
+}
+
+static void say_hello(mxd_comm *c, const comm_peer *p, mxd_link link) {
+    PB(CommHello) m;
+    pb(comm_hello__init)(&m);
+    m.version = COMM_VERSION;
+    m.group = c->group;
+    m.rank = (uint32_t)c->rank;
+    m.size = (uint32_t)c->size;
+    m.incarnation = c->incarnation;
+    m.received = p ? p->received : 0;
+    (void)!send_packed(c, link, COMM_HELLO, &m.base, NULL); /* a dead link says so by itself */
+}
+
+/* Frames go out while less than a window of bytes is unacknowledged. */
+void comm_pump(mxd_comm *c, comm_peer *p) {
+    while (p->up && p->unsent) {
+        comm_out *o = p->unsent;
+        PB(CommData) m;
+        pb(comm_data__init)(&m);
+        m.seq = o->seq;
+        m.tag = o->tag;
+        m.total = o->total;
+        m.offset = o->offset;
+        if (send_packed(c, p->link, COMM_DATA, &m.base, o->piece)) return; /* full, or going down */
+        p->unsent = o->next;
+    }
+}
+
+void comm_ack(mxd_comm *c, comm_peer *p, bool now) {
+    if (!p->up || p->ack_told == p->received) return;
+    if (!now && p->received - p->ack_told < COMM_ACK_EVERY && p->since_ack < COMM_ACK_BYTES) return;
+    if (p->unread_bytes > MXD_COMM_WINDOW) return; /* the sender waits until something is read */
+    PB(CommAck) m;
+    pb(comm_ack__init)(&m);
+    m.received = p->received;
+    if (send_packed(c, p->link, COMM_ACK, &m.base, NULL)) return;
+    p->ack_told = p->received;
+    p->since_ack = 0;
+}
+
+/* Frames up to `received` have arrived. False: the peer claims frames that were never made. */
+static bool forget(mxd_comm *c, comm_peer *p, uint64_t received) {
+    if (received < p->acked || received >= p->next_seq) return false;
+    while (p->out && p->out->seq <= received) {
+        comm_out *o = p->out;
+        p->out = o->next;
+        if (!p->out) p->out_end = &p->out;
+        if (p->unsent == o) p->unsent = o->next;
+        p->out_bytes -= o->bytes;
+        free_out(c, o);
+    }
+    p->acked = received;
+    return true;
+}
+
+/* ----------------------------------------------------------------------------------- receiving */
+
+comm_in *comm_find(comm_peer *p, uint32_t tag) {
+    for (comm_in *m = p->in; m; m = m->next)
+        if (m->tag == tag) return m->got == m->total ? m : NULL;
+    return NULL;
+}
+
+void comm_take(mxd_comm *c, comm_peer *p, comm_in *m) {
+    comm_in **at = &p->in;
+    while (*at != m) at = &(*at)->next;
+    *at = m->next;
+    if (!*at) p->in_end = at;
+    p->unread_bytes -= (size_t)m->total;
+    free_in(c, m);
+    comm_ack(c, p, false);
+}
+
+/* A piece that goes on where the newest message of its tag ends, or begins a message. */
+static bool add_piece(mxd_comm *c, comm_peer *p, const PB(CommData) * d, mxd_blob *piece) {
+    size_t n = piece ? piece->len : 0;
+    comm_in *m = NULL;
+    for (comm_in *i = p->in; i; i = i->next)
+        if (i->tag == d->tag && i->got < i->total) m = i;
+    if (d->total > MXD_COMM_MAX_MESSAGE || d->offset != (m ? m->got : 0) ||
+        (m && m->total != d->total) || n > d->total - d->offset || (!n && d->total))
+        return false;
+    if (!m) {
+        m = MXD_NEW(c->al, 1, comm_in);
+        if (!m) return false;
+        m->tag = d->tag;
+        m->total = d->total;
+        *p->in_end = m;
+        p->in_end = &m->next;
+    }
+    if (m->n_parts == m->cap_parts) {
+        int cap = m->cap_parts ? 2 * m->cap_parts : 1;
+        mxd_blob **more = MXD_NEW(c->al, (size_t)cap, mxd_blob *);
+        if (!more) return false;
+        if (m->n_parts) memcpy(more, m->parts, (size_t)m->n_parts * sizeof *more);
+        mxd_free(c->al, m->parts);
+        m->parts = more;
+        m->cap_parts = cap;
+    }
+    m->parts[m->n_parts++] = mxd_blob_retain(piece);
+    m->got += n;
+    if (m->got == m->total) p->unread_bytes += (size_t)m->total;
+    return true;
+}
+
+static void on_data(mxd_comm *c, comm_peer *p, const PB(CommData) * d, mxd_blob *piece) {
+    if (d->seq <= p->received) return; /* sent again, and had arrived all the same */
+    if (d->seq != p->received + 1 || !add_piece(c, p, d, piece)) {
+        comm_lose(c, p, MXD_E_FORMAT, "it sent a frame that does not follow, or memory is short");
+        return;
+    }
+    p->received = d->seq;
+    p->since_ack += piece ? piece->len : 0;
+    comm_ack(c, p, false);
+    pthread_cond_broadcast(&c->changed);
+}
+
+/* --------------------------------------------------------------------------------------- links */
+
+static comm_peer *peer_of(mxd_comm *c, mxd_link link) {
+    for (int r = 0; r < c->size; r++)
+        if (r != c->rank && c->peers[r].link == link) return &c->peers[r];
+    return NULL;
+}
+
+/* The peer is who it should be, and goes on where it was. */
+static mxd_rc check_hello(const mxd_comm *c, const PB(CommHello) * h, char *why, size_t n) {
+    if (h->version != COMM_VERSION)
+        snprintf(why, n, "it speaks version %u of this protocol, we speak %d", h->version,
+                 COMM_VERSION);
+    else if (strcmp(h->group, c->group) != 0 || h->size != (uint32_t)c->size)
+        snprintf(why, n, "it belongs to group '%.40s' of %u ranks, not to '%s' of %d", h->group,
+                 h->size, c->group, c->size);
+    else if (h->rank >= h->size || h->rank == (uint32_t)c->rank)
+        snprintf(why, n, "it says it is rank %u of %d, and so are we or nobody", h->rank, c->size);
+    else
+        return MXD_OK;
+    return MXD_E_PEER;
+}
+
+/* True: the link is now the peer's. */
+static bool on_hello(mxd_comm *c, mxd_link link, bool accepted, const char *node,
+                     const PB(CommHello) * h) {
+    char why[160];
+    comm_peer *p = accepted ? NULL : peer_of(c, link);
+    mxd_rc rc = check_hello(c, h, why, sizeof why);
+    if (!rc && accepted) p = &c->peers[h->rank];
+    if (rc || (p && p->rank != (int)h->rank)) {
+        if (p) comm_lose(c, p, rc ? rc : MXD_E_PEER, rc ? why : "another rank answers there");
+        return false;
+    }
+    if (!p || p->lost) return false;
+    if (c->nodes[p->rank][0] && strcmp(node, c->nodes[p->rank]) != 0) return false;
+    if (p->incarnation && p->incarnation != h->incarnation) {
+        comm_lose(c, p, MXD_E_PEER, "it was started again and has forgotten this group");
+        return false;
+    }
+    if (!forget(c, p, h->received)) {
+        comm_lose(c, p, MXD_E_FORMAT, "it claims frames that were never sent");
+        return false;
+    }
+    if (accepted) {
+        if (p->link) c->t->ops->hangup(c->t, p->link); /* the peer has given it up already */
+        p->link = link;
+        say_hello(c, p, link);
+    }
+    if (p->incarnation) c->reconnects++;
+    for (comm_out *o = p->out; o && o != p->unsent; o = o->next) c->resent++;
+    p->incarnation = h->incarnation;
+    p->unsent = p->out;
+    p->ack_told = p->received; /* our hello said so */
+    p->up = true;
+    p->away_since = 0;
+    comm_pump(c, p);
+    pthread_cond_broadcast(&c->changed);
+    return true;
+}
+
+static void on_down(mxd_comm *c, comm_peer *p, mxd_rc rc) {
+    int64_t now = mxd_now_ms();
+    p->link = 0;
+    p->up = false;
+    if (!p->away_since) p->away_since = now;
+    p->redial_ms = now + 50;
+    if (rc == MXD_E_AUTH) comm_lose(c, p, rc, "it refused our certificate, or we refused its");
+    pthread_cond_broadcast(&c->changed);
+}
+
+/* What a message means; false: the link is worth nothing. */
+static bool on_message(mxd_comm *c, const mxd_net_event *ev) {
+    const uint8_t *p = ev->head->bytes;
+    size_t n = ev->head->len;
+    comm_peer *peer = peer_of(c, ev->link);
+    bool good = false;
+    if (ev->message == COMM_HELLO) {
+        PB(CommHello) *h = pb(comm_hello__unpack)(NULL, n, p);
+        if (h) good = (peer && peer->up) || on_hello(c, ev->link, ev->accepted, ev->peer, h);
+        pb(comm_hello__free_unpacked)(h, NULL);
+    } else if (peer && peer->up && ev->message == COMM_DATA) {
+        PB(CommData) *d = pb(comm_data__unpack)(NULL, n, p);
+        if (d) on_data(c, peer, d, ev->payload);
+        good = d && !peer->lost;
+        pb(comm_data__free_unpacked)(d, NULL);
+    } else if (peer && peer->up && ev->message == COMM_ACK) {
+        PB(CommAck) *a = pb(comm_ack__unpack)(NULL, n, p);
+        good = a && forget(c, peer, a->received);
+        if (good) comm_pump(c, peer);
+        pb(comm_ack__free_unpacked)(a, NULL);
+        pthread_cond_broadcast(&c->changed);
+    }
+    return good;
+}
+
+void comm_sink(void *ctx, const mxd_net_event *ev) {
+    mxd_comm *c = ctx;
+    mxd_link hangup = 0;
+    pthread_mutex_lock(&c->lock);
+    comm_peer *p = peer_of(c, ev->link);
+    switch (ev->kind) {
+    case MXD_NET_UP:
+        if (!ev->accepted && p) say_hello(c, p, ev->link);
+        break;
+    case MXD_NET_DOWN:
+        if (p) on_down(c, p, ev->rc);
+        break;
+    case MXD_NET_MESSAGE:
+        if (!on_message(c, ev)) hangup = ev->link;
+        break;
+    }
+    pthread_mutex_unlock(&c->lock);
+    if (hangup) c->t->ops->hangup(c->t, hangup);
+}

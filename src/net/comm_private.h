@@ -1,0 +1,101 @@
+/* comm_private.h - the state of a group, between comm.c (life, calls), comm_peer.c (one stream) and
+ * comm_collect.c (collectives).
+ *
+ * Locks: c->lock guards everything of the peers; it is never held while a transport is called,
+ *        except for `send`, which only queues. The sink runs on the transport's thread. */
+#ifndef MXD_NET_COMM_PRIVATE_H
+#define MXD_NET_COMM_PRIVATE_H
+
+#include <pthread.h>
+#include "net/comm.h"
+
+enum { COMM_HELLO = 1, COMM_DATA = 2, COMM_ACK = 3, COMM_VERSION = 1 };
+enum { COMM_ACK_EVERY = 32, COMM_ACK_BYTES = 4 << 20, COMM_TICK_MS = 20 };
+
+typedef struct comm_out { /* a frame that the peer has not acknowledged */
+    struct comm_out *next;
+    uint64_t seq, total, offset;
+    uint32_t tag;
+    mxd_blob *piece; /* NULL when empty */
+    size_t bytes;
+} comm_out;
+
+typedef struct comm_in { /* a message, maybe not whole yet */
+    struct comm_in *next;
+    uint32_t tag;
+    uint64_t total, got;
+    int n_parts, cap_parts;
+    mxd_blob **parts; /* in order */
+} comm_in;
+
+typedef struct comm_peer {
+    int rank;
+    mxd_link link;        /* 0: none */
+    bool up;              /* hellos are exchanged on `link` */
+    int64_t redial_ms;    /* not before; when there is no link and we are who dials */
+    int64_t away_since;   /* when it was lost, or the group opened; 0: it is up */
+    uint64_t incarnation; /* 0: never seen */
+
+    uint64_t next_seq, acked; /* of ours: the next to be made; the last acknowledged */
+    comm_out *out, **out_end; /* acked + 1 .. next_seq - 1 */
+    comm_out *unsent;         /* first that is not with the transport on this link */
+    size_t out_bytes;         /* of all in the list */
+
+    uint64_t received, ack_told; /* of theirs: the last that came; the last we acknowledged */
+    size_t since_ack;            /* bytes */
+    comm_in *in, **in_end;
+    size_t unread_bytes; /* of the whole messages in there */
+
+    mxd_rc lost; /* not OK: LOST */
+    char why[160];
+} comm_peer;
+
+struct mxd_comm {
+    const mxd_alloc *al;
+    char group[64];
+    int rank, size;
+    char (*addresses)[128];           /* [size] */
+    char (*nodes)[MXD_MAX_NODE_NAME]; /* [size], "" any */
+    int64_t connect_ms, reconnect_ms;
+    int spin_us;
+    uint64_t incarnation;
+    mxd_transport *t;
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    pthread_t service; /* dials again, gives up */
+    bool service_runs, closing;
+    comm_peer *peers; /* [size]; the own one is unused */
+    uint64_t reconnects, resent;
+
+    uint32_t round; /* of collectives: their tags */
+    bool out_of_step;
+    double latency_us, bandwidth;
+    size_t direct_max;
+};
+
+/* comm_peer.c. All under c->lock but comm_sink. */
+void comm_sink(void *ctx, const mxd_net_event *ev);
+void comm_peer_init(comm_peer *p, int rank, int64_t now_ms);
+void comm_peer_deinit(mxd_comm *c, comm_peer *p);
+void comm_pump(mxd_comm *c, comm_peer *p); /* gives the transport what the window allows */
+void comm_lose(mxd_comm *c, comm_peer *p, mxd_rc rc, const char *why);
+comm_in *comm_find(comm_peer *p, uint32_t tag);        /* the oldest whole message; NULL: none */
+void comm_take(mxd_comm *c, comm_peer *p, comm_in *m); /* out of the list, freed */
+void comm_ack(mxd_comm *c, comm_peer *p, bool now);
+
+/* comm.c. Waits for a change until the deadline (INT64_MAX: none); false: it has passed. */
+bool comm_wait(mxd_comm *c, int64_t deadline_ns);
+int64_t comm_deadline(int64_t timeout_ms);
+mxd_rc comm_peer_rc(const comm_peer *p, mxd_err *err); /* its loss as an error */
+
+/* The next whole message, in pieces; the caller releases with comm_take. Lock held on return. */
+mxd_rc comm_await(mxd_comm *c, int peer, uint32_t tag, int64_t deadline_ns, comm_in **out,
+                  mxd_err *err);
+mxd_rc comm_post(mxd_comm *c, int peer, uint32_t tag, mxd_blob *data, int64_t deadline_ns,
+                 mxd_err *err);
+
+/* comm_collect.c */
+mxd_rc comm_measure(mxd_comm *c, mxd_err *err);
+
+#endif
