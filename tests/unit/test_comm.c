@@ -168,6 +168,9 @@ ON_EACH(comm_tags, 2, tags)
 /* A reader that never reads stops the sender at the window, with a deadline. */
 static mxd_rc flood(member *m, mxd_err *err) {
     enum { N = 1 << 20 };
+    static atomic_int full;
+    if (m->rank == 0) atomic_store(&full, 0);
+    MXD_TRY(mxd_comm_barrier(m->c, WAIT_MS, err));
     unsigned char *x = calloc(1, N);
     CHECK(x);
     mxd_rc rc = MXD_OK;
@@ -176,10 +179,12 @@ static mxd_rc flood(member *m, mxd_err *err) {
         while (sent < 200 && !(rc = mxd_comm_send(m->c, 1, 1, x, N, 400, err))) sent++;
         CHECK_EQ(rc, MXD_E_TIMEOUT);
         CHECK(sent >= 16 && sent < 64);
-        MXD_TRY(mxd_comm_send(m->c, 1, 2, &sent, 0, -1, err)); /* goes out once there is room */
+        atomic_store(&full, 1);
+        MXD_TRY(
+            mxd_comm_send(m->c, 1, 2, &sent, 0, WAIT_MS, err)); /* goes out once there is room */
         rc = MXD_OK;
     } else {
-        mxd_sleep_ms(1500);
+        while (!atomic_load(&full)) mxd_sleep_ms(5);
         while (!(rc = mxd_comm_recv(m->c, 0, 1, x, N, &n, 500, err))) sent++;
         CHECK(rc == MXD_E_TIMEOUT && sent >= 16);
         rc = mxd_comm_recv(m->c, 0, 2, x, N, &n, WAIT_MS, err);
