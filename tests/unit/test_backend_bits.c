@@ -1,5 +1,5 @@
 /* The promise of the CPU backend: a small model gives the same bits for any chunk, batch, thread
- * count and kernel table; and its attention agrees with double precision. */
+ * count and kernel table. (Attention by itself: test_attention.c.) */
 #include <math.h>
 #include <stdlib.h>
 #include "backend_kit.h"
@@ -212,108 +212,6 @@ TEST(backend_bits_i8) { all_patterns(MXD_ACT_I8, false, 300, 0x2419da91a069f80a)
 TEST(backend_bits_i8_short) { all_patterns(MXD_ACT_I8, false, 60, 0x03954ddc9c8d7baf); }
 TEST(backend_bits_i16) { all_patterns(MXD_ACT_I16, false, 50, 0xa9e52f7a474c9cbd); }
 TEST(backend_bits_f32) { all_patterns(MXD_ACT_F32, true, 50, 0x398bba66af7d4aac); }
-
-/* ------------------------------------------------------------------------------------ attention */
-
-enum { AQ, AK, AV, AY, A_REGS, T = 290, A_HEADS = 4, A_KV = 2 };
-
-typedef struct attn_case {
-    int dim, window;
-    bool kv_f32, interleaved;
-    int rope_dims; /* 0: none */
-    double tolerance;
-} attn_case;
-
-/* Rotates x [dim] of a head as the reference does. */
-static void rotate(double *x, int pos, int dims, const float *inv_freq, bool interleaved) {
-    for (int i = 0; i < dims / 2; i++) {
-        double *a = interleaved ? x + 2 * i : x + i, *b = interleaved ? a + 1 : a + dims / 2;
-        double angle = (double)((float)pos * inv_freq[i]), u = *a, v = *b;
-        *a = u * cos(angle) - v * sin(angle);
-        *b = v * cos(angle) + u * sin(angle);
-    }
-}
-
-static void head_of(double *to, const float *x, const attn_case *c, int pos, int width, int head,
-                    bool turn, const float *inv_freq) {
-    for (int i = 0; i < c->dim; i++) to[i] = x[pos * width + head * c->dim + i];
-    if (turn) rotate(to, pos, c->rope_dims, inv_freq, c->interleaved);
-}
-
-/* Output of head h at position i, in double. */
-static void attend_double(double *y, const attn_case *c, const float *q, const float *k,
-                          const float *v, int i, int h, const float *inv_freq) {
-    double qh[128], kh[128], p[T], sum = 0, max = -1e300;
-    int lo = c->window && i >= c->window ? i - c->window + 1 : 0, g = h / (A_HEADS / A_KV);
-    head_of(qh, q, c, i, A_HEADS * c->dim, h, true, inv_freq);
-    for (int j = lo; j <= i; j++) {
-        head_of(kh, k, c, j, A_KV * c->dim, g, true, inv_freq);
-        p[j] = 0;
-        for (int d = 0; d < c->dim; d++) p[j] += qh[d] * kh[d] * 0.3;
-        max = p[j] > max ? p[j] : max;
-    }
-    memset(y, 0, (size_t)c->dim * sizeof *y);
-    for (int j = lo; j <= i; j++) sum += p[j] = exp(p[j] - max);
-    for (int j = lo; j <= i; j++)
-        for (int d = 0; d < c->dim; d++) y[d] += p[j] / sum * v[(j * A_KV + g) * c->dim + d];
-}
-
-static float *inputs(const char *stream, int width) {
-    float *x = malloc((size_t)(T * width) * sizeof *x);
-    for (int i = 0; i < T * width; i++) x[i] = kit_noise(stream, (uint64_t)i);
-    return x;
-}
-
-static void check_attention(const attn_case *c) {
-    int w[A_REGS] = {A_HEADS * c->dim, A_KV * c->dim, A_KV * c->dim, A_HEADS * c->dim};
-    float *q = inputs("q", w[AQ]), *k = inputs("k", w[AK]), *v = inputs("v", w[AV]), inv[64];
-    float *y = malloc((size_t)(T * w[AY]) * sizeof *y);
-    for (int i = 0; i < 64; i++) inv[i] = 1.0f / (float)(1 + i * i);
-    mxd_backend *b = NULL;
-    mxd_err err = {0};
-    mxd_backend_opts opts = {.threads = 2, .kv_f32 = c->kv_f32};
-    CHECK_OK(mxd_backend_open(&b, &mxd_alloc_libc, "cpu", &opts, &err), &err);
-    mxd_kv_spec kv = {A_KV, c->dim};
-    mxd_step_shape shape = {T, A_REGS, w, NULL, 1, &kv, 10, T};
-    CHECK_OK(b->ops->setup(b, &shape, &err), &err);
-    int32_t pages[10] = {7, 2, 9, 0, 1, 8, 3, 6, 5, 4};
-    mxd_rope r = {c->rope_dims, inv, 1, c->interleaved};
-    for (int pos = 0; pos < T; pos += 100) { /* chunks of 100, 100, 90 */
-        mxd_run run = {0, T - pos < 100 ? T - pos : 100, pos, pages};
-        b->ops->begin(b, &(mxd_batch){run.n, 1, &run, NULL});
-        b->ops->input(b, AQ, q + pos * w[AQ]);
-        b->ops->input(b, AK, k + pos * w[AK]);
-        b->ops->input(b, AV, v + pos * w[AV]);
-        if (c->rope_dims) b->ops->rope(b, AQ, A_HEADS, c->dim, &r);
-        if (c->rope_dims) b->ops->rope(b, AK, A_KV, c->dim, &r);
-        b->ops->kv_append(b, 0, AK, AV);
-        b->ops->attend(b, 0, AY, AQ, &(mxd_attention){A_HEADS, A_KV, c->dim, 0.3f, c->window});
-        CHECK_OK(b->ops->output(b, AY, y + pos * w[AY], &err), &err);
-        CHECK_OK(b->ops->end(b, &err), &err);
-    }
-    for (int i = 0; i < T; i++)
-        for (int h = 0; h < A_HEADS; h++) {
-            double want[128];
-            attend_double(want, c, q, k, v, i, h, inv);
-            for (int d = 0; d < c->dim; d++) {
-                double got = y[i * w[AY] + h * c->dim + d];
-                if (!(fabs(got - want[d]) <= c->tolerance))
-                    fail_msg("dim %d window %d: position %d head %d [%d]: %g, want %g", c->dim,
-                             c->window, i, h, d, got, want[d]);
-            }
-        }
-    b->ops->close(b);
-    free(q), free(k), free(v), free(y);
-}
-
-TEST(backend_attention_agrees_with_double) {
-    static const attn_case cases[] = {
-        {16, 0, true, false, 0, 1e-6},    {24, 0, true, false, 24, 3e-6},
-        {64, 50, true, true, 32, 3e-6},   {80, 0, false, false, 80, 2e-3},
-        {128, 33, false, false, 0, 2e-3},
-    };
-    for (size_t i = 0; i < MXD_COUNT(cases); i++) check_attention(&cases[i]);
-}
 
 /* -------------------------------------------------------------------------- mixture of experts */
 
