@@ -246,9 +246,11 @@ typedef struct mxd_backend_ops {
     void (*linear)(mxd_backend *b, int n, const int *dst, int src, const mxd_weight *const *w);
     /* reg [rows, n_heads * head_dim], in place, by the positions of the batch. */
     void (*rope)(mxd_backend *b, int reg, int n_heads, int head_dim, const mxd_rope *r);
-    /* Writes k, v [rows, n_kv * head_dim] to the pages of `layer` (index in the shard). */
+    /* Writes k [rows, n_kv * head_dim], v [rows, n_kv * v_dim] to the pages of `layer` (index in
+     * the shard). Latent KV: v is -1. */
     void (*kv_append)(mxd_backend *b, int layer, int k, int v);
-    /* dst [rows, n_heads * head_dim] = causal attention of q over the pages, after kv_append. */
+    /* dst [rows, n_heads * v_dim] = causal attention of q over the pages, after kv_append. `layer`
+     * may be another one, whose K and V are read. */
     void (*attend)(mxd_backend *b, int layer, int dst, int q, const mxd_attention *a);
     /* dst = act(gate, up), elementwise. dst may be gate. */
     void (*gated)(mxd_backend *b, int dst, int gate, int up, mxd_act_fn act);
