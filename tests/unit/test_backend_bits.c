@@ -212,5 +212,3 @@ TEST(backend_bits_i8) { all_patterns(MXD_ACT_I8, false, 300, 0x2419da91a069f80a)
 TEST(backend_bits_i8_short) { all_patterns(MXD_ACT_I8, false, 60, 0x03954ddc9c8d7baf); }
 TEST(backend_bits_i16) { all_patterns(MXD_ACT_I16, false, 50, 0xa9e52f7a474c9cbd); }
 TEST(backend_bits_f32) { all_patterns(MXD_ACT_F32, true, 50, 0x398bba66af7d4aac); }
-
-}
