@@ -286,8 +286,8 @@ typedef struct mxd_backend_ops {
     void (*split)(mxd_backend *b, int first, int second, int src, int n, int a, int c);
     /* The reverse, except that a second of one group [rows, c] is repeated for every group. */
     void (*join)(mxd_backend *b, int dst, int first, int second, int n, int a, int c);
-    /* w holds one [out, in] for each head: dst [rows, n out], head h = src's [rows, n in] head h *
-     * w_h^T. Not in place. */
+    /* w holds one [out, in] for each of n heads, in a multiple of 16: dst [rows, n out], head h =
+     * src's [rows, n in] head h * w_h^T + bias_h. Not in place. */
     void (*linear_heads)(mxd_backend *b, int dst, int src, const mxd_weight *w);
     /* dst [rows, n_v d_v] = the gated delta rule over x [rows, C], z [rows, n_v d_v], b and a
      * [rows, n_v]; moves the state of `layer` on. dst may be z. x is used up. */

@@ -45,6 +45,7 @@ static void lay_out(cpu_backend *b, layout *l) {
     size_t panel_rows = (rows + MXD_PANEL - 1) / MXD_PANEL * MXD_PANEL;
     size_t pairs = rows * (size_t)b->moe.top_k;
     if (panel_rows < pairs) panel_rows = pairs;
+    b->panel_rows = panel_rows;
     for (int i = 0; i < b->n_regs; i++)
         b->reg[i].data = place(l, (size_t)b->reg[i].cap_rows, b->reg[i].ld * sizeof(float));
     b->panel_q = place(l, panel_rows * max_in, b->activations == MXD_ACT_I16 ? 2 : 1);
@@ -308,6 +309,7 @@ static const mxd_backend_ops ops = {
     .scale_positions = cpu_scale_positions,
     .split = cpu_split,
     .join = cpu_join,
+    .linear_heads = cpu_linear_heads,
 };
 
 mxd_rc cpu_open(mxd_backend **out, const mxd_alloc *al, const mxd_backend_opts *opts,

@@ -114,6 +114,7 @@ typedef struct cpu_backend {
     size_t max_turned;      /* of V heads of latent KV */
     unsigned char *panel_q; /* a panel of n tokens starts n * k codes after the one before */
     float *panel_s, *panel_b;
+    size_t panel_rows; /* of max_in columns */
     cpu_rope_table rope[CPU_ROPE_TABLES];
     int next_rope;
     cpu_moe moe;
@@ -157,6 +158,7 @@ void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w);
 
 /* linear.c */
 void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_weight *const *w);
+void cpu_linear_heads(mxd_backend *base, int dst, int src, const mxd_weight *w);
 
 /* What a weight's activations are grouped by; 0: used as floats. */
 static inline int cpu_act_group(const cpu_backend *b, const mxd_weight *w) {
