@@ -25,6 +25,7 @@ typedef struct mxd_decl {
     bool global;        /* `path` stands behind "model.", not behind a layer */
     float add;          /* vectors: to each element */
     bool flat;          /* vectors: any shape of `in` numbers, not [in] alone */
+    bool heads;         /* `experts` are heads: every row uses all of them */
 } mxd_decl;
 
 /* The weights of one layer, in the order of the family's declarations. */
@@ -56,6 +57,8 @@ typedef struct mxd_family {
     bool (*ignores)(const mxd_hparams *hp, int layer, const char *name);
     /* After the embedding, or after hidden states came in from another node. */
     void (*start)(const struct mxd_model *m);
+    /* Logits use the embedding exactly when there is no lm_head, whatever config.json says. */
+    bool head_by_tensor;
 } mxd_family;
 
 /* A repository that wraps a language model (vision, audio): its model_type, where the wrapped one's
@@ -65,7 +68,8 @@ typedef struct mxd_wrapper {
 } mxd_wrapper;
 
 extern const mxd_family mxd_family_llama, mxd_family_phi3, mxd_family_qwen2, mxd_family_qwen3,
-    mxd_family_qwen3_moe;
+    mxd_family_qwen3_moe, mxd_family_deepseek_v3, mxd_family_glm4_moe, mxd_family_glm4_moe_lite,
+    mxd_family_gpt_oss, mxd_family_minimax;
 
 enum { MXD_REG_X = 0, MXD_REG_H = 1, MXD_REG_LOGITS = 2, MXD_REG_FAMILY = 3 }; /* shared meaning */
 
