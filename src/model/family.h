@@ -26,6 +26,7 @@ typedef struct mxd_decl {
     bool global;        /* `path` stands behind "model.", not behind a layer */
     float add;          /* vectors: to each element */
     bool flat;          /* vectors: any shape of `in` numbers, not [in] alone */
+    bool heads;         /* `experts` are heads: every row uses all of them */
 } mxd_decl;
 
 /* The weights of one layer, in the order of the family's declarations. */
@@ -60,6 +61,8 @@ typedef struct mxd_family {
     bool (*ignores)(const mxd_hparams *hp, int layer, const char *name);
     /* After the embedding, or after hidden states came in from another node. */
     void (*start)(const struct mxd_model *m);
+    /* Logits use the embedding exactly when there is no lm_head, whatever config.json says. */
+    bool head_by_tensor;
 } mxd_family;
 
 /* A repository that wraps a language model (vision, audio) and keeps its configuration in
@@ -71,10 +74,15 @@ typedef struct mxd_wrapper {
                 * wrapped one's holds */
 } mxd_wrapper;
 
+extern const mxd_family mxd_family_deepseek_v3;
 extern const mxd_family mxd_family_gemma2;
 extern const mxd_family mxd_family_gemma3_text;
 extern const mxd_family mxd_family_gemma4_text;
+extern const mxd_family mxd_family_glm4_moe;
+extern const mxd_family mxd_family_glm4_moe_lite;
+extern const mxd_family mxd_family_gpt_oss;
 extern const mxd_family mxd_family_llama;
+extern const mxd_family mxd_family_minimax;
 extern const mxd_family mxd_family_ministral3;
 extern const mxd_family mxd_family_phi3;
 extern const mxd_family mxd_family_qwen2;
