@@ -31,6 +31,10 @@ mxd_rc mxd_blocks_configure(mxd_hparams *hp, const json_t *c, int context,
  * Errors: E_FORMAT; E_UNSUPPORTED a type of another name. */
 mxd_rc mxd_blocks_windows(mxd_hparams *hp, const json_t *c, mxd_err *err) MXD_MUST_USE;
 
+/* "decoder_sparse_step" and "mlp_only_layers" (Qwen): which layers hold experts. Errors: E_FORMAT.
+ */
+mxd_rc mxd_blocks_sparse(mxd_hparams *hp, const json_t *c, mxd_err *err) MXD_MUST_USE;
+
 /* The weights above by their usual names; returns MXD_BLOCK_N. */
 int mxd_blocks_declare(const mxd_hparams *hp, mxd_decl *out);
 void mxd_blocks_registers(const mxd_hparams *hp, mxd_regs *r);

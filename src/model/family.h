@@ -55,6 +55,8 @@ typedef struct mxd_family {
     mxd_kv_spec (*kv)(const mxd_hparams *hp, int layer);
     /* True of a tensor of the layer that is there and not used ("self_attn.k_proj.weight"). */
     bool (*ignores)(const mxd_hparams *hp, int layer, const char *name);
+    /* What the tensors tell and config.json does not, before they are checked. */
+    mxd_rc (*inspect)(mxd_hparams *hp, const mxd_st *st, const char *prefix, mxd_err *err);
     /* After the embedding, or after hidden states came in from another node. */
     void (*start)(const struct mxd_model *m);
 } mxd_family;
@@ -66,7 +68,7 @@ typedef struct mxd_wrapper {
 } mxd_wrapper;
 
 extern const mxd_family mxd_family_llama, mxd_family_phi3, mxd_family_qwen2, mxd_family_qwen3,
-    mxd_family_qwen3_moe;
+    mxd_family_qwen3_moe, mxd_family_qwen3_next, mxd_family_qwen3_5, mxd_family_qwen3_5_moe;
 
 enum { MXD_REG_X = 0, MXD_REG_H = 1, MXD_REG_LOGITS = 2, MXD_REG_FAMILY = 3 }; /* shared meaning */
 

@@ -19,6 +19,7 @@ static const struct {
 } kinds[] = {
     {"default", MXD_ROPE_DEFAULT}, {"linear", MXD_ROPE_LINEAR},     {"llama3", MXD_ROPE_LLAMA3},
     {"yarn", MXD_ROPE_YARN},       {"longrope", MXD_ROPE_LONGROPE}, {"su", MXD_ROPE_LONGROPE},
+    {"mrope", MXD_ROPE_DEFAULT}, /* positions of pictures; of text they are one */
 };
 
 /* The kind is "type", else "rope_type", else "default". */
