@@ -410,6 +410,51 @@ TEST(shard_refuses_positions_that_do_not_follow) {
     close_pipeline(p);
 }
 
+/* Recurrent state belongs to the slot: kept where a run goes on, zeros where one starts, whoever
+ * was there before and whoever runs beside it. */
+TEST(shard_recurrent_state_follows_its_slot) {
+    static const struct { /* each slot's positions in this step; n = 0: it rests */
+        int pos, n;
+        int seq;
+    } steps[][3] = {
+        {{0, 5, 1}, {0, 0, 0}, {0, 9, 2}}, {{0, 1, 0}, {0, 3, 1}, {9, 1, 2}},
+        {{1, 6, 0}, {3, 1, 1}, {0, 2, 0}}, {{0, 0, 0}, {4, 9, 1}, {2, 6, 0}},
+        {{7, 2, 0}, {0, 9, 0}, {8, 1, 0}},
+    };
+    char folder[1024];
+    test_path(folder, "conformance/models/qwen3_5-6bit");
+    const setting s = {NULL, MXD_ACT_F32, 2, 2, 1, 1};
+    pipeline *p = open_pipeline(folder, &s), *alone = open_pipeline(folder, &s);
+    size_t vocab = (size_t)p->vocab;
+    float *got = malloc(4 * vocab * sizeof *got), *want = malloc(vocab * sizeof *want);
+    for (size_t i = 0; i < MXD_COUNT(steps); i++) {
+        mxd_step_run runs[3];
+        int32_t ids[ROWS];
+        int n_runs = 0, rows = 0, of[3];
+        for (int slot = 2; slot >= 0; slot--) {
+            if (!steps[i][slot].n) continue;
+            of[n_runs] = slot;
+            runs[n_runs++] = (mxd_step_run){.slot = (uint16_t)slot,
+                                            .n = (uint16_t)steps[i][slot].n,
+                                            .pos = (uint32_t)steps[i][slot].pos,
+                                            .sample = true};
+            for (int t = 0; t < steps[i][slot].n; t++)
+                ids[rows++] = steps[i][slot].seq * 40 + steps[i][slot].pos + t;
+        }
+        step(p, runs, n_runs, ids, rows, got);
+        for (int r = 0; r < n_runs; r++) { /* the same sequence from its start, in one piece */
+            int n = steps[i][of[r]].pos + steps[i][of[r]].n;
+            for (int t = 0; t < n; t++) ids[t] = steps[i][of[r]].seq * 40 + t;
+            mxd_step_run whole = {.slot = 0, .n = (uint16_t)n, .sample = true};
+            step(alone, &whole, 1, ids, n, want);
+            if (memcmp(want, got + (size_t)r * vocab, vocab * sizeof *want) != 0)
+                fail_msg("step %zu: slot %d differs", i, of[r]);
+        }
+    }
+    free(got), free(want);
+    close_pipeline(p), close_pipeline(alone);
+}
+
 TEST_OOM(shard_opens_or_unwinds) {
     char folder[1024];
     mxd_shard *s;
