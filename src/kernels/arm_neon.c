@@ -35,6 +35,11 @@ INLINE v16 add16(v16 x, v16 y) {
                  vaddq_f32(x.d, y.d)};
 }
 
+INLINE v16 sub16(v16 x, v16 y) {
+    return (v16){vsubq_f32(x.a, y.a), vsubq_f32(x.b, y.b), vsubq_f32(x.c, y.c),
+                 vsubq_f32(x.d, y.d)};
+}
+
 INLINE v16 mul16(v16 x, v16 y) {
     return (v16){vmulq_f32(x.a, y.a), vmulq_f32(x.b, y.b), vmulq_f32(x.c, y.c),
                  vmulq_f32(x.d, y.d)};
@@ -578,6 +583,51 @@ static void v_attn_mix(float *acc, size_t ldacc, const float *p, size_t ldp, con
                        : mix_bf16)(acc, ldacc, p, ldp, v, n_pos, d, n);
 }
 
+/* ---------------------------------------------------------------------------------- delta rule */
+
+static void v_conv(float *y, const float *const *x, const float *w, size_t ldw, size_t taps,
+                   size_t n) {
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        v16 sum = set16(0);
+        for (size_t j = 0; j < taps; j++)
+            sum = fma16(read16(w + j * ldw + i), read16(x[j] + i), sum);
+        write16(y + i, sum);
+    }
+    for (; i < n; i++) {
+        float sum = 0;
+        for (size_t j = 0; j < taps; j++) sum = fmaf(w[j * ldw + i], x[j][i], sum);
+        y[i] = sum;
+    }
+}
+
+INLINE v16 fold4(const v16 *c) { return add16(add16(c[0], c[2]), add16(c[1], c[3])); }
+
+static void delta_tile(float *y, float *s, const float *v, const float *k, const float *q,
+                       size_t d_k, float decay, float beta) {
+    v16 chain[4] = {set16(0), set16(0), set16(0), set16(0)}, g = set16(decay);
+    for (size_t i = 0; i < d_k; i += 4)
+        for (size_t c = 0; c < 4; c++)
+            chain[c] = fma16(read16(s + (i + c) * 16), set16(k[i + c]), chain[c]);
+    v16 e = mul16(g, fold4(chain));
+    e = mul16(set16(beta), sub16(read16(v), e));
+    for (int c = 0; c < 4; c++) chain[c] = set16(0);
+    for (size_t i = 0; i < d_k; i += 4)
+        for (size_t c = 0; c < 4; c++) {
+            float *p = s + (i + c) * 16;
+            v16 at = fma16(e, set16(k[i + c]), mul16(g, read16(p)));
+            write16(p, at);
+            chain[c] = fma16(at, set16(q[i + c]), chain[c]);
+        }
+    write16(y, fold4(chain));
+}
+
+static void v_delta_step(float *y, float *s, const float *v, const float *k, const float *q,
+                         size_t d_k, size_t n, float decay, float beta) {
+    for (size_t t = 0; t < n; t++)
+        delta_tile(y + 16 * t, s + t * d_k * 16, v + 16 * t, k, q, d_k, decay, beta);
+}
+
 #if MXD_ARM_DOT == 2
 const mxd_kernels mxd_kernels_neon_i8mm = {
     .name = "neon-i8mm",
@@ -607,4 +657,7 @@ const mxd_kernels mxd_kernels_neon = {
     .rope = rope,
     .softmax = v_softmax,
     .attn_mix = v_attn_mix,
+    .conv = v_conv,
+    .delta_gates = delta_gates,
+    .delta_step = v_delta_step,
 };

@@ -120,6 +120,18 @@ typedef struct mxd_kernels {
      * acc[t][i] = fma(p[t * ldp + pos], v[pos * d + i], acc[t][i]). */
     void (*attn_mix)(float *acc, size_t ldacc, const float *p, size_t ldp, const void *v,
                      mxd_ftype t, size_t n_pos, size_t d, int n);
+
+    /* y [n] = sum over the inputs in order, by fma from zero, of w[j * ldw + i] * x[j][i]; n and
+     * taps >= 1. y may be any x[j]. */
+    void (*conv)(float *y, const float *const *x, const float *w, size_t ldw, size_t taps,
+                 size_t n);
+    /* In place, [n]: a = exp(-exp(a_log) * softplus(a + dt_bias)), b = sigmoid(b). */
+    void (*delta_gates)(float *a, float *b, const float *a_log, const float *dt_bias, size_t n);
+    /* One position of the delta rule in n tiles of 16 rows of S, each [d_k][16 rows]:
+     * e = beta * (v - decay * (S k)), S = fma(e, k, decay * S), y = S q. v, y [16 n]; y may be v.
+     * d_k is a multiple of 4: sums run by fma from zero in 4 chains, i mod 4, and fold 2, 1. */
+    void (*delta_step)(float *y, float *s, const float *v, const float *k, const float *q,
+                       size_t d_k, size_t n, float decay, float beta);
 } mxd_kernels;
 
 /* The fastest table this machine runs: the same pointer for the life of the process. Any thread. */

@@ -127,6 +127,14 @@ static inline float mxd_logf(float x) {
     return fmaf(e, MXD_LN2_HI, f + y);
 }
 
+/* log(1 + exp(x)) within 3 ulp, by Kahan's log1p: log(u) * e / (u - 1) with u = 1 + e, which takes
+ * back what the addition lost. 0 where exp is (below -87.33). */
+static inline float mxd_softplusf(float x) {
+    float e = mxd_expf(-fabsf(x)), u = 1.0f + e;
+    float l = u == 1.0f ? e : mxd_logf(u) * (e / (u - 1.0f));
+    return x > 0 ? x + l : l;
+}
+
 /* Sine and cosine of an angle in radians, rounded from double; |x| up to 2^30. */
 static inline void mxd_sincosf(float x, float *sine, float *cosine) {
     double v = (double)x;

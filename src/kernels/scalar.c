@@ -289,6 +289,44 @@ SLOT void attn_mix(float *acc, size_t ldacc, const float *p, size_t ldp, const v
                                           acc[t * ldacc + i]);
 }
 
+/* ---------------------------------------------------------------------------------- delta rule */
+
+SLOT void conv(float *y, const float *const *x, const float *w, size_t ldw, size_t taps, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        float sum = 0;
+        for (size_t j = 0; j < taps; j++) sum = fmaf(w[j * ldw + i], x[j][i], sum);
+        y[i] = sum;
+    }
+}
+
+SLOT void delta_gates(float *a, float *b, const float *a_log, const float *dt_bias, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        a[i] = mxd_expf(-mxd_expf(a_log[i]) * mxd_softplusf(a[i] + dt_bias[i]));
+        b[i] = 1.0f / (1.0f + mxd_expf(-b[i]));
+    }
+}
+
+/* Row r of a tile. */
+SLOT float delta_row(float *s, float v, const float *k, const float *q, size_t d_k, float decay,
+                     float beta, size_t r) {
+    float sk[4] = {0}, sq[4] = {0};
+    for (size_t i = 0; i < d_k; i++) sk[i % 4] = fmaf(s[i * MXD_TILE_ROWS + r], k[i], sk[i % 4]);
+    float e = beta * (v - decay * ((sk[0] + sk[2]) + (sk[1] + sk[3])));
+    for (size_t i = 0; i < d_k; i++) {
+        float *at = s + i * MXD_TILE_ROWS + r;
+        *at = fmaf(e, k[i], decay * *at);
+        sq[i % 4] = fmaf(*at, q[i], sq[i % 4]);
+    }
+    return (sq[0] + sq[2]) + (sq[1] + sq[3]);
+}
+
+SLOT void delta_step(float *y, float *s, const float *v, const float *k, const float *q, size_t d_k,
+                     size_t n, float decay, float beta) {
+    for (size_t i = 0; i < n * MXD_TILE_ROWS; i++)
+        y[i] = delta_row(s + i / MXD_TILE_ROWS * d_k * MXD_TILE_ROWS, v[i], k, q, d_k, decay, beta,
+                         i % MXD_TILE_ROWS);
+}
+
 #ifndef MXD_SCALAR_INCLUDED
 const mxd_kernels mxd_kernels_scalar = {
     .name = "scalar",
@@ -311,5 +349,8 @@ const mxd_kernels mxd_kernels_scalar = {
     .rope = rope,
     .softmax = softmax,
     .attn_mix = attn_mix,
+    .conv = conv,
+    .delta_gates = delta_gates,
+    .delta_step = delta_step,
 };
 #endif

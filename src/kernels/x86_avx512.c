@@ -570,6 +570,64 @@ static void v_attn_mix(float *acc, size_t ldacc, const float *p, size_t ldp, con
     }
 }
 
+/* ---------------------------------------------------------------------------------- delta rule */
+
+static void v_conv(float *y, const float *const *x, const float *w, size_t ldw, size_t taps,
+                   size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = tail(n - i);
+        __m512 sum = _mm512_setzero_ps();
+        for (size_t j = 0; j < taps; j++)
+            sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(m, w + j * ldw + i),
+                                  _mm512_maskz_loadu_ps(m, x[j] + i), sum);
+        _mm512_mask_storeu_ps(y + i, m, sum);
+    }
+}
+
+INLINE __m512 fold4(const __m512 *c) {
+    return _mm512_add_ps(_mm512_add_ps(c[0], c[2]), _mm512_add_ps(c[1], c[3]));
+}
+
+/* n tiles side by side, so that they share what is read of k and q. */
+INLINE void delta_n(float *y, float *s, const float *v, const float *k, const float *q, size_t d_k,
+                    float decay, float beta, const int n) {
+    __m512 chain[2][4], e[2], g = _mm512_set1_ps(decay);
+    size_t tile = d_k * MXD_TILE_ROWS;
+    for (int t = 0; t < n; t++)
+        for (int c = 0; c < 4; c++) chain[t][c] = _mm512_setzero_ps();
+    for (size_t i = 0; i < d_k; i += 4)
+        for (int c = 0; c < 4; c++) {
+            __m512 ki = broadcast(k + i + c);
+            for (int t = 0; t < n; t++) {
+                __m512 at = _mm512_loadu_ps(s + (size_t)t * tile + (i + (size_t)c) * 16);
+                chain[t][c] = _mm512_fmadd_ps(at, ki, chain[t][c]);
+            }
+        }
+    for (int t = 0; t < n; t++) {
+        __m512 sk = _mm512_mul_ps(g, fold4(chain[t]));
+        e[t] = _mm512_mul_ps(_mm512_set1_ps(beta), _mm512_sub_ps(_mm512_loadu_ps(v + 16 * t), sk));
+        for (int c = 0; c < 4; c++) chain[t][c] = _mm512_setzero_ps();
+    }
+    for (size_t i = 0; i < d_k; i += 4)
+        for (int c = 0; c < 4; c++) {
+            __m512 ki = broadcast(k + i + c), qi = broadcast(q + i + c);
+            for (int t = 0; t < n; t++) {
+                float *p = s + (size_t)t * tile + (i + (size_t)c) * 16;
+                __m512 at = _mm512_fmadd_ps(e[t], ki, _mm512_mul_ps(g, _mm512_loadu_ps(p)));
+                _mm512_storeu_ps(p, at);
+                chain[t][c] = _mm512_fmadd_ps(at, qi, chain[t][c]);
+            }
+        }
+    for (int t = 0; t < n; t++) _mm512_storeu_ps(y + 16 * t, fold4(chain[t]));
+}
+
+static void v_delta_step(float *y, float *s, const float *v, const float *k, const float *q,
+                         size_t d_k, size_t n, float decay, float beta) {
+    for (; n >= 2; n -= 2, s += 2 * d_k * MXD_TILE_ROWS, v += 32, y += 32)
+        delta_n(y, s, v, k, q, d_k, decay, beta, 2);
+    if (n) delta_n(y, s, v, k, q, d_k, decay, beta, 1);
+}
+
 const mxd_kernels mxd_kernels_avx512 = {
     .name = "avx512",
     .f32_from_f16 = v_f32_from_f16,
@@ -591,4 +649,7 @@ const mxd_kernels mxd_kernels_avx512 = {
     .rope = rope,
     .softmax = v_softmax,
     .attn_mix = v_attn_mix,
+    .conv = v_conv,
+    .delta_gates = delta_gates,
+    .delta_step = v_delta_step,
 };

@@ -11,8 +11,10 @@ _Static_assert((int)N_REGS == (int)MXD_BLOCK_REGS, "families count on from here"
 mxd_rc mxd_blocks_sizes(mxd_hparams *hp, const json_t *c, int context, mxd_err *err) {
     MXD_TRY(mxd_config_int(c, "hidden_size", 1, MXD_MAX_HIDDEN, -1, &hp->hidden, err));
     MXD_TRY(mxd_config_int(c, "num_hidden_layers", 1, MXD_MAX_LAYERS, -1, &hp->n_layers, err));
-    MXD_TRY(
-        mxd_config_int(c, "intermediate_size", 1, 8 * MXD_MAX_HIDDEN, -1, &hp->intermediate, err));
+    const char *wide = "intermediate_size"; /* which a model of experts alone need not have */
+    if (!mxd_config_get(c, wide) && mxd_config_get(c, "moe_intermediate_size"))
+        wide = "moe_intermediate_size";
+    MXD_TRY(mxd_config_int(c, wide, 1, 8 * MXD_MAX_HIDDEN, -1, &hp->intermediate, err));
     MXD_TRY(mxd_config_int(c, "vocab_size", 2, MXD_MAX_VOCAB, -1, &hp->n_vocab, err));
     MXD_TRY(mxd_config_int(c, "num_attention_heads", 1, MXD_MAX_HEADS, -1, &hp->n_heads, err));
     MXD_TRY(mxd_config_int(c, "max_position_embeddings", 1, MXD_MAX_CONTEXT, context, &hp->context,
@@ -79,6 +81,30 @@ mxd_rc mxd_blocks_pattern(mxd_hparams *hp, const json_t *c, int pattern, mxd_err
     MXD_TRY(mxd_config_int(c, "sliding_window_pattern", 1, MXD_MAX_LAYERS, pattern, &pattern, err));
     for (int i = 0; i < hp->n_layers; i++) hp->sliding[i] = (i + 1) % pattern != 0;
     return mxd_config_int(c, "sliding_window", 1, MXD_MAX_CONTEXT, -1, &hp->window, err);
+}
+
+/* Layers named in "mlp_only_layers" are dense; numbers of layers that do not exist are harmless. */
+static mxd_rc read_dense(mxd_hparams *hp, const json_t *c, mxd_err *err) {
+    const json_t *list = mxd_config_get(c, "mlp_only_layers");
+    if (!list) return MXD_OK;
+    if (!json_is_array(list))
+        return mxd_fail(err, MXD_E_FORMAT, "config.json: 'mlp_only_layers' must be a list");
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *v = json_array_get(list, i);
+        if (!json_is_integer(v))
+            return mxd_fail(err, MXD_E_FORMAT,
+                            "config.json: 'mlp_only_layers' must hold numbers of layers");
+        json_int_t n = json_integer_value(v);
+        if (n >= 0 && n < hp->n_layers) hp->moe.sparse[n] = false;
+    }
+    return MXD_OK;
+}
+
+mxd_rc mxd_blocks_sparse(mxd_hparams *hp, const json_t *c, mxd_err *err) {
+    int step;
+    MXD_TRY(mxd_config_int(c, "decoder_sparse_step", 1, MXD_MAX_LAYERS, 1, &step, err));
+    for (int i = 0; i < hp->n_layers; i++) hp->moe.sparse[i] = (i + 1) % step == 0;
+    return read_dense(hp, c, err);
 }
 
 int mxd_blocks_declare(const mxd_hparams *hp, mxd_decl *out) {

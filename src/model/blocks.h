@@ -41,6 +41,10 @@ mxd_rc mxd_blocks_windows(mxd_hparams *hp, const json_t *c, mxd_err *err) MXD_MU
  * by default `pattern`, are sliding then. Errors: E_FORMAT, E_UNSUPPORTED. */
 mxd_rc mxd_blocks_pattern(mxd_hparams *hp, const json_t *c, int pattern, mxd_err *err) MXD_MUST_USE;
 
+/* "decoder_sparse_step" and "mlp_only_layers" (Qwen): which layers hold experts. Errors: E_FORMAT.
+ */
+mxd_rc mxd_blocks_sparse(mxd_hparams *hp, const json_t *c, mxd_err *err) MXD_MUST_USE;
+
 /* The weights above by their usual names; returns MXD_BLOCK_N. */
 int mxd_blocks_declare(const mxd_hparams *hp, mxd_decl *out);
 void mxd_blocks_registers(const mxd_hparams *hp, mxd_regs *r);

@@ -27,6 +27,7 @@ typedef struct mxd_decl {
     float add;          /* vectors: to each element */
     bool flat;          /* vectors: any shape of `in` numbers, not [in] alone */
     bool heads;         /* `experts` are heads: every row uses all of them */
+    int columns;        /* vectors: rows of so many, kept column after column; 0: as they are */
 } mxd_decl;
 
 /* The weights of one layer, in the order of the family's declarations. */
@@ -59,6 +60,8 @@ typedef struct mxd_family {
     mxd_kv_spec (*kv)(const mxd_hparams *hp, int layer);
     /* True of a tensor of the layer that is there and not used ("self_attn.k_proj.weight"). */
     bool (*ignores)(const mxd_hparams *hp, int layer, const char *name);
+    /* What the tensors tell and config.json does not, before they are checked. */
+    mxd_rc (*inspect)(mxd_hparams *hp, const mxd_st *st, const char *prefix, mxd_err *err);
     /* After the embedding, or after hidden states came in from another node. */
     void (*start)(const struct mxd_model *m);
     /* Logits use the embedding exactly when there is no lm_head, whatever config.json says. */
@@ -87,7 +90,10 @@ extern const mxd_family mxd_family_ministral3;
 extern const mxd_family mxd_family_phi3;
 extern const mxd_family mxd_family_qwen2;
 extern const mxd_family mxd_family_qwen3;
+extern const mxd_family mxd_family_qwen3_5;
+extern const mxd_family mxd_family_qwen3_5_moe;
 extern const mxd_family mxd_family_qwen3_moe;
+extern const mxd_family mxd_family_qwen3_next;
 
 enum { MXD_REG_X = 0, MXD_REG_H = 1, MXD_REG_LOGITS = 2, MXD_REG_FAMILY = 3 }; /* shared meaning */
 

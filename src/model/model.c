@@ -24,7 +24,10 @@ static const mxd_family *const families[] = {
     &mxd_family_phi3,
     &mxd_family_qwen2,
     &mxd_family_qwen3,
+    &mxd_family_qwen3_5,
+    &mxd_family_qwen3_5_moe,
     &mxd_family_qwen3_moe,
+    &mxd_family_qwen3_next,
 };
 /* clang-format on */
 
@@ -106,8 +109,9 @@ static mxd_rc outer_vocab(const mxd_model *m, json_t *text, int otherwise, mxd_e
     return ok ? MXD_OK : mxd_fail(err, MXD_E_NOMEM, "config.json");
 }
 
-/* A wrapper keeps the language model's keys in "text_config"; a quantization of all stays outside.
- * Sets m->text and m->prefix, and *name to the type of the language model. */
+/* A wrapper keeps the language model's keys in "text_config", or is one by name only; a
+ * quantization of all stays outside. Sets m->text and m->prefix, and *name to the type of the
+ * language model. */
 static mxd_rc unwrap(mxd_model *m, const char **name, mxd_err *err) {
     m->text = m->config;
     m->prefix = "";
@@ -115,13 +119,16 @@ static mxd_rc unwrap(mxd_model *m, const char **name, mxd_err *err) {
     for (size_t i = 0; i < MXD_COUNT(wrappers); i++) {
         if (strcmp(outer, wrappers[i].model_type) != 0) continue;
         m->text = json_object_get(m->config, "text_config");
+        if ((!m->text || json_is_null(m->text)) && mxd_config_get(m->config, "hidden_size"))
+            m->text = m->config;
         if (!json_is_object(m->text))
             return mxd_fail(err, MXD_E_FORMAT,
                             "config.json: 'text_config' is missing, which '%s' keeps its language "
                             "model in",
                             *name);
         const json_t *inner = mxd_config_get(m->text, "model_type");
-        *name = json_is_string(inner) ? json_string_value(inner) : wrappers[i].text_type;
+        const char *text = json_is_string(inner) ? json_string_value(inner) : outer;
+        *name = strcmp(text, outer) == 0 ? wrappers[i].text_type : text;
         m->prefix = "language_model.";
         MXD_TRY(fill_in(m->text, wrappers[i].defaults, err));
         return outer_vocab(m, m->text, wrappers[i].vocab, err);
@@ -176,9 +183,21 @@ static mxd_rc make_rope(mxd_model *m, mxd_err *err) {
 /* ---------------------------------------------------------------------------------------- opening
  */
 
+/* Tensors carry the wrapper's prefix where their files say so, whatever config.json implies. */
+static void find_prefix(mxd_model *m) {
+    static const char *const known[] = {"", "language_model."};
+    for (size_t i = 0; i < MXD_COUNT(known); i++) {
+        char name[64];
+        snprintf(name, sizeof name, "%smodel.embed_tokens.weight", known[i]);
+        if (mxd_st_find(m->st, name)) m->prefix = known[i];
+    }
+}
+
 static mxd_rc open_all(mxd_model *m, mxd_err *err) {
     MXD_TRY(read_config(m, err));
     MXD_TRY(mxd_st_open(&m->st, m->al, m->folder, err));
+    find_prefix(m);
+    if (m->family->inspect) MXD_TRY(m->family->inspect(&m->hp, m->st, m->prefix, err));
     char head[64];
     snprintf(head, sizeof head, "%slm_head.weight", m->prefix);
     bool no_head = !mxd_st_find(m->st, head);

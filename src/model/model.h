@@ -43,6 +43,7 @@ typedef struct mxd_hp_mla {
 typedef struct mxd_hp_delta {
     int n_k, n_v, d_k, d_v; /* key and value heads, and their widths */
     int conv;               /* inputs of the causal convolution */
+    bool fused;             /* q, k, v and z of a key head come from one projection, b and a too */
     bool recurrent[MXD_MAX_LAYERS];
 } mxd_hp_delta;
 

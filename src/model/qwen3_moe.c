@@ -6,25 +6,7 @@
 enum { Q_NORM = MXD_BLOCK_N, K_NORM, N_DENSE, ROUTER = N_DENSE, N_SPARSE };
 enum { LOGITS = MXD_BLOCK_REGS, N_REGS };
 
-/* Layers named in "mlp_only_layers" are dense; numbers of layers that do not exist are harmless. */
-static mxd_rc read_dense(mxd_hparams *hp, const json_t *c, mxd_err *err) {
-    const json_t *list = mxd_config_get(c, "mlp_only_layers");
-    if (!list) return MXD_OK;
-    if (!json_is_array(list))
-        return mxd_fail(err, MXD_E_FORMAT, "config.json: 'mlp_only_layers' must be a list");
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        const json_t *v = json_array_get(list, i);
-        if (!json_is_integer(v))
-            return mxd_fail(err, MXD_E_FORMAT,
-                            "config.json: 'mlp_only_layers' must hold numbers of layers");
-        json_int_t n = json_integer_value(v);
-        if (n >= 0 && n < hp->n_layers) hp->moe.sparse[n] = false;
-    }
-    return MXD_OK;
-}
-
 static mxd_rc configure(mxd_hparams *hp, const json_t *c, mxd_err *err) {
-    int step;
     MXD_TRY(mxd_blocks_configure(hp, c, 32768, err));
     MXD_TRY(mxd_rope_read(&hp->rope, c, hp->context, 10000, err));
     MXD_TRY(mxd_config_int(c, "num_experts", 1, MXD_MAX_EXPERTS, -1, &hp->moe.n_experts, err));
@@ -32,10 +14,8 @@ static mxd_rc configure(mxd_hparams *hp, const json_t *c, mxd_err *err) {
     MXD_TRY(mxd_config_int(c, "num_experts_per_tok", 1, most, -1, &hp->moe.top_k, err));
     MXD_TRY(
         mxd_config_int(c, "moe_intermediate_size", 1, 8 * MXD_MAX_HIDDEN, -1, &hp->moe.inner, err));
-    MXD_TRY(mxd_config_int(c, "decoder_sparse_step", 1, MXD_MAX_LAYERS, 1, &step, err));
     MXD_TRY(mxd_config_bool(c, "norm_topk_prob", false, &hp->moe.norm_topk, err));
-    for (int i = 0; i < hp->n_layers; i++) hp->moe.sparse[i] = (i + 1) % step == 0;
-    return read_dense(hp, c, err);
+    return mxd_blocks_sparse(hp, c, err);
 }
 
 static int declare(const mxd_hparams *hp, int layer, mxd_decl *out) {

@@ -21,6 +21,7 @@ static const struct {
     {"llama3", MXD_ROPE_LLAMA3},     {"yarn", MXD_ROPE_YARN},
     {"longrope", MXD_ROPE_LONGROPE}, {"su", MXD_ROPE_LONGROPE},
     {"dynamic", MXD_ROPE_DYNAMIC},   {"proportional", MXD_ROPE_PROPORTIONAL},
+    {"mrope", MXD_ROPE_DEFAULT}, /* positions of pictures; of text they are one */
 };
 
 /* The kind is "type", else "rope_type", else "default". */

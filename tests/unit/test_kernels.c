@@ -380,8 +380,69 @@ static void check_mix(const mxd_kernels *k, int round) {
 
 TEST(kernels_attn_mix) { each_table(check_mix, 500); }
 
+/* ----------------------------------------------------------------------------------- delta rule */
+
+static void check_conv(const mxd_kernels *k, int round) {
+    size_t n = round < 70 ? (size_t)round + 1 : 1 + pick(MAX_N), taps = 1 + pick(6);
+    size_t ldw = n + pick(9);
+    float *w = floats(taps * ldw), *x[6], *got = floats(n);
+    for (size_t j = 0; j < 6; j++) x[j] = floats(n);
+    float *want = copy(got, (n + GUARD) * sizeof *got);
+    char shape[48];
+    snprintf(shape, sizeof shape, "n %zu taps %zu", n, taps);
+    k->conv(got, (const float *const *)x, w, ldw, taps, n);
+    scalar()->conv(want, (const float *const *)x, w, ldw, taps, n);
+    same(k->name, "conv", got, want, n + GUARD, shape);
+    k->conv(x[taps - 1], (const float *const *)x, w, ldw, taps, n); /* in place */
+    same(k->name, "conv in place", x[taps - 1], want, n, shape);
+    for (size_t j = 0; j < 6; j++) free(x[j]);
+    free(w), free(got), free(want);
+}
+
+TEST(kernels_conv) { each_table(check_conv, 300); }
+
+static void check_delta(const mxd_kernels *k, int round) {
+    (void)round;
+    size_t d_k = 4 * (1 + pick(40)), n = 1 + pick(5), rows = n * MXD_TILE_ROWS;
+    float *s = floats(rows * d_k), *v = floats(rows), *key = floats(d_k), *q = floats(d_k);
+    float *s2 = copy(s, (rows * d_k + GUARD) * sizeof *s), decay = 0.9f + 0.1f * noise() / 64;
+    float *v2 = copy(v, (rows + GUARD) * sizeof *v), *y = floats(rows);
+    float *y2 = copy(y, (rows + GUARD) * sizeof *y);
+    char shape[48];
+    snprintf(shape, sizeof shape, "d_k %zu tiles %zu", d_k, n);
+    for (int step = 0; step < 3; step++) {
+        k->delta_step(y, s, v, key, q, d_k, n, decay, 0.3f);
+        scalar()->delta_step(y2, s2, v, key, q, d_k, n, decay, 0.3f);
+        same(k->name, "delta_step y", y, y2, rows + GUARD, shape);
+        same(k->name, "delta_step S", s, s2, rows * d_k + GUARD, shape);
+    }
+    k->delta_step(v, s, v, key, q, d_k, n, decay, 0.3f); /* in place */
+    scalar()->delta_step(v2, s2, v2, key, q, d_k, n, decay, 0.3f);
+    same(k->name, "delta_step in place", v, v2, rows + GUARD, shape);
+    float *a = floats(rows), *b = floats(rows), *a2 = copy(a, (rows + GUARD) * sizeof *a);
+    float *b2 = copy(b, (rows + GUARD) * sizeof *b);
+    k->delta_gates(a, b, y, v, rows);
+    scalar()->delta_gates(a2, b2, y, v, rows);
+    same(k->name, "delta_gates a", a, a2, rows + GUARD, shape);
+    same(k->name, "delta_gates b", b, b2, rows + GUARD, shape);
+    free(s), free(s2), free(v), free(v2), free(y), free(y2), free(key), free(q);
+    free(a), free(b), free(a2), free(b2);
+}
+
+TEST(kernels_delta_rule) { each_table(check_delta, 200); }
+
 /* ------------------------------------------------------------------------------------- functions
  */
+
+TEST(kernels_softplus_agrees_with_double) {
+    for (int i = -870000; i <= 1200000; i += 7) {
+        float x = (float)i * 1e-4f;
+        double want = (double)x > 0 ? (double)x + log1p(exp(-(double)x)) : log1p(exp((double)x));
+        CHECK(fabs(mxd_softplusf(x) - want) <= want * 3e-7);
+    }
+    CHECK(isnan(mxd_softplusf(NAN)) && isinf(mxd_softplusf(INFINITY)));
+    CHECK(mxd_softplusf(-INFINITY) == 0);
+}
 
 TEST(kernels_exp_agrees_with_double) {
     for (int i = -1050000; i <= 1050000; i += 7) {

@@ -59,6 +59,25 @@ TEST(plan_one_node) {
     CHECK(fabs(p.decode_tokens_per_s / want - 1) < 1e-6);
 }
 
+/* Recurrent state is paid once a sequence, whatever the context. */
+TEST(plan_counts_recurrent_state) {
+    mxd_model_sizes m = model_of(28, 50000000);
+    mxd_plan_node n = node_of("a", 16, 100);
+    mxd_plan_opts o = {.ctx = 4096, .parallel = 4};
+    mxd_plan p;
+    mxd_err err = {0};
+    for (int i = 0; i < 28; i++) {
+        if (i % 4 == 3) continue;
+        m.layer_kv_bytes[i] = 0;
+        m.layer_state_bytes[i] = 4000000;
+    }
+    CHECK_OK(mxd_plan_make(&p, &m, &n, 1, NULL, 0, &o, &err), &err);
+    CHECK_EQ(p.stages[0].kv_bytes, (7ull * 4096 * 4096 + 21ull * 4000000) * 4);
+    o.parallel = 200; /* 16.8 GB of state */
+    o.ctx = 16;
+    CHECK_EQ(mxd_plan_make(&p, &m, &n, 1, NULL, 0, &o, &err), MXD_E_NOFIT);
+}
+
 /* The example of docs/planner.md: memory alone is a bad guide. */
 TEST(plan_leaves_out_what_slows_one_stream) {
     mxd_model_sizes m = model_of(48, 340000000);

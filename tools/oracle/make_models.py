@@ -47,6 +47,21 @@ class Recipe:
     absent: tuple[str, ...] = ()  # keys left out of config.json: the model's own default holds
     overrides: dict[str, Any] = field(default_factory=dict)  # module path -> quantization entry
     issue: str | None = None
+    quant: dict[str, int] = field(default_factory=lambda: {"group_size": 64, "bits": 8})
+    prefix: str = ""  # of every tensor's name
+    wrapped: bool = False  # the language model's keys stand in "text_config"
+    delta: tuple[int, int, int, int, int] = ()  # key and value heads, d_k, d_v, convolution inputs
+    unconverted: bool = False  # convolution [C, 1, inputs], norms without their 1: as before conversion
+    beside: dict[str, tuple[int, ...]] = field(default_factory=dict)  # tensors of no use
+
+
+def moe(n: int, top: int, inner: int, shared: int, **more: Any) -> dict[str, Any]:
+    return {"num_experts": n, "num_experts_per_tok": top, "moe_intermediate_size": inner,
+            "shared_expert_intermediate_size": shared, **more}
+
+
+def mrope(**more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_theta": 10_000, "partial_rotary_factor": 0.25, "mrope_section": [1, 1, 2], **more}}
 
 
 RECIPES = [
@@ -118,6 +133,43 @@ RECIPES = [
            overrides={f"model.layers.{i}.mlp.{path}": how for i in (0, 2) for path, how in {
                "gate": {"group_size": 32, "bits": 8}, "switch_mlp.gate_proj": {"group_size": 64, "bits": 4},
                "switch_mlp.up_proj": {"group_size": 32, "bits": 4}, "switch_mlp.down_proj": False}.items()}),
+    Recipe("qwen3-next-moe", 140, "fused projections of the delta net, 2 key heads for 4 value heads; 4 and 8 bits; one dense layer",
+           hidden=64, layers=4, heads=4, kv_heads=2, head_dim=32, inter=64, vocab=160, theta=10_000, delta=(2, 4, 16, 16, 4),
+           model_type="qwen3_next", quant={"group_size": 32, "bits": 4},
+           config={**moe(6, 2, 32, 64, norm_topk_prob=True), "decoder_sparse_step": 1, "mlp_only_layers": [1],
+                   "full_attention_interval": 2, "partial_rotary_factor": 0.25},
+           overrides={f"model.layers.{i}.mlp.{path}": {"group_size": 64, "bits": 8}
+                      for i in (0, 2, 3) for path in ("gate", "shared_expert_gate")}),
+    Recipe("qwen3-next-plain", 141, "dense, plain f16, biases, hidden 40; d_k is not d_v; 3 inputs of the convolution; 2 of 3 layers recurrent",
+           hidden=40, layers=4, heads=5, kv_heads=1, head_dim=16, inter=56, vocab=160, theta=10_000, delta=(1, 3, 32, 16, 3),
+           dtype="float16", tied=True, quantized=False, model_type="qwen3_next",
+           config={**moe(0, 0, 1, 1), "decoder_sparse_step": 1, "mlp_only_layers": [], "attention_bias": True,
+                   "full_attention_interval": 3, "partial_rotary_factor": 0.5}),
+    Recipe("qwen3_5-6bit", 142, "text at top level under the wrapper's name; 6 bits; tied; the interval of 4 by default",
+           hidden=64, layers=5, heads=2, kv_heads=1, head_dim=32, inter=128, vocab=160, delta=(2, 4, 16, 16, 4),
+           tied=True, model_type="qwen3_5", quant={"group_size": 64, "bits": 6}, config=mrope(rope_type="default")),
+    Recipe("qwen3_5-vision", 143, "wrapped beside a vision tower, 5 and 8 bits; one value head a key head; two files",
+           hidden=64, layers=4, heads=4, kv_heads=4, head_dim=16, inter=96, vocab=160, delta=(4, 4, 16, 32, 4),
+           model_type="qwen3_5", quant={"group_size": 32, "bits": 5}, prefix="language_model.", wrapped=True, shards=2,
+           config={"full_attention_interval": 2, **mrope(type="mrope")},
+           overrides={"language_model.lm_head": {"group_size": 64, "bits": 8},
+                      "language_model.model.layers.0.linear_attn.in_proj_a": False,
+                      "language_model.model.layers.2.linear_attn.out_proj": {"group_size": 64, "bits": 8}},
+           beside={"vision_tower.blocks.0.attn.qkv.weight": (24, 8), "language_model.mtp.fc.weight": (8, 8)}),
+    Recipe("qwen3_5-unconverted", 144, "as trained: convolution [C, 1, 4], norms without their 1, plain f32",
+           hidden=32, layers=4, heads=3, kv_heads=1, head_dim=16, inter=48, vocab=128, delta=(1, 2, 16, 16, 4),
+           dtype="float32", quantized=False, model_type="qwen3_5", unconverted=True,
+           config={"full_attention_interval": 4, **mrope(rope_type="default")}),
+    Recipe("qwen3_5_moe-4bit", 145, "wrapped; 7 experts of 32, 3 a token with weights of sum 1 by default; routers of 8 bits",
+           hidden=64, layers=4, heads=4, kv_heads=2, head_dim=16, inter=64, vocab=144, delta=(2, 4, 16, 16, 4),
+           model_type="qwen3_5_moe", quant={"group_size": 32, "bits": 4}, prefix="language_model.", wrapped=True,
+           absent=("intermediate_size",), config={**moe(7, 3, 32, 32), **mrope(rope_type="default")},
+           overrides={f"language_model.model.layers.{i}.mlp.{path}": {"group_size": 64, "bits": 8}
+                      for i in range(4) for path in ("gate", "shared_expert_gate")}),
+    Recipe("qwen3_5_moe-plain", 146, "text at top level with the prefix; 5 plain experts of 24, weights as they are; 3 value heads a key head",
+           hidden=48, layers=3, heads=2, kv_heads=2, head_dim=16, inter=64, vocab=128, delta=(1, 3, 16, 16, 2),
+           quantized=False, model_type="qwen3_5_moe", prefix="language_model.",
+           config={**moe(5, 2, 24, 40, norm_topk_prob=False), "full_attention_interval": 2, **mrope(type="mrope")}),
 ]
 
 
@@ -134,11 +186,18 @@ def make_config(r: Recipe) -> dict[str, Any]:
         config["rope_parameters"] = {"rope_theta": r.theta, "rope_type": "default"}
     else:
         config.update(rope_theta=r.theta, rope_scaling=None)
-    if r.quantized:
-        config["quantization"] = {"group_size": 64, "bits": 8, "mode": "affine", **r.overrides}
-        config["quantization_config"] = config["quantization"]
+    if r.delta:
+        config.update(zip(("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim",
+                           "linear_value_head_dim", "linear_conv_kernel_dim"), r.delta))
     config.update(r.config)
-    return {key: config[key] for key in sorted(config) if key not in r.absent}
+    config = {key: config[key] for key in sorted(config) if key not in r.absent}
+    if r.wrapped:
+        config = {"architectures": config.pop("architectures"), "model_type": r.model_type,
+                  "text_config": {**config, "model_type": f"{r.model_type}_text"}}
+    if r.quantized:
+        quant = {**r.quant, "mode": "affine", **r.overrides}
+        config = dict(sorted({**config, "quantization": quant, "quantization_config": quant}.items()))
+    return config
 
 
 def biases(r: Recipe) -> tuple[bool, bool, bool]:
@@ -148,8 +207,12 @@ def biases(r: Recipe) -> tuple[bool, bool, bool]:
 
 
 def is_sparse(r: Recipe, layer: int) -> bool:
-    step = r.config.get("decoder_sparse_step")
-    return bool(step) and (layer + 1) % step == 0 and layer not in r.config["mlp_only_layers"]
+    step = r.config.get("decoder_sparse_step", 1)
+    return r.config.get("num_experts", 0) > 0 and (layer + 1) % step == 0 and layer not in r.config.get("mlp_only_layers", [])
+
+
+def is_recurrent(r: Recipe, layer: int) -> bool:
+    return bool(r.delta) and (layer + 1) % r.config.get("full_attention_interval", 4) != 0
 
 
 def random_weights(r: Recipe) -> dict[str, np.ndarray]:
@@ -168,6 +231,22 @@ def random_weights(r: Recipe) -> dict[str, np.ndarray]:
     def norm(name: str, size: int, mean: float) -> None:
         w[f"{name}.weight"] = mean * (1 + 0.25 * rng.standard_normal(size))
 
+    def delta_net(p: str) -> None:
+        n_k, n_v, d_k, d_v, inputs = r.delta
+        keys, values = n_k * d_k, n_v * d_v
+        if r.model_type == "qwen3_next":
+            linear(f"{p}.in_proj_qkvz", 2 * (keys + values), r.hidden)
+            linear(f"{p}.in_proj_ba", 2 * n_v, r.hidden)
+        else:
+            linear(f"{p}.in_proj_qkv", 2 * keys + values, r.hidden)
+            for name, size in (("z", values), ("b", n_v), ("a", n_v)):
+                linear(f"{p}.in_proj_{name}", size, r.hidden)
+        w[f"{p}.conv1d.weight"] = rng.standard_normal((2 * keys + values, inputs, 1)) * 1.5 / np.sqrt(inputs)
+        w[f"{p}.A_log"] = np.log(rng.uniform(0.5, 8, n_v))
+        w[f"{p}.dt_bias"] = rng.uniform(-5, 0, n_v)  # decays from 0.99 to nearly 0
+        norm(f"{p}.norm", d_v, 1.0)
+        linear(f"{p}.out_proj", r.hidden, values, 2.5 * residual)
+
     width, kv_width = r.heads * r.head_dim, r.kv_heads * r.head_dim
     # A tied embedding is small beside what the layers add, else the model would only repeat its input.
     linear("model.embed_tokens", r.vocab, r.hidden, LOGIT_SPREAD if r.tied else np.sqrt(r.hidden))
@@ -178,14 +257,17 @@ def random_weights(r: Recipe) -> dict[str, np.ndarray]:
     for i in range(r.layers):
         p = f"model.layers.{i}"
         norm(f"{p}.input_layernorm", r.hidden, 1.0)
-        if r.model_type == "phi3":
+        if is_recurrent(r, i):
+            delta_net(f"{p}.linear_attn")
+        elif r.model_type == "phi3":
             linear(f"{p}.self_attn.qkv_proj", width + 2 * kv_width, r.hidden, gain)
         else:
-            linear(f"{p}.self_attn.q_proj", width, r.hidden, gain, qkv_bias)
+            linear(f"{p}.self_attn.q_proj", width * (2 if r.delta else 1), r.hidden, gain, qkv_bias)
             linear(f"{p}.self_attn.k_proj", kv_width, r.hidden, gain, qkv_bias)
             linear(f"{p}.self_attn.v_proj", kv_width, r.hidden, 1.0, qkv_bias)
-        linear(f"{p}.self_attn.o_proj", r.hidden, width, 1.5 * residual, o_bias)
-        if head_norms:
+        if not is_recurrent(r, i):
+            linear(f"{p}.self_attn.o_proj", r.hidden, width, 1.5 * residual, o_bias)
+        if head_norms and not is_recurrent(r, i):
             norm(f"{p}.self_attn.q_norm", r.head_dim, 1.6)
             norm(f"{p}.self_attn.k_norm", r.head_dim, 1.6)
         norm(f"{p}.post_attention_layernorm", r.hidden, 1.0)
@@ -195,6 +277,11 @@ def random_weights(r: Recipe) -> dict[str, np.ndarray]:
             experts(f"{p}.mlp.switch_mlp.gate_proj", inner, r.hidden, 1.5)
             experts(f"{p}.mlp.switch_mlp.up_proj", inner, r.hidden, 1.5)
             experts(f"{p}.mlp.switch_mlp.down_proj", r.hidden, inner, residual)
+            if shared := r.config.get("shared_expert_intermediate_size"):
+                linear(f"{p}.mlp.shared_expert.gate_proj", shared, r.hidden, 1.5)
+                linear(f"{p}.mlp.shared_expert.up_proj", shared, r.hidden, 1.5)
+                linear(f"{p}.mlp.shared_expert.down_proj", r.hidden, shared, residual)
+                linear(f"{p}.mlp.shared_expert_gate", 1, r.hidden)
             continue
         if r.model_type == "phi3":
             linear(f"{p}.mlp.gate_up_proj", 2 * r.inter, r.hidden, 1.5)
@@ -211,13 +298,20 @@ def random_weights(r: Recipe) -> dict[str, np.ndarray]:
 def quantize(r: Recipe, floats: dict[str, np.ndarray]) -> dict[str, mx.array]:
     tensors: dict[str, mx.array] = {}
     for name, value in floats.items():
+        if r.unconverted and "norm" in name and ".linear_attn." not in name:
+            value = value - 1
+        name = r.prefix + name
         path, w = name.removesuffix(".weight"), mx.array(value.astype(np.float32)).astype(DTYPES[r.dtype])
-        how = r.overrides.get(path, {"group_size": 64, "bits": 8})
-        if not r.quantized or w.ndim == 1 or how is False:
+        how = r.overrides.get(path, r.quant)
+        if name.endswith(".conv1d.weight"):
+            tensors[name] = w.swapaxes(1, 2) if r.unconverted else w
+        elif name.endswith(".A_log"):
+            tensors[name] = mx.array(value.astype(np.float32))
+        elif not r.quantized or w.ndim == 1 or how is False:
             tensors[name] = w
         else:
             tensors[name], tensors[f"{path}.scales"], tensors[f"{path}.biases"] = mx.quantize(w, **how)
-    return tensors
+    return {**tensors, **{name: mx.ones(shape, dtype=DTYPES[r.dtype]) for name, shape in r.beside.items()}}
 
 
 def save(r: Recipe, folder: Path, tensors: dict[str, mx.array]) -> None:
@@ -257,13 +351,19 @@ def dequantized64(r: Recipe, tensors: dict[str, mx.array]) -> dict[str, np.ndarr
         if f"{path}.scales" not in tensors:
             out[name] = np.array(value.astype(mx.float32)).astype(np.float64)
             continue
-        how = r.overrides.get(path, {"group_size": 64, "bits": 8})
-        words, bits = np.array(value), how["bits"]
-        q = (words[..., None] >> np.arange(0, 32, bits, dtype=np.uint32)) & np.uint32(2 ** bits - 1)
+        how = r.overrides.get(path, r.quant)
+        bits = np.unpackbits(np.array(value).view(np.uint8), axis=-1, bitorder="little")
+        q = bits.reshape(*bits.shape[:-1], -1, how["bits"]) @ (1 << np.arange(how["bits"]))
         scale, bias = (np.array(tensors[f"{path}.{s}"].astype(mx.float32)).astype(np.float64)[..., None]
                        for s in ("scales", "biases"))
         q = q.reshape(*scale.shape[:-1], how["group_size"])
         out[name] = (scale * q + bias).reshape(*scale.shape[:-2], -1)
+    out = {name.removeprefix(r.prefix): value for name, value in out.items()}
+    for name in out if r.unconverted else ():
+        if name.endswith(".conv1d.weight"):
+            out[name] = out[name].swapaxes(1, 2)
+        elif "norm" in name and ".linear_attn." not in name:
+            out[name] = out[name] + 1
     return out
 
 
@@ -281,7 +381,8 @@ def make(r: Recipe, folder: Path) -> str:
     for length in PROMPT_LENGTHS:
         prompt = rng.randint(0, r.vocab, length).tolist()
         rows, greedy = run(model, prompt)
-        exact = reference64.logits(prompt + greedy[:-1], weights64, {**config, "tie_word_embeddings": r.tied})
+        exact = reference64.logits(prompt + greedy[:-1], weights64,
+                                   {**config.get("text_config", config), "tie_word_embeddings": r.tied})
         worst = max(worst, float(np.abs(rows - exact).max()))
         top = np.sort(rows[length - 1:], axis=-1)
         margin = [float(f"{m:.6g}") for m in top[:, -1] - top[:, -2]]

@@ -14,8 +14,8 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 def rope_frequencies(config: dict, dims: int) -> tuple[Array, float]:
     """Angle per position of each pair, and the factor of the rotated values."""
-    scaling = config.get("rope_scaling") or {}
-    base = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta")
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    base = (config.get("rope_parameters") or {}).get("rope_theta") or config.get("rope_theta")
     base = base or {"qwen2": 1e6}.get(config["model_type"], 1e4)
     kind = scaling.get("type") or scaling.get("rope_type", "default")
     f = base ** (-2 * np.arange(dims // 2) / dims)
@@ -40,13 +40,14 @@ def rope_frequencies(config: dict, dims: int) -> tuple[Array, float]:
         length = config.get("original_max_position_embeddings") or scaling["original_max_position_embeddings"]
         stretch = config["max_position_embeddings"] / length
         return f / np.array(scaling["long_factor"]), sqrt(1 + log(stretch) / log(length)) if stretch > 1 else 1.0
-    assert kind == "default", kind
+    assert kind in ("default", "mrope"), kind  # mrope: of text
     return f, 1.0
 
 
 def rope(x: Array, config: dict) -> Array:
     """x [heads, tokens, dim]; the first dims turn. Pairs are (i, i + dims/2), or (2i, 2i + 1)."""
-    dims = int(x.shape[-1] * config.get("partial_rotary_factor", 1.0))
+    inner = config.get("rope_parameters") or {}
+    dims = int(x.shape[-1] * config.get("partial_rotary_factor", inner.get("partial_rotary_factor", 1.0)))
     f, scale = rope_frequencies(config, dims)
     angle = np.arange(x.shape[1])[:, None] * f
     longrope = (config.get("rope_scaling") or {}).get("type") in ("longrope", "su")
@@ -57,6 +58,10 @@ def rope(x: Array, config: dict) -> Array:
     out[..., pairs[0]] = scale * (a * np.cos(angle) - b * np.sin(angle))
     out[..., pairs[1]] = scale * (b * np.cos(angle) + a * np.sin(angle))
     return out
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
 
 
 def linear(x: Array, w: Weights, path: str) -> Array:
@@ -77,6 +82,9 @@ def attention(x: Array, w: Weights, layer: int, config: dict) -> Array:
         parts = np.split(linear(x, w, f"{p}.qkv_proj"), [n_heads * dim, (n_heads + n_kv) * dim], axis=-1)
     else:
         parts = [linear(x, w, f"{p}.{name}_proj") for name in "qkv"]
+    gate = None
+    if parts[0].shape[-1] == 2 * n_heads * dim:  # of each head: query, then gate
+        parts[0], gate = (t.reshape(n_tokens, -1) for t in np.split(parts[0].reshape(n_tokens, n_heads, -1), 2, axis=-1))
     q, k, v = (t.reshape(n_tokens, -1, dim).transpose(1, 0, 2) for t in parts)  # [heads, tokens, dim]
     if f"{p}.q_norm.weight" in w:
         q = rms_norm(q, w[f"{p}.q_norm.weight"], config["rms_norm_eps"])
@@ -86,8 +94,43 @@ def attention(x: Array, w: Weights, layer: int, config: dict) -> Array:
     back = np.arange(n_tokens)[:, None] - np.arange(n_tokens)
     score = np.where((back >= 0) & (back < window_of(config, layer)), score, -np.inf)
     share = np.exp(score - score.max(axis=-1, keepdims=True))
-    out = share / share.sum(axis=-1, keepdims=True) @ v
-    return linear(out.transpose(1, 0, 2).reshape(n_tokens, n_heads * dim), w, f"{p}.o_proj")
+    out = (share / share.sum(axis=-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(n_tokens, n_heads * dim)
+    return linear(out if gate is None else out * sigmoid(gate), w, f"{p}.o_proj")
+
+
+def delta_inputs(x: Array, w: Weights, p: str, n_k: int, d_k: int, d_v: int) -> list[Array]:
+    """What goes into the convolution [tokens, channels], z, b, a. Qwen3-Next keeps the parts of a key head together."""
+    n = x.shape[0]
+    if f"{p}.in_proj_qkvz.weight" not in w:
+        return [linear(x, w, f"{p}.in_proj_{name}") for name in ("qkv", "z", "b", "a")]
+    groups = linear(x, w, f"{p}.in_proj_qkvz").reshape(n, n_k, -1)
+    values = (groups.shape[-1] - 2 * d_k) // 2
+    q, k, v, z = np.split(groups, [d_k, 2 * d_k, 2 * d_k + values], axis=-1)
+    b, a = np.split(linear(x, w, f"{p}.in_proj_ba").reshape(n, n_k, -1), 2, axis=-1)
+    return [np.concatenate([t.reshape(n, -1) for t in (q, k, v)], axis=-1), *(t.reshape(n, -1) for t in (z, b, a))]
+
+
+def delta_net(x: Array, w: Weights, layer: int, config: dict) -> Array:
+    """The gated delta rule, position by position."""
+    p, n = f"model.layers.{layer}.linear_attn", x.shape[0]
+    n_k, n_v, d_k, d_v, inputs = (config[f"linear_{key}"] for key in (
+        "num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim"))
+    mixed, z, b, a = delta_inputs(x, w, p, n_k, d_k, d_v)
+    padded = np.concatenate([np.zeros((inputs - 1, mixed.shape[1])), mixed])
+    mixed = sum(padded[i:i + n] * w[f"{p}.conv1d.weight"][:, i, 0] for i in range(inputs))
+    q, k, v = np.split(mixed * sigmoid(mixed), [n_k * d_k, 2 * n_k * d_k], axis=-1)
+    q, k = (np.repeat(t.reshape(n, n_k, d_k), n_v // n_k, axis=1) for t in (q, k))
+    q, k = (t / np.sqrt((t * t).sum(axis=-1, keepdims=True) + 1e-6) for t in (q, k))
+    v, beta = v.reshape(n, n_v, d_v), sigmoid(b)
+    decay = np.exp(-np.exp(w[f"{p}.A_log"]) * np.logaddexp(a + w[f"{p}.dt_bias"], 0))
+    state, out = np.zeros((n_v, d_v, d_k)), np.zeros((n, n_v, d_v))
+    for t in range(n):
+        state = state * decay[t][:, None, None]
+        delta = (v[t] - np.einsum("hvk,hk->hv", state, k[t])) * beta[t][:, None]
+        state = state + delta[:, :, None] * k[t][:, None, :]
+        out[t] = np.einsum("hvk,hk->hv", state, q[t]) / sqrt(d_k)
+    out = rms_norm(out, w[f"{p}.norm.weight"], config["rms_norm_eps"]).reshape(n, -1)
+    return linear(out * z * sigmoid(z), w, f"{p}.out_proj")
 
 
 def mlp(x: Array, w: Weights, p: str) -> Array:
@@ -105,10 +148,13 @@ def experts(x: Array, w: Weights, p: str, config: dict) -> Array:
     out = np.zeros_like(x)
     for t, share in enumerate(score):
         chosen = np.argsort(-share, kind="stable")[:config["num_experts_per_tok"]]
-        total = share[chosen].sum() if config["norm_topk_prob"] else 1.0
+        norm = config.get("norm_topk_prob", config["model_type"].startswith("qwen3_5"))
+        total = share[chosen].sum() if norm else 1.0
         for e in chosen:
             one = {f"e.{n}_proj.weight": w[f"{p}.switch_mlp.{n}_proj.weight"][e] for n in ("gate", "up", "down")}
             out[t] += share[e] / total * mlp(x[t], one, "e")
+    if f"{p}.shared_expert.up_proj.weight" in w:
+        out += sigmoid(linear(x, w, f"{p}.shared_expert_gate")) * mlp(x, w, f"{p}.shared_expert")
     return out
 
 
@@ -118,7 +164,8 @@ def logits(ids: list[int], w: Weights, config: dict) -> Array:
     h = w["model.embed_tokens.weight"][ids]
     for i in range(config["num_hidden_layers"]):
         p = f"model.layers.{i}"
-        h = h + attention(rms_norm(h, w[f"{p}.input_layernorm.weight"], eps), w, i, config)
+        mix = delta_net if f"{p}.linear_attn.A_log" in w else attention
+        h = h + mix(rms_norm(h, w[f"{p}.input_layernorm.weight"], eps), w, i, config)
         x = rms_norm(h, w[f"{p}.post_attention_layernorm.weight"], eps)
         h = h + (experts(x, w, f"{p}.mlp", config) if f"{p}.mlp.gate.weight" in w else mlp(x, w, f"{p}.mlp"))
     head = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"

@@ -73,6 +73,24 @@ static void lay_out(cpu_backend *b, layout *l) {
     b->row_run = place(l, rows, sizeof(int32_t));
     for (int i = 0; i < b->n_layers; i++)
         b->kv[i].pages = place(l, (size_t)b->n_pages, b->kv[i].page_bytes);
+    for (int i = 0; i < b->n_layers; i++)
+        b->state[i].data = place(l, (size_t)b->n_states, b->state[i].floats * sizeof(float));
+}
+
+static mxd_rc check_states(const mxd_step_shape *s, mxd_err *err) {
+    if (s->n_states < 0 || (s->n_states && !s->state))
+        return mxd_fail(err, MXD_E_INVAL, "recurrent state of %d sequences", s->n_states);
+    for (int i = 0; i < s->n_layers && s->n_states; i++) {
+        const mxd_state_spec *t = &s->state[i];
+        if (!t->channels) continue;
+        if (t->channels < 1 || t->channels > (1 << 24) || t->conv < 1 || t->conv > MXD_MAX_CONV ||
+            t->n_heads < 1 || t->n_heads > MXD_MAX_HEADS || t->d_v < 16 || t->d_v % 16 ||
+            t->d_v > MXD_MAX_HEAD_DIM || t->d_k < 16 || t->d_k % 16 || t->d_k > MXD_MAX_HEAD_DIM)
+            return mxd_fail(err, MXD_E_INVAL,
+                            "layer %d: state of %d heads [%d, %d], %d inputs of %d channels", i,
+                            t->n_heads, t->d_v, t->d_k, t->conv, t->channels);
+    }
+    return MXD_OK;
 }
 
 static bool good_kv(const mxd_kv_spec *s) {
@@ -103,7 +121,7 @@ static mxd_rc check_shape(const mxd_step_shape *s, mxd_err *err) {
         if (!good_kv(&s->kv[i]))
             return mxd_fail(err, MXD_E_INVAL, "layer %d: %d KV heads of %d, V of %d", i,
                             s->kv[i].n_kv, s->kv[i].head_dim, s->kv[i].v_dim);
-    return MXD_OK;
+    return check_states(s, err);
 }
 
 static void take_kv(cpu_backend *b, const mxd_step_shape *s) {
@@ -140,6 +158,9 @@ static void take_shape(cpu_backend *b, const mxd_step_shape *s) {
                               .cap_rows = s->reg_rows ? s->reg_rows[i] : s->max_rows,
                               .ld = up16((size_t)s->reg_width[i])};
     take_kv(b, s);
+    for (int i = 0; i < s->n_layers; i++)
+        cpu_state_place(&b->state[i], s->n_states ? &s->state[i] : &(mxd_state_spec){0});
+    b->n_states = s->n_states;
     b->moe = (cpu_moe){.top_k = s->moe.top_k, .hidden = s->moe.hidden, .inner = s->moe.inner};
     b->moe.wide_ld = up16((size_t)s->moe.hidden);
     b->moe.inner_ld = up16((size_t)s->moe.inner);
@@ -173,9 +194,10 @@ static mxd_rc cpu_setup(mxd_backend *base, const mxd_step_shape *shape, mxd_err 
     MXD_ASSERT(!b->map);
     MXD_TRY(check_shape(shape, err));
     b->kv = MXD_NEW(b->al, (size_t)shape->n_layers, cpu_kv);
+    b->state = MXD_NEW(b->al, (size_t)shape->n_layers, cpu_state);
     b->scratch = MXD_NEW(b->al, (size_t)b->n_threads, cpu_scratch);
     mxd_rc rc = MXD_OK;
-    if (!b->kv || !b->scratch) {
+    if (!b->kv || !b->state || !b->scratch) {
         rc = mxd_fail(err, MXD_E_NOMEM, "tables of the step");
     } else {
         take_shape(b, shape);
@@ -183,8 +205,10 @@ static mxd_rc cpu_setup(mxd_backend *base, const mxd_step_shape *shape, mxd_err 
     }
     if (!rc) return MXD_OK;
     mxd_free(b->al, b->kv);
+    mxd_free(b->al, b->state);
     mxd_free(b->al, b->scratch);
     b->kv = NULL;
+    b->state = NULL;
     b->scratch = NULL;
     return rc;
 }
@@ -198,6 +222,7 @@ static void cpu_close(mxd_backend *base) {
     }
     cpu_unmap(b->map, b->map_bytes);
     mxd_free(b->al, b->kv);
+    mxd_free(b->al, b->state);
     mxd_free(b->al, b->scratch);
     mxd_pool_close(b->pool);
     mxd_free(b->al, b);
@@ -217,6 +242,8 @@ static mxd_rc check_run(const cpu_backend *b, const mxd_run *r, int row0, mxd_er
     if (r->pos0 < 0 || r->pos0 > b->max_context - r->n)
         return mxd_fail(err, MXD_E_CONTEXT, "positions %d to %d: the context is %d", r->pos0,
                         r->pos0 + r->n, b->max_context);
+    if (b->n_states && (r->state < 0 || r->state >= b->n_states))
+        return mxd_fail(err, MXD_E_INTERNAL, "recurrent state %d of %d", r->state, b->n_states);
     for (int p = 0; b->n_layers && p * MXD_KV_PAGE_TOKENS < r->pos0 + r->n; p++)
         if (r->pages[p] < 0 || r->pages[p] >= b->n_pages)
             return mxd_fail(err, MXD_E_INTERNAL, "KV page %d of %d", r->pages[p], b->n_pages);
@@ -310,6 +337,8 @@ static const mxd_backend_ops ops = {
     .split = cpu_split,
     .join = cpu_join,
     .linear_heads = cpu_linear_heads,
+    .delta_net = cpu_delta_net,
+    .state_copy = cpu_state_copy,
 };
 
 mxd_rc cpu_open(mxd_backend **out, const mxd_alloc *al, const mxd_backend_opts *opts,

@@ -52,6 +52,13 @@ typedef struct cpu_kv { /* n_kv = 0: the layer keeps nothing */
                                     * V [MXD_KV_PAGE_TOKENS][vp] */
 } cpu_kv;
 
+typedef struct cpu_state { /* recurrent state of one layer, laid out in delta.c */
+    mxd_state_spec spec;   /* channels = 0: none */
+    size_t matrix, kept;   /* floats of one head's S; where the kept inputs start */
+    size_t floats;         /* of one sequence */
+    float *data;           /* [n_states, floats] */
+} cpu_state;
+
 enum { CPU_ROPE_TABLES = 4 };
 
 typedef struct cpu_rope_table { /* of this step; reused in turn */
@@ -109,9 +116,11 @@ typedef struct cpu_backend {
     size_t map_bytes;
     int max_rows, n_regs, n_layers, n_pages, max_context;
     cpu_reg reg[MXD_MAX_REGS];
-    cpu_kv *kv;             /* [n_layers] */
-    size_t max_dp;          /* of K and V heads */
-    size_t max_turned;      /* of V heads of latent KV */
+    cpu_kv *kv;        /* [n_layers] */
+    size_t max_dp;     /* of K and V heads */
+    size_t max_turned; /* of V heads of latent KV */
+    int n_states;
+    cpu_state *state;       /* [n_layers] */
     unsigned char *panel_q; /* a panel of n tokens starts n * k codes after the one before */
     float *panel_s, *panel_b;
     size_t panel_rows; /* of max_in columns */
@@ -185,6 +194,13 @@ void cpu_join(mxd_backend *base, int dst, int first, int second, int n, int a, i
 
 /* moe.c */
 void cpu_moe_run(mxd_backend *base, int dst, int src, int logits, const mxd_moe *how);
+
+/* delta.c */
+/* Takes the shape of a layer's state, without its memory; returns floats of one sequence. */
+size_t cpu_state_place(cpu_state *s, const mxd_state_spec *spec);
+void cpu_delta_net(mxd_backend *base, int layer, int dst, int x, int z, int beta, int a,
+                   const mxd_delta_net *how);
+void cpu_state_copy(mxd_backend *base, int to, int from);
 
 /* attend.c */
 void cpu_rope(mxd_backend *base, int reg, int n_heads, int head_dim, const mxd_rope *r);
