@@ -148,7 +148,8 @@ def delta(r: random.Random) -> Config:
 
 def qwen3_next(r: random.Random) -> Config:
     c = common(r, "qwen3_next", (4, 6))
-    c.update(delta(r), experts(r, {"n": "num_experts", "k": "num_experts_per_tok"}), decoder_sparse_step=1,
+    c.update(delta(r))
+    c.update(experts(r, {"n": "num_experts", "k": "num_experts_per_tok"}), decoder_sparse_step=1,
              mlp_only_layers=r.choice([[], [1]]), moe_intermediate_size=64, shared_expert_intermediate_size=96,
              norm_topk_prob=r.random() < 0.5, partial_rotary_factor=r.choice([0.25, 0.5]), head_dim=32)
     return c
@@ -246,4 +247,4 @@ def deepseek_v3(r: random.Random) -> Config:
 
 FAMILIES = {f.__name__: f for f in (
     llama, qwen2, qwen3, qwen3_moe, phi3, gpt_oss, gemma2, gemma3_text, gemma3, gemma4_text, gemma4, qwen3_next,
-    qwen3_5_text, qwen3_5, qwen3_5_moe, ministral3, mistral3, glm4_moe, glm4_moe_lite, minimax, deepseek_v3)}
+    qwen3_5, qwen3_5_moe, ministral3, mistral3, glm4_moe, glm4_moe_lite, minimax, deepseek_v3)}
