@@ -48,13 +48,6 @@ static inline uint16_t mxd_f32_to_f16(float f) {
     return (uint16_t)(sign | ((abs - (112u << 23) + 0xfff + odd) >> 13));
 }
 
-/* To nearest even; a NaN stays one. */
-static inline uint16_t mxd_f32_to_bf16(float f) {
-    uint32_t u = mxd_float_bits(f);
-    if (f != f) return (uint16_t)(u >> 16 | 0x40);
-    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
 /* The small floats of the microscaling formats. E4M3 as MLX reads it: 0x7f is 480, not a NaN. */
 static inline float mxd_e4m3_to_f32(uint8_t x) {
     return mxd_f16_to_f32((uint16_t)((x & 0x80) << 8 | (x & 0x7f) << 7)) * 256;
