@@ -246,43 +246,57 @@ static void narrow_f32(float *y, const uint8_t *tile, const mxd_qshape *s, const
 
 /* E4M3 bits at the place of a float's, as tiny numbers, are 2^-120 of the value; subnormal ones are
  * right too. `by` brings that to element * scale, together with `more` where the scale is large. */
-INLINE v16 fp8_column(const uint8_t *codes, v16 by, v16 more) {
+INLINE v16 fp8_column(const uint8_t *codes, v16 by, v16 more, const int large) {
     const __m256i mask = _mm256_set1_epi32((int)0x87f00000);
-    __m128i b = _mm_loadu_si128((const __m128i *)(const void *)codes);
-    __m256i lo = _mm256_slli_epi32(_mm256_cvtepi8_epi32(b), 20);
-    __m256i hi = _mm256_slli_epi32(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(b, b)), 20);
-    v16 w = {_mm256_castsi256_ps(_mm256_and_si256(lo, mask)),
-             _mm256_castsi256_ps(_mm256_and_si256(hi, mask))};
-    return mul16(mul16(w, by), more);
+    const __m256i top =
+        _mm256_setr_epi8(-1, -1, -1, 0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1, 4,
+                         -1, -1, -1, 5, -1, -1, -1, 6, -1, -1, -1, 7);
+    __m256i b = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)codes));
+    __m256i lo = _mm256_shuffle_epi8(b, top); /* to the highest byte, then four bits down */
+    __m256i hi = _mm256_shuffle_epi8(b, _mm256_add_epi8(top, _mm256_set1_epi32(8 << 24)));
+    lo = _mm256_and_si256(_mm256_srai_epi32(lo, 4), mask);
+    hi = _mm256_and_si256(_mm256_srai_epi32(hi, 4), mask);
+    v16 w = mul16((v16){_mm256_castsi256_ps(lo), _mm256_castsi256_ps(hi)}, by);
+    return large ? mul16(w, more) : w;
 }
 
-/* Lane sums of `cols` columns from group i on for n tokens, `wide` lanes at a time, folded into
- * acc [n]. */
+/* The lanes from l0 of the 32 columns at `codes` against n tokens. */
+INLINE void fp8_lanes(v16 (*lane)[MXD_LANES], const uint8_t *codes, v16 by, v16 more,
+                      const int large, const float *x, size_t ldx, size_t l0, const int n,
+                      const int wide) {
+    v16 part[GROUP_N][4];
+    for (int t = 0; t < n; t++)
+        for (int l = 0; l < wide; l++) part[t][l] = lane[t][l0 + (size_t)l];
+    for (size_t c = l0; c < 32; c += MXD_LANES)
+        for (size_t l = 0; l < (size_t)wide; l++) {
+            v16 w = fp8_column(codes + MXD_TILE_ROWS * (c + l), by, more, large);
+            for (int t = 0; t < n; t++)
+                part[t][l] = fma16(w, set16(x[(size_t)t * ldx + c + l]), part[t][l]);
+        }
+    for (int t = 0; t < n; t++)
+        for (int l = 0; l < wide; l++) lane[t][l0 + (size_t)l] = part[t][l];
+}
+
+/* Lane sums of `cols` columns from group i on for n tokens, folded into acc [n]. */
 INLINE void fp8_block(v16 *acc, const uint8_t *tile, const mxd_qshape *s, size_t i, size_t cols,
                       const float *x, size_t ldx, const int n, const int wide) {
     const __m256i most = _mm256_set1_epi32(134); /* 2^(134 - 7) is the last power of two */
     v16 lane[GROUP_N][MXD_LANES];
-    for (int l0 = 0; l0 < MXD_LANES; l0 += wide) {
-        v16 part[GROUP_N][4];
-        for (int t = 0; t < n; t++)
-            for (int l = 0; l < wide; l++) part[t][l] = set16(0);
-        for (size_t c = 0; c < cols; c += MXD_LANES) {
-            const uint8_t *codes = tile + mxd_codes_at(s, i + c / 32) + (c % 32 + (size_t)l0) * 16;
-            const uint8_t *scales = tile + mxd_scales_at(s, i + c / 32);
-            __m256i lo = dwords_of_u8(scales), hi = dwords_of_u8(scales + 8);
-            __m256i lo_by = _mm256_min_epi32(lo, most), hi_by = _mm256_min_epi32(hi, most);
-            v16 by = {power_of_two(lo_by, 120), power_of_two(hi_by, 120)};
-            v16 more = {power_of_two(_mm256_sub_epi32(lo, lo_by), 127),
-                        power_of_two(_mm256_sub_epi32(hi, hi_by), 127)};
-            for (int l = 0; l < wide; l++) {
-                v16 w = fp8_column(codes + 16 * l, by, more);
-                for (int t = 0; t < n; t++)
-                    part[t][l] =
-                        fma16(w, set16(x[(size_t)t * ldx + c + (size_t)(l0 + l)]), part[t][l]);
-            }
-        }
-        for (int t = 0; t < n; t++)
-            for (int l = 0; l < wide; l++) lane[t][l0 + l] = part[t][l];
+    for (int t = 0; t < n; t++)
+        for (int l = 0; l < MXD_LANES; l++) lane[t][l] = set16(0);
+    for (const float *end = x + cols; x < end; x += 32, i++) {
+        const uint8_t *codes = tile + mxd_codes_at(s, i), *scales = tile + mxd_scales_at(s, i);
+        __m256i lo = dwords_of_u8(scales), hi = dwords_of_u8(scales + 8);
+        __m256i lo_by = _mm256_min_epi32(lo, most), hi_by = _mm256_min_epi32(hi, most);
+        __m256i lo_more = _mm256_sub_epi32(lo, lo_by), hi_more = _mm256_sub_epi32(hi, hi_by);
+        __m256i any = _mm256_or_si256(lo_more, hi_more);
+        v16 by = {power_of_two(lo_by, 120), power_of_two(hi_by, 120)};
+        v16 more = {power_of_two(lo_more, 127), power_of_two(hi_more, 127)};
+        for (size_t l0 = 0; l0 < MXD_LANES; l0 += (size_t)wide)
+            if (_mm256_testz_si256(any, any))
+                fp8_lanes(lane, codes, by, more, 0, x, ldx, l0, n, wide);
+            else
+                fp8_lanes(lane, codes, by, more, 1, x, ldx, l0, n, wide);
     }
     for (int t = 0; t < n; t++) acc[t] = fold_lanes(lane[t]);
 }
