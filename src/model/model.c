@@ -142,32 +142,12 @@ static mxd_rc source(const mxd_model *m, const mxd_decl *d, int layer, char path
     return mxd_quant_check_float(src->weight, err);
 }
 
-/* Of the rows that are ours: every row takes the same. */
+/* Of the rows that are ours: every row takes the same. Memory holds a weight as the file does, up
+ * to the rows that fill a last tile (backend/cpu/weights.c). */
 static uint64_t file_bytes(const mxd_weight_src *s) {
     uint64_t all = s->weight->bytes + (s->scales ? s->scales->bytes : 0) +
                    (s->biases ? s->biases->bytes : 0) + (s->bias ? s->bias->bytes : 0);
     return s->rows ? all / (uint64_t)s->out * (uint64_t)s->rows : all;
-}
-
-/* What it takes in memory. The CPU backend keeps narrow and floating formats in wider tiles
- * (docs/numerics.md): 2 and 3 bits as 4, 5 and 6 as 8, E2M1 as 8, E4M3 as bf16.
- */
-static uint64_t memory_bytes(const mxd_weight_src *s) {
-    uint64_t n = (uint64_t)(s->rows ? s->rows : s->out) * (uint64_t)s->in;
-    if (s->experts) n *= (uint64_t)s->experts;
-    switch (s->quant.mode) {
-    case MXD_Q_MXFP8:
-        return 2 * n;
-    case MXD_Q_MXFP4:
-    case MXD_Q_NVFP4: /* and a scale and a bias of 16 bits per group */
-        return n + 4 * n / (uint64_t)s->quant.group;
-    case MXD_Q_AFFINE:
-        if (s->quant.bits == 4 || s->quant.bits == 8) break;
-        return n / (s->quant.bits < 4 ? 2 : 1) + 4 * n / (uint64_t)s->quant.group;
-    case MXD_Q_NONE:
-        break;
-    }
-    return file_bytes(s);
 }
 
 static int declare(const mxd_model *m, int layer, mxd_decl out[MXD_MAX_LAYER_WEIGHTS]) {
@@ -179,7 +159,7 @@ static mxd_rc decl_bytes(const mxd_model *m, const mxd_decl *d, int layer, uint6
     char path[256];
     mxd_weight_src src;
     MXD_TRY(source(m, d, layer, path, &src, err));
-    *sum += memory_bytes(&src);
+    *sum += file_bytes(&src);
     if (src.row0 > 0) return MXD_OK; /* counted with the first part */
     *n_tensors += 1u + (src.scales != NULL) + (src.biases != NULL) + (src.bias != NULL);
     return MXD_OK;
@@ -376,7 +356,7 @@ static mxd_rc load_one(loading *l, const mxd_decl *d, int layer, mxd_weight **ou
     mxd_backend *b = l->m->backend;
     mxd_rc rc = b->ops->load(b, &src, out, err);
     if (rc) return mxd_wrap(err, rc, "%s", path);
-    l->done += memory_bytes(&src);
+    l->done += file_bytes(&src);
     bool go_on = !l->opts->progress || l->opts->progress(l->opts->progress_ctx, l->done, l->total);
     return go_on ? MXD_OK : mxd_fail(err, MXD_E_CANCELED, "loading was stopped");
 }

@@ -537,6 +537,97 @@ TEST(kernels_pack_is_read_back) {
         }
 }
 
+/* The tile of 8 bits with the codes, scales and biases of a narrow one: docs/numerics.md says that
+ * they give the same sums. */
+static void widen(uint8_t *to, const mxd_qshape *wide, const mxd_qshape *s, const uint8_t *codes,
+                  const uint8_t *scales, const uint16_t *biases) {
+    static const uint8_t e2m1[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+    static uint8_t bytes[16 * MAX_K];
+    static uint16_t ends[2][16 * MAX_K / 16];
+    size_t n_groups = 16 * s->k / (size_t)s->group;
+    for (size_t i = 0; i < 16 * s->k; i++) {
+        int q = bits_of(codes, i * (size_t)s->bits, s->bits);
+        bytes[i] = (uint8_t)(s->kind == MXD_AFFINE ? q : e2m1[q]);
+    }
+    if (s->kind == MXD_AFFINE) {
+        mxd_qtile_pack(to, wide, 16, bytes, scales, biases);
+        return;
+    }
+    for (size_t g = 0; g < n_groups; g++) {
+        float v = mxd_e8m0_to_f32(scales[g]);
+        if (s->kind == MXD_NVFP4) v = mxd_e4m3_to_f32(scales[g]);
+        ends[0][g] = (uint16_t)(mxd_float_bits(v / 2) >> 16);
+        ends[1][g] = (uint16_t)(mxd_float_bits(-6 * v) >> 16);
+    }
+    mxd_qtile_pack(to, wide, 16, bytes, ends[0], ends[1]);
+}
+
+TEST(kernels_narrow_tiles_have_the_bits_of_wide_ones) {
+    static uint8_t codes[16 * MAX_K], narrow[20 * MAX_K], wide[24 * MAX_K];
+    static uint16_t ends[2][16 * MAX_K / 16];
+    counter = 7;
+    for (int i = 0; i < 14 * 4; i++) {
+        qcase c;
+        qcase_narrow(&c, i % 14);
+        c.s.scales = MXD_BF16;
+        mxd_qshape w = c.s;
+        w.kind = MXD_AFFINE;
+        w.bits = 8;
+        for (size_t j = 0; j < sizeof codes; j++) codes[j] = (uint8_t)pick(256);
+        fill_floats((uint8_t *)ends, MXD_BF16, MXD_COUNT(ends[0]) * 2);
+        if (c.s.kind != MXD_AFFINE) /* 2^-15 to 2^0; any E4M3 */
+            for (size_t j = 0; j < sizeof ends[0]; j++)
+                ((uint8_t *)ends)[j] =
+                    (uint8_t)(c.s.kind == MXD_NVFP4 ? pick(256) : 112 + pick(16));
+        mxd_qtile_pack(narrow, &c.s, 16, codes, ends[0], ends[1]);
+        widen(wide, &w, &c.s, codes, (const uint8_t *)ends[0], ends[1]);
+        mxd_panel p = panel_new(&c);
+        const mxd_kernels *k = mxd_kernels_best();
+        float *got = calloc((size_t)c.n * c.ldy, sizeof *got);
+        float *want = calloc((size_t)c.n * c.ldy, sizeof *want);
+        k->quantise_i8(&p, c.x, c.ldx);
+        k->qmul_i8(got, c.ldy, narrow, &c.s, &p);
+        k->qmul_i8(want, c.ldy, wide, &w, &p);
+        same(k->name, "qmul_i8", got, want, (size_t)c.n * c.ldy, c.name);
+        k->qmul_f32(got, c.ldy, narrow, &c.s, c.x, c.ldx, c.n);
+        k->qmul_f32(want, c.ldy, wide, &w, c.x, c.ldx, c.n);
+        same(k->name, "qmul_f32", got, want, (size_t)c.n * c.ldy, c.name);
+        panel_free(&p);
+        qcase_free(&c);
+        free(got);
+        free(want);
+    }
+}
+
+/* Elements in bf16 are exact where these scales are. */
+TEST(kernels_mxfp8_adds_up_as_plain_floats) {
+    static uint8_t codes[16 * MAX_K], tile[17 * MAX_K];
+    static uint16_t rows[16 * MAX_K], plain[16 * MAX_K];
+    counter = 9;
+    for (int i = 0; i < 8; i++) {
+        qcase c;
+        qcase_narrow(&c, N_NARROW - 1);
+        uint8_t scales[16 * MAX_K / 32];
+        for (size_t j = 0; j < sizeof scales; j++) scales[j] = (uint8_t)(20 + pick(226));
+        for (size_t j = 0; j < 16 * c.s.k; j++) {
+            codes[j] = (uint8_t)pick(256);
+            float v = mxd_e4m3_to_f32(codes[j]) * mxd_e8m0_to_f32(scales[j / 32]);
+            rows[j] = (uint16_t)(mxd_float_bits(v) >> 16);
+        }
+        mxd_qtile_pack(tile, &c.s, 16, codes, scales, NULL);
+        mxd_ftile_pack(plain, MXD_BF16, c.s.k, 16, rows);
+        float *got = calloc((size_t)c.n * c.ldy, sizeof *got);
+        float *want = calloc((size_t)c.n * c.ldy, sizeof *want);
+        const mxd_kernels *k = mxd_kernels_best();
+        k->qmul_f32(got, c.ldy, tile, &c.s, c.x, c.ldx, c.n);
+        k->plain_mul(want, c.ldy, plain, MXD_BF16, c.s.k, c.s.block_k, c.x, c.ldx, c.n);
+        same(k->name, "mxfp8", got, want, (size_t)c.n * c.ldy, c.name);
+        qcase_free(&c);
+        free(got);
+        free(want);
+    }
+}
+
 /* One row of n groups of a microscaling format, in and out. */
 static void row_of(float *y, mxd_qkind kind, int n, const uint8_t *elements,
                    const uint8_t *scales) {
