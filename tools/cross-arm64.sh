@@ -32,7 +32,7 @@ $cc $flags -O3 -c src/kernels/arm_neon.c -o $out/neon.o
 $cc $flags -O3 -march=armv8.2-a+dotprod -c src/kernels/arm_neon_dot.c -o $out/dot.o
 $cc $flags -O3 -march=armv8.2-a+dotprod+i8mm -c src/kernels/arm_neon_i8mm.c -o $out/i8mm.o
 $cc $flags -Wno-conversion -static -O2 -o $out/unit_kernels tests/unit/main.c \
-    tests/unit/test_kernels.c src/kernels/{kernels,pack,scalar,widen}.c \
+    tests/unit/test_kernels.c src/kernels/{kernels,pack,scalar}.c \
     src/base/{alloc,err,rand}.c $out/{neon,dot,i8mm}.o -lm
 for cpu in cortex-a57 neoverse-n1 max; do
     echo "cross-arm64: $cpu"

@@ -410,6 +410,8 @@ static void v_qmul_f32(float *y, size_t ldy, const uint8_t *tile, const mxd_qsha
             qmul_f32_one_v(y, tile, s, x, 4);
 }
 
+#include "kernels/arm_neon_narrow.h"
+
 /* --------------------------------------------------------------------------------- plain products
  */
 
@@ -643,9 +645,9 @@ const mxd_kernels mxd_kernels_neon = {
     .f16_from_f32 = v_f16_from_f32,
     .quantise_i8 = v_quantise_i8,
     .quantise_i16 = v_quantise_i16,
-    .qmul_i8 = v_qmul_i8,
-    .qmul_i16 = v_qmul_i16,
-    .qmul_f32 = v_qmul_f32,
+    .qmul_i8 = any_qmul_i8,
+    .qmul_i16 = any_qmul_i16,
+    .qmul_f32 = any_qmul_f32,
     .plain_mul = v_plain_mul,
     .rms_norm = v_rms_norm,
     .silu_mul = v_silu_mul,

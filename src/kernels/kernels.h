@@ -15,6 +15,15 @@
  *     scales  [16] \  in the type of the file:
  *     biases  [16] /  f16, bf16 or f32
  *   bits = 4: codes [group/8][16 rows][4] u8, byte c of a row holds columns c (low half) and c + 4
+ *   bits = 2: codes [group/16][16 rows][4] u8, byte c holds columns c, c + 4, c + 8, c + 12
+ *   bits = 3, 5, 6: per 32 columns a plane of the low 2, 4, 4 bits of every code, laid out as
+ * above, then one of the high bits; 1 bit: [16 rows][4] u8, bit i of byte c is of column c + 4 i
+ *
+ * Elements of microscaling formats stay what they are in the file, and their scales a byte:
+ *   per four groups (the last four may be fewer):
+ *     scales  [4 groups][16 rows] u8, zero where there is no group
+ *     E2M1    [4 groups] of 4-bit codes as above
+ *     E4M3    [4 groups][32 columns][16 rows] u8
  *
  * Activations of up to MXD_PANEL tokens are quantised into a panel, four columns of every token
  * side by side:
@@ -40,20 +49,35 @@ typedef enum mxd_ftype { MXD_F32, MXD_F16, MXD_BF16 } mxd_ftype; /* how floats a
 
 static inline size_t mxd_ftype_bytes(mxd_ftype t) { return t == MXD_F32 ? 4 : 2; }
 
-/* The shape of a quantised tile. k is a multiple of group, block_k too; group is 16, 32,
- * 64 or 128. Files may be narrower: see mxd_widen_codes. */
+typedef enum mxd_qkind {             /* what the codes and scales of a quantised tile stand for */
+                         MXD_AFFINE, /* scale * code + bias */
+                         MXD_MXFP4,  /* E2M1 elements, a power of two (E8M0) per group of 32 */
+                         MXD_NVFP4,  /* E2M1 elements, an E4M3 number per group of 16 */
+                         MXD_MXFP8   /* E4M3 elements, a power of two per group of 32; multiplied as
+                                        floats */
+} mxd_qkind;
+
+/* The shape of a quantised tile. k is a multiple of group, block_k too. */
 typedef struct mxd_qshape {
     size_t k, block_k;
-    int group, bits; /* bits: 8 or 4 */
-    mxd_ftype scales;
+    int group, bits;  /* affine: 32, 64 or 128; 2, 3, 4, 5, 6 or 8. Else as the kind says; 4 or 8 */
+    mxd_ftype scales; /* affine */
+    mxd_qkind kind;
 } mxd_qshape;
 
-static inline size_t mxd_qgroup_bytes(const mxd_qshape *s) {
-    return (size_t)s->group * (size_t)s->bits * (MXD_TILE_ROWS / 8) +
-           2 * MXD_TILE_ROWS * mxd_ftype_bytes(s->scales);
+enum { MXD_SCALE_RUN = 4 }; /* groups whose scales of a byte lie together: a cache line */
+
+static inline size_t mxd_qcode_bytes(const mxd_qshape *s) { /* of a group */
+    return (size_t)s->group * (size_t)s->bits * (MXD_TILE_ROWS / 8);
+}
+static inline size_t mxd_qgroup_bytes(const mxd_qshape *s) { /* affine */
+    return mxd_qcode_bytes(s) + 2 * MXD_TILE_ROWS * mxd_ftype_bytes(s->scales);
 }
 static inline size_t mxd_qtile_bytes(const mxd_qshape *s) {
-    return s->k / (size_t)s->group * mxd_qgroup_bytes(s);
+    size_t n_groups = s->k / (size_t)s->group;
+    if (s->kind == MXD_AFFINE) return n_groups * mxd_qgroup_bytes(s);
+    size_t n_runs = (n_groups + MXD_SCALE_RUN - 1) / MXD_SCALE_RUN;
+    return n_runs * MXD_SCALE_RUN * MXD_TILE_ROWS + n_groups * mxd_qcode_bytes(s);
 }
 static inline size_t mxd_ftile_bytes(size_t k, mxd_ftype t) {
     return (k + 15) / 16 * 16 * MXD_TILE_ROWS * mxd_ftype_bytes(t);
@@ -80,12 +104,14 @@ typedef struct mxd_kernels {
     void (*quantise_i8)(const mxd_panel *p, const float *x, size_t ldx);
     void (*quantise_i16)(const mxd_panel *p, const float *x, size_t ldx);
 
-    /* y[t * ldy + r] = row r of the tile times token t, for 16 rows and the panel's tokens. */
+    /* y[t * ldy + r] = row r of the tile times token t, for 16 rows and the panel's tokens. Not for
+     * MXD_MXFP8. */
     void (*qmul_i8)(float *y, size_t ldy, const uint8_t *tile, const mxd_qshape *s,
                     const mxd_panel *p);
     void (*qmul_i16)(float *y, size_t ldy, const uint8_t *tile, const mxd_qshape *s,
                      const mxd_panel *p);
-    /* The same with float32 activations x [n, k], rows ldx apart; 1 <= n <= MXD_PANEL. */
+    /* The same with float32 activations x [n, k], rows ldx apart; 1 <= n <= MXD_PANEL. MXD_MXFP8 is
+     * added up as plain_mul adds. */
     void (*qmul_f32)(float *y, size_t ldy, const uint8_t *tile, const mxd_qshape *s, const float *x,
                      size_t ldx, int n);
     /* The same with a plain tile of type t. x has k rounded up to 16 readable floats per row,
@@ -146,29 +172,18 @@ size_t mxd_kernels_usable(const mxd_kernels **out, size_t cap);
 /* ---------------------------------------------------------------------------- packing of tiles */
 
 /* Writes one quantised tile from up to 16 rows of the file.
- *   codes           n_rows rows of k * bits / 8 bytes, packed as in a file of this many bits
- *   scales, biases  n_rows rows of k / group values of type s->scales */
+ *   codes           n_rows rows of k * bits / 8 bytes, packed as in the file
+ *   scales, biases  affine: n_rows rows of k / group values of type s->scales
+ *                   else: scales are n_rows rows of k / group bytes, biases NULL */
 void mxd_qtile_pack(uint8_t *tile, const mxd_qshape *s, int n_rows, const uint8_t *codes,
                     const void *scales, const void *biases);
+/* Whether every element of every group with one of these n scales of a byte is finite. A tile must
+ * not be made of others. */
+int mxd_scales_are_finite(mxd_qkind kind, const uint8_t *scales, size_t n);
 /* Writes one plain tile from n_rows rows [k] of type t. */
 void mxd_ftile_pack(void *tile, mxd_ftype t, size_t k, int n_rows, const void *rows);
 
-/* Formats without a tile of their own, one row of k columns into the rows that packing takes. Every
- * value stays what it was; memory grows (docs/numerics.md).
- *
- * to = the same codes with to_bits (4 or 8) each instead of bits (1 .. to_bits). k: a multiple
- * of 8. */
-void mxd_widen_codes(uint8_t *to, int to_bits, const uint8_t *from, int bits, size_t k);
-/* E2M1 elements (mxfp4, nvfp4) as codes 2 * value + 12 of 8 bits. k: even. */
-void mxd_widen_fp4(uint8_t *codes, const uint8_t *from, size_t k);
-/* The ends of those groups from n scales s (E8M0 or E4M3): scale = s / 2, bias = -6 s, in bf16.
- * Returns 0 when some 6 s is not finite: then its group means nothing. */
-int mxd_widen_fp4_ends(uint16_t *scales, uint16_t *biases, const uint8_t *from, size_t n, int e8m0);
-/* y [k], bf16 = E4M3 elements times the E8M0 scale of their 32 columns: exact from 2^-126; below,
- * rounded to what bf16 holds; infinite from 2^128 on, as in MLX. */
-void mxd_widen_mxfp8(uint16_t *y, const uint8_t *codes, const uint8_t *scales, size_t k);
-
-/* y [k] = row r (0 .. 15) of a tile, as float: fma(scale, code, bias). */
+/* y [k] = row r (0 .. 15) of a tile, as float: fma(scale, code, bias), or element * scale. */
 void mxd_qtile_row(float *y, const uint8_t *tile, const mxd_qshape *s, int r);
 void mxd_ftile_row(float *y, const void *tile, mxd_ftype t, size_t k, int r);
 

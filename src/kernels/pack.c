@@ -12,24 +12,64 @@ static uint32_t four_bytes(const uint8_t *row, int bits, size_t k4) {
     return out;
 }
 
+/* A row's words of 32 columns in a tile of two planes, or of 2 bits: [bits]. from: 4 * bits bytes
+ * of the file. Word i of a plane holds the i-th 32 / p columns, if p bits are in it. */
+static void two_planes(uint32_t *to, const uint8_t *from, int bits) {
+    const int low = mxd_low_bits(bits), high = bits - low;
+    memset(to, 0, (size_t)bits * sizeof *to);
+    for (int c = 0; c < 32; c++) {
+        int at = c * bits, byte = c % 4 * 8;
+        uint32_t two = from[at / 8], next = (at + bits - 1) / 8 > at / 8 ? from[at / 8 + 1] : 0;
+        uint32_t code = (two | next << 8) >> at % 8;
+        to[c * low / 32] |= (code & ((1u << low) - 1)) << (byte + c / 4 * low % 8);
+        if (high)
+            to[low + c * high / 32] |= (code >> low & ((1u << high) - 1))
+                                       << (byte + c / 4 * high % 8);
+    }
+}
+
+/* One group of a row: words in the file become words of the tile. */
+static void put_codes(uint8_t *tile, const mxd_qshape *s, size_t r, const uint8_t *row) {
+    size_t words = (size_t)(s->group * s->bits) / 32, slab = (size_t)s->bits;
+    if (s->kind == MXD_MXFP8) {
+        for (size_t c = 0; c < (size_t)s->group; c++) tile[c * MXD_TILE_ROWS + r] = row[c];
+        return;
+    }
+    for (size_t i = 0; i < words;) {
+        uint32_t w[8];
+        size_t n = 1;
+        if (s->bits == 4 || s->bits == 8)
+            w[0] = four_bytes(row, s->bits, i);
+        else
+            two_planes(w, row + 4 * i, s->bits), n = slab;
+        for (size_t j = 0; j < n; j++, i++) memcpy(tile + (i * MXD_TILE_ROWS + r) * 4, &w[j], 4);
+    }
+}
+
 void mxd_qtile_pack(uint8_t *tile, const mxd_qshape *s, int n_rows, const uint8_t *codes,
                     const void *scales, const void *biases) {
-    size_t n_groups = s->k / (size_t)s->group, words = (size_t)(s->group * s->bits) / 32;
-    size_t row_bytes = s->k * (size_t)s->bits / 8, f = mxd_ftype_bytes(s->scales);
+    size_t n_groups = s->k / (size_t)s->group, row_bytes = s->k * (size_t)s->bits / 8;
+    size_t group_bytes = (size_t)(s->group * s->bits) / 8;
+    size_t f = s->kind == MXD_AFFINE ? mxd_ftype_bytes(s->scales) : 1;
     memset(tile, 0, mxd_qtile_bytes(s));
-    for (size_t g = 0; g < n_groups; g++, tile += mxd_qgroup_bytes(s)) {
-        uint8_t *ends = tile + words * 4 * MXD_TILE_ROWS;
+    for (size_t g = 0; g < n_groups; g++) {
+        uint8_t *to = tile + mxd_codes_at(s, g);
+        uint8_t *ends = tile + mxd_scales_at(s, g);
         for (size_t r = 0; r < (size_t)n_rows; r++) {
-            const uint8_t *row = codes + r * row_bytes + g * words * 4;
-            for (size_t i = 0; i < words; i++) {
-                uint32_t w = four_bytes(row, s->bits, i);
-                memcpy(tile + (i * MXD_TILE_ROWS + r) * 4, &w, sizeof w);
-            }
+            put_codes(to, s, r, codes + r * row_bytes + g * group_bytes);
             memcpy(ends + r * f, (const char *)scales + (r * n_groups + g) * f, f);
-            memcpy(ends + (MXD_TILE_ROWS + r) * f, (const char *)biases + (r * n_groups + g) * f,
-                   f);
+            if (s->kind == MXD_AFFINE)
+                memcpy(ends + (MXD_TILE_ROWS + r) * f,
+                       (const char *)biases + (r * n_groups + g) * f, f);
         }
     }
+}
+
+int mxd_scales_are_finite(mxd_qkind kind, const uint8_t *scales, size_t n) {
+    int most = kind == MXD_MXFP4 ? 252 : kind == MXD_MXFP8 ? 246 : 255; /* 6, 480 times it */
+    for (size_t i = 0; i < n; i++)
+        if (scales[i] > most) return 0;
+    return 1;
 }
 
 void mxd_ftile_pack(void *tile, mxd_ftype t, size_t k, int n_rows, const void *rows) {
@@ -42,13 +82,15 @@ void mxd_ftile_pack(void *tile, mxd_ftype t, size_t k, int n_rows, const void *r
 }
 
 void mxd_qtile_row(float *y, const uint8_t *tile, const mxd_qshape *s, int r) {
-    size_t group = (size_t)s->group;
-    for (size_t k = 0; k < s->k; k += group, tile += mxd_qgroup_bytes(s)) {
-        const uint8_t *ends = tile + s->group * s->bits * (MXD_TILE_ROWS / 8);
-        float scale = mxd_load_float(ends, s->scales, (size_t)r);
-        float bias = mxd_load_float(ends, s->scales, MXD_TILE_ROWS + (size_t)r);
+    size_t group = (size_t)s->group, row = (size_t)r;
+    for (size_t k = 0; k < s->k; k += group) {
+        const uint8_t *codes = tile + mxd_codes_at(s, k / group);
+        const uint8_t *scales = tile + mxd_scales_at(s, k / group);
+        float scale = 0, bias = 0;
+        if (s->kind != MXD_MXFP8) mxd_qends(scales, s, row, &scale, &bias);
         for (size_t c = 0; c < group; c++)
-            y[k + c] = fmaf(scale, (float)mxd_code(tile, s->bits, c, (size_t)r), bias);
+            y[k + c] = s->kind == MXD_MXFP8 ? mxd_fp8_value(codes, scales, c, row)
+                                            : fmaf(scale, (float)mxd_code(codes, s, c, row), bias);
     }
 }
 

@@ -99,13 +99,13 @@ SLOT void quantise_i16(const mxd_panel *p, const float *x, size_t ldx) {
 
 /* Codes of row r times the codes of token t over one activation group: an exact integer, below
  * 64 * 255 * 32767 < 2^31. c0: the first column, counted from the start of the weight group. */
-SLOT int group_dot(const uint8_t *codes, int bits, size_t c0, size_t r, const mxd_panel *p,
-                   size_t group, size_t t, int wide) {
+SLOT int group_dot(const uint8_t *codes, const mxd_qshape *s, size_t c0, size_t r,
+                   const mxd_panel *p, size_t group, size_t t, int wide) {
     int dot = 0;
     for (size_t i = 0; i < (size_t)p->g; i++) {
         size_t at = code_at(p, group * (size_t)p->g + i, t, wide);
         int q = wide ? ((const int16_t *)p->q)[at] : ((const int8_t *)p->q)[at];
-        dot += mxd_code(codes, bits, c0 + i, r) * q;
+        dot += mxd_code(codes, s, c0 + i, r) * q;
     }
     return dot;
 }
@@ -116,13 +116,13 @@ SLOT float qmul_one(const uint8_t *tile, const mxd_qshape *s, size_t r, const mx
     tree sums = {.depth = 0};
     float acc = 0;
     size_t per_group = (size_t)s->group / (size_t)p->g;
-    for (size_t k = 0; k < s->k; k += (size_t)s->group, tile += mxd_qgroup_bytes(s)) {
-        const uint8_t *ends = tile + s->group * s->bits * (MXD_TILE_ROWS / 8);
-        float scale = mxd_load_float(ends, s->scales, r);
-        float bias = mxd_load_float(ends, s->scales, MXD_TILE_ROWS + r);
+    for (size_t k = 0; k < s->k; k += (size_t)s->group) {
+        const uint8_t *codes = tile + mxd_codes_at(s, k / (size_t)s->group);
+        float scale, bias;
+        mxd_qends(tile + mxd_scales_at(s, k / (size_t)s->group), s, r, &scale, &bias);
         for (size_t j = 0; j < per_group; j++) {
             size_t group = k / (size_t)p->g + j, at = group * (size_t)p->n + t;
-            int dot = group_dot(tile, s->bits, j * (size_t)p->g, r, p, group, t, wide);
+            int dot = group_dot(codes, s, j * (size_t)p->g, r, p, group, t, wide);
             acc = fmaf(p->s[at] * scale, (float)dot, acc);
             acc = fmaf(bias, p->b[at], acc);
         }
@@ -156,7 +156,7 @@ SLOT void qmul_i16(float *y, size_t ldy, const uint8_t *tile, const mxd_qshape *
 SLOT float lane_dot(const uint8_t *codes, const mxd_qshape *s, size_t r, const float *x) {
     float lane[MXD_LANES] = {0};
     for (size_t i = 0; i < (size_t)s->group; i++) {
-        float w = codes ? (float)mxd_code(codes, s->bits, i, r) : 1.0f;
+        float w = codes ? (float)mxd_code(codes, s, i, r) : 1.0f;
         lane[i % MXD_LANES] = fmaf(w, x[i], lane[i % MXD_LANES]);
     }
     return mxd_fold(lane);
@@ -165,11 +165,12 @@ SLOT float lane_dot(const uint8_t *codes, const mxd_qshape *s, size_t r, const f
 SLOT float qmul_f32_one(const uint8_t *tile, const mxd_qshape *s, size_t r, const float *x) {
     tree sums = {.depth = 0};
     float acc = 0;
-    for (size_t k = 0; k < s->k; k += (size_t)s->group, tile += mxd_qgroup_bytes(s)) {
-        const uint8_t *ends = tile + s->group * s->bits * (MXD_TILE_ROWS / 8);
-        acc = fmaf(mxd_load_float(ends, s->scales, r), lane_dot(tile, s, r, x + k), acc);
-        acc = fmaf(mxd_load_float(ends, s->scales, MXD_TILE_ROWS + r), lane_dot(NULL, s, r, x + k),
-                   acc);
+    for (size_t k = 0; k < s->k; k += (size_t)s->group) {
+        const uint8_t *codes = tile + mxd_codes_at(s, k / (size_t)s->group);
+        float scale, bias;
+        mxd_qends(tile + mxd_scales_at(s, k / (size_t)s->group), s, r, &scale, &bias);
+        acc = fmaf(scale, lane_dot(codes, s, r, x + k), acc);
+        acc = fmaf(bias, lane_dot(NULL, s, r, x + k), acc);
         size_t end = k + (size_t)s->group;
         if (end % s->block_k == 0 || end == s->k) {
             tree_push(&sums, acc);
@@ -179,11 +180,29 @@ SLOT float qmul_f32_one(const uint8_t *tile, const mxd_qshape *s, size_t r, cons
     return tree_total(&sums);
 }
 
+/* Lanes run over a whole block here, as in a plain product. */
+SLOT float fp8_mul_one(const uint8_t *tile, const mxd_qshape *s, size_t r, const float *x) {
+    tree sums = {.depth = 0};
+    size_t group = (size_t)s->group;
+    for (size_t i = 0; i < s->k; i += s->block_k) {
+        float lane[MXD_LANES] = {0};
+        size_t end = i + s->block_k < s->k ? i + s->block_k : s->k;
+        for (size_t c = i; c < end; c++) {
+            const uint8_t *codes = tile + mxd_codes_at(s, c / group);
+            float w = mxd_fp8_value(codes, tile + mxd_scales_at(s, c / group), c % group, r);
+            lane[c % MXD_LANES] = fmaf(w, x[c], lane[c % MXD_LANES]);
+        }
+        tree_push(&sums, mxd_fold(lane));
+    }
+    return tree_total(&sums);
+}
+
 SLOT void qmul_f32(float *y, size_t ldy, const uint8_t *tile, const mxd_qshape *s, const float *x,
                    size_t ldx, int n) {
     for (size_t t = 0; t < (size_t)n; t++)
         for (size_t r = 0; r < MXD_TILE_ROWS; r++)
-            y[t * ldy + r] = qmul_f32_one(tile, s, r, x + t * ldx);
+            y[t * ldy + r] =
+                (s->kind == MXD_MXFP8 ? fp8_mul_one : qmul_f32_one)(tile, s, r, x + t * ldx);
 }
 
 /* --------------------------------------------------------------------------------- plain products

@@ -384,6 +384,8 @@ static void v_qmul_f32(float *y, size_t ldy, const uint8_t *tile, const mxd_qsha
             qmul_f32_n(y, ldy, tile, s, x, ldx, 1, 4);
 }
 
+#include "kernels/x86_avx512_narrow.h"
+
 /* --------------------------------------------------------------------------------- plain products
  */
 
@@ -635,9 +637,9 @@ const mxd_kernels mxd_kernels_avx512 = {
     .f16_from_f32 = v_f16_from_f32,
     .quantise_i8 = v_quantise_i8,
     .quantise_i16 = v_quantise_i16,
-    .qmul_i8 = v_qmul_i8,
-    .qmul_i16 = v_qmul_i16,
-    .qmul_f32 = v_qmul_f32,
+    .qmul_i8 = any_qmul_i8,
+    .qmul_i16 = any_qmul_i16,
+    .qmul_f32 = any_qmul_f32,
     .plain_mul = v_plain_mul,
     .rms_norm = v_rms_norm,
     .silu_mul = v_silu_mul,

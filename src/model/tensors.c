@@ -77,33 +77,13 @@ mxd_rc mxd_source(const mxd_model *m, const mxd_decl *d, int layer, char path[25
     return MXD_OK;
 }
 
-/* Of the rows and columns that are ours: every row takes the same. */
-static uint64_t file_bytes(const mxd_weight_src *s) {
+/* As many bytes as in the files, of the rows and columns that are ours: every row takes the same.
+ */
+uint64_t mxd_source_bytes(const mxd_weight_src *s) {
     uint64_t all = s->weight->bytes + (s->scales ? s->scales->bytes : 0) +
                    (s->biases ? s->biases->bytes : 0) + (s->bias ? s->bias->bytes : 0);
     if (s->cols) all = all / (uint64_t)s->in * (uint64_t)s->cols;
     return s->rows ? all / (uint64_t)s->out * (uint64_t)s->rows : all;
-}
-
-/* What it takes in memory. The CPU backend keeps narrow and floating formats in wider tiles
- * (docs/numerics.md): 2 and 3 bits as 4, 5 and 6 as 8, E2M1 as 8, E4M3 as bf16.
- */
-uint64_t mxd_source_bytes(const mxd_weight_src *s) {
-    uint64_t n = (uint64_t)(s->rows ? s->rows : s->out) * (uint64_t)(s->cols ? s->cols : s->in);
-    if (s->experts) n *= (uint64_t)s->experts;
-    switch (s->quant.mode) {
-    case MXD_Q_MXFP8:
-        return 2 * n;
-    case MXD_Q_MXFP4:
-    case MXD_Q_NVFP4: /* and a scale and a bias of 16 bits per group */
-        return n + 4 * n / (uint64_t)s->quant.group;
-    case MXD_Q_AFFINE:
-        if (s->quant.bits == 4 || s->quant.bits == 8) break;
-        return n / (s->quant.bits < 4 ? 2 : 1) + 4 * n / (uint64_t)s->quant.group;
-    case MXD_Q_NONE:
-        break;
-    }
-    return file_bytes(s);
 }
 
 int mxd_declare(const mxd_model *m, int layer, mxd_decl out[MXD_MAX_LAYER_WEIGHTS]) {

@@ -347,6 +347,24 @@ TEST(backend_refuses_columns_that_do_not_fit) {
     mxd_st_close(st);
 }
 
+/* As many bits per weight as in the file: rows are filled up to whole tiles, and that is all. */
+TEST(backend_formats_take_the_memory_of_the_file) {
+    enum { TILED = (F_ROWS + 15) / 16 * 16, OWN = 512 };
+    mxd_st *st = open_formats();
+    for (size_t i = 0; i < MXD_COUNT(formats); i++) {
+        mxd_weight_src s = format_src(st, &formats[i]);
+        mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 1});
+        uint64_t before = b->ops->bytes(b);
+        uint64_t file = s.weight->bytes + s.scales->bytes + (s.biases ? s.biases->bytes : 0);
+        load(b, &s);
+        uint64_t held = b->ops->bytes(b) - before, want = file / F_ROWS * TILED;
+        if (held < want || held > want + OWN)
+            fail_msg("%s: %d bytes held, want %d", formats[i].name, (int)held, (int)want);
+        b->ops->close(b);
+    }
+    mxd_st_close(st);
+}
+
 TEST(backend_formats_refuse_parts_that_do_not_fit) {
     static const struct {
         const char *what, *weight, *scales;
@@ -397,35 +415,38 @@ TEST(backend_formats_refuse_parts_that_do_not_fit) {
     mxd_st_close(st);
 }
 
-/* E8M0 255 is infinite: a group of E2M1 with it has no codes. */
-TEST(backend_formats_refuse_scales_without_end) {
-    enum { IN = 32, OUT = 5 };
+/* Four groups a row, the last scale of all is `scale`. */
+static mxd_rc load_last_scale(mxd_qmode mode, int bits, int scale, mxd_err *err) {
+    enum { IN = 4 * 32, OUT = 5 };
     kit k;
     kit_begin(&k);
-    kit_affine(&k, "w", MXD_DTYPE_BF16, OUT, IN, 4, 32);
+    kit_affine(&k, "w", MXD_DTYPE_BF16, OUT, IN, bits, 32);
     kit_affine(&k, "s", MXD_DTYPE_BF16, OUT, 4, 8, 4); /* [OUT, 1] words: four bytes of scales */
     memset(k.t[3].data, 0x7f, k.t[3].bytes);
     k.t[3].dtype = MXD_DTYPE_U8;
     k.t[3].shape[1] = 4;
-    k.t[0].shape[1] = 4 * IN * 4 / 32; /* four groups a row need four times the codes */
-    k.t[0].bytes *= 4;
-    k.t[0].data = realloc(k.t[0].data, k.t[0].bytes);
-    memset(k.t[0].data, 0x35, k.t[0].bytes);
-    for (int bad = 0; bad < 2; bad++) {
-        if (bad) k.t[3].data[k.t[3].bytes - 1] = 0xff;
-        mxd_err err = {0};
-        mxd_st_close(k.st);
-        kit_open(&k);
-        mxd_weight_src s = kit_src(&k, "w", MXD_W_LINEAR, OUT, 4 * IN, 4, 32, 32);
-        s.quant.mode = MXD_Q_MXFP4;
-        s.scales = mxd_st_find(k.st, "s.weight");
-        mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 1});
-        mxd_weight *w = NULL;
-        CHECK_EQ(b->ops->load(b, &s, &w, &err), bad ? MXD_E_FORMAT : MXD_OK);
-        CHECK(!bad || strstr(err.msg, "2^126"));
-        b->ops->close(b);
-    }
+    k.t[3].data[k.t[3].bytes - 1] = (unsigned char)scale;
+    kit_open(&k);
+    mxd_weight_src s = kit_src(&k, "w", MXD_W_LINEAR, OUT, IN, bits, 32, 32);
+    s.quant.mode = mode;
+    s.scales = mxd_st_find(k.st, "s.weight");
+    mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 1});
+    mxd_weight *w = NULL;
+    mxd_rc rc = b->ops->load(b, &s, &w, err);
+    b->ops->close(b);
     kit_end(&k);
+    return rc;
+}
+
+/* Some element times such a scale is not finite. */
+TEST(backend_formats_refuse_scales_without_end) {
+    mxd_err err = {0};
+    CHECK_OK(load_last_scale(MXD_Q_MXFP4, 4, 252, &err), &err);
+    CHECK_EQ(load_last_scale(MXD_Q_MXFP4, 4, 253, &err), MXD_E_FORMAT);
+    CHECK(strstr(err.msg, "2^126"));
+    CHECK_OK(load_last_scale(MXD_Q_MXFP8, 8, 246, &err), &err);
+    CHECK_EQ(load_last_scale(MXD_Q_MXFP8, 8, 247, &err), MXD_E_FORMAT);
+    CHECK(strstr(err.msg, "2^120"));
 }
 
 TEST(backend_row_slices_have_the_bits_of_the_whole) {

@@ -143,35 +143,67 @@ typedef struct qcase {
     size_t ldx, ldy;
     uint8_t *tile;
     float *x;
-    char name[96];
+    char name[128];
 } qcase;
 
-/* group: 0, any of an affine file. */
-static void qcase_make(qcase *c, int group) {
-    c->s.group = (int)PICK(32, 64, 128);
-    if (group) c->s.group = group;
-    c->s.bits = (int)PICK(8, 8, 4);
-    c->s.scales = (mxd_ftype)pick(3);
-    size_t groups = 1 + pick(MAX_K / (uint32_t)c->s.group);
-    c->s.k = groups * (size_t)c->s.group;
-    c->s.block_k = (1 + pick(4)) * (size_t)c->s.group;
-    c->n = 1 + (int)pick(MXD_PANEL);
-    c->ldx = c->s.k + pick(20);
-    c->ldy = 16 + pick(20);
+/* The tile, the input and the name of a case whose shape stands. */
+static void qcase_fill(qcase *c) {
     c->tile = malloc(mxd_qtile_bytes(&c->s) + 4096);
     uint8_t *at = c->tile;
-    size_t codes = (size_t)(c->s.group * c->s.bits) * 2, f = mxd_ftype_bytes(c->s.scales);
-    for (size_t g = 0; g < groups; g++, at += mxd_qgroup_bytes(&c->s)) {
+    size_t codes = mxd_qcode_bytes(&c->s), groups = c->s.k / (size_t)c->s.group;
+    if (c->s.kind != MXD_AFFINE) { /* random scales too, now and then a very small or large one */
+        for (size_t i = 0; i < mxd_qtile_bytes(&c->s); i++) at[i] = (uint8_t)pick(256);
+        for (size_t i = 0; i < (groups + 3) / 4 * 4 * 16; i++) {
+            uint32_t most = c->s.kind == MXD_MXFP4 ? 252 : c->s.kind == MXD_MXFP8 ? 246 : 255;
+            uint32_t scale = c->s.kind == MXD_NVFP4 || !pick(99) ? pick(most + 1) : 110 + pick(20);
+            at[i / 64 * (64 + 4 * codes) + i % 64] = (uint8_t)scale;
+        }
+    }
+    for (size_t g = 0; g < groups && c->s.kind == MXD_AFFINE; g++, at += mxd_qgroup_bytes(&c->s)) {
         for (size_t i = 0; i < codes; i++) at[i] = pick(8) ? (uint8_t)pick(256) : 255;
         fill_floats(at + codes, c->s.scales, 32);
-        (void)f;
     }
     c->x = floats((size_t)c->n * c->ldx);
     if (!pick(4)) /* the largest codes everywhere: where 16-bit sums would saturate */
         for (size_t i = 0; i < (size_t)c->n * c->ldx; i++) c->x[i] = 2;
     if (!pick(6)) memset(c->x, 0, (c->s.k / 2) * sizeof(float));
-    snprintf(c->name, sizeof c->name, "k %zu block %zu group %d bits %d scales %d n %d", c->s.k,
-             c->s.block_k, c->s.group, c->s.bits, (int)c->s.scales, c->n);
+    snprintf(c->name, sizeof c->name, "k %zu block %zu group %d bits %d kind %d scales %d n %d",
+             c->s.k, c->s.block_k, c->s.group, c->s.bits, (int)c->s.kind, (int)c->s.scales, c->n);
+}
+
+static void qcase_shape(qcase *c, mxd_qkind kind, int group, int bits) {
+    c->s = (mxd_qshape){.group = group, .bits = bits, .kind = kind, .scales = (mxd_ftype)pick(3)};
+    c->s.k = (1 + pick(MAX_K / (uint32_t)group)) * (size_t)group;
+    c->s.block_k = (1 + pick(4)) * (size_t)group;
+    c->n = 1 + (int)pick(MXD_PANEL);
+    c->ldx = c->s.k + pick(20);
+    c->ldy = 16 + pick(20);
+}
+
+/* 4 or 8 bits. group: 0, any of an affine file. */
+static void qcase_make(qcase *c, int group) {
+    int any = (int)PICK(32, 64, 128), bits = (int)PICK(8, 8, 4);
+    qcase_shape(c, MXD_AFFINE, group ? group : any, bits);
+    qcase_fill(c);
+}
+
+/* The other formats, in turn; the last is MXD_MXFP8. */
+enum { N_NARROW = 15 };
+static void qcase_narrow(qcase *c, int i) {
+    static const int bits[] = {2, 3, 5, 6};
+    static const mxd_qkind kinds[] = {MXD_MXFP4, MXD_NVFP4, MXD_MXFP8};
+    if (i < 12)
+        qcase_shape(c, MXD_AFFINE, 32 << i % 3, bits[i / 3]);
+    else
+        qcase_shape(c, kinds[i - 12], i == 13 ? 16 : 32, i == 14 ? 8 : 4);
+    qcase_fill(c);
+    if (i < 14 && !pick(4)) { /* the largest codes, of both signs of x */
+        size_t codes = mxd_qcode_bytes(&c->s);
+        for (size_t g = 0; g < c->s.k / (size_t)c->s.group; g++)
+            memset(c->tile + (i < 12 ? g * mxd_qgroup_bytes(&c->s) : (g / 4 + 1) * 64 + g * codes),
+                   i < 12 ? 255 : 0x77, codes);
+        for (size_t j = 0; j < (size_t)c->n * c->ldx; j++) c->x[j] = j / c->ldx % 2 ? -2 : 2;
+    }
 }
 
 static void qcase_free(qcase *c) {
@@ -193,10 +225,7 @@ static void panel_free(mxd_panel *p) {
     free(p->b);
 }
 
-static void check_qmul(const mxd_kernels *k, int round) {
-    qcase c;
-    qcase_make(&c, round % 16 < 4 ? 16 : 0);
-    bool wide = round % 4 == 0;
+static void check_integers(const mxd_kernels *k, qcase c, bool wide) {
     mxd_panel a = panel_new(&c), b = panel_new(&c);
     (wide ? k->quantise_i16 : k->quantise_i8)(&a, c.x, c.ldx);
     (wide ? scalar()->quantise_i16 : scalar()->quantise_i8)(&b, c.x, c.ldx);
@@ -216,11 +245,24 @@ static void check_qmul(const mxd_kernels *k, int round) {
     qcase_free(&c);
 }
 
+static void check_qmul(const mxd_kernels *k, int round) {
+    qcase c;
+    qcase_make(&c, round % 16 < 4 ? 16 : 0);
+    check_integers(k, c, round % 4 == 0);
+}
+
 TEST(kernels_quantised_products) { each_table(check_qmul, ROUNDS); }
 
-static void check_qmul_f32(const mxd_kernels *k, int round) {
+/* Every format and count of tokens comes with both kinds of activations. */
+static void check_narrow(const mxd_kernels *k, int round) {
     qcase c;
-    qcase_make(&c, round % 5 ? 0 : 16);
+    qcase_narrow(&c, round % (N_NARROW - 1));
+    check_integers(k, c, round / (N_NARROW - 1) % 4 == 0);
+}
+
+TEST(kernels_narrow_products) { each_table(check_narrow, 3 * ROUNDS); }
+
+static void check_floats(const mxd_kernels *k, qcase c) {
     size_t n_y = (size_t)c.n * c.ldy;
     float *got = calloc(n_y, sizeof *got), *want = calloc(n_y, sizeof *want);
     k->qmul_f32(got, c.ldy, c.tile, &c.s, c.x, c.ldx, c.n);
@@ -231,7 +273,20 @@ static void check_qmul_f32(const mxd_kernels *k, int round) {
     qcase_free(&c);
 }
 
+static void check_qmul_f32(const mxd_kernels *k, int round) {
+    qcase c;
+    qcase_make(&c, round % 5 ? 0 : 16);
+    check_floats(k, c);
+}
+
+static void check_narrow_f32(const mxd_kernels *k, int round) {
+    qcase c;
+    qcase_narrow(&c, round % 2 ? N_NARROW - 1 : round / 2 % N_NARROW);
+    check_floats(k, c);
+}
+
 TEST(kernels_quantised_products_f32) { each_table(check_qmul_f32, 300); }
+TEST(kernels_narrow_products_f32) { each_table(check_narrow_f32, 1000); }
 
 TEST(kernels_quantise_odd_values) {
     const mxd_kernels *tables[8];
@@ -517,7 +572,7 @@ TEST(kernels_tree_adds_in_the_order_of_the_page) {
     static const float part[7] = {1, 1, 0x1p-23f, 0x1p-24f, 0x1p-24f, 0x1p-24f, 1};
     float want = ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + part[6]);
     uint8_t tile[7 * (32 * 16 + 128)] = {0};
-    mxd_qshape s = {K, 32, 32, 8, MXD_F32};
+    mxd_qshape s = {K, 32, 32, 8, MXD_F32, MXD_AFFINE};
     for (int b = 0; b < 7; b++) /* no scale; the bias times the sum of x makes the part */
         for (int r = 0; r < 16; r++)
             memcpy(tile + b * 640 + 512 + 64 + 4 * r, &part[b], sizeof *part);
@@ -539,107 +594,189 @@ TEST(kernels_tree_adds_in_the_order_of_the_page) {
     }
 }
 
+/* Bits [at, at + n) of a stream, one by one. */
+static int bits_of(const uint8_t *stream, size_t at, int n) {
+    int v = 0;
+    for (int b = 0; b < n; b++, at++) v |= (stream[at / 8] >> at % 8 & 1) << b;
+    return v;
+}
+
 TEST(kernels_pack_is_read_back) {
-    enum { K = 64 };
-    uint8_t codes[16 * K], tile[K * 16 + 128];
-    uint16_t scales[16], biases[16];
+    enum { K = 128 };
+    static const int all[] = {2, 3, 4, 5, 6, 8};
+    uint8_t codes[16 * K], tile[16 * K + 4 * 64];
+    uint16_t scales[4 * 16], biases[4 * 16];
     for (int i = 0; i < 16 * K; i++) codes[i] = (uint8_t)(i * 37 + i / 64);
-    for (int r = 0; r < 16; r++) {
-        scales[r] = (uint16_t)(0x3f80 + r);
-        biases[r] = (uint16_t)(0xc000 + r);
+    for (int i = 0; i < 4 * 16; i++) {
+        scales[i] = (uint16_t)(0x3f80 + i);
+        biases[i] = (uint16_t)(0xc000 + i);
     }
-    for (int bits = 4; bits <= 8; bits += 4)
-        for (int rows = 1; rows <= 16; rows++) {
-            mxd_qshape s = {K, K, K, bits, MXD_BF16};
+    for (size_t b = 0; b < MXD_COUNT(all); b++)
+        for (int i = 0; i < 3 * 16; i++) {
+            int bits = all[b], rows = 1 + i % 16, group = 32 << i / 16;
+            mxd_qshape s = {K, K, group, bits, MXD_BF16, MXD_AFFINE};
             float y[K];
             mxd_qtile_pack(tile, &s, rows, codes, scales, biases);
             for (int r = 0; r < 16; r++) {
                 mxd_qtile_row(y, tile, &s, r);
                 for (int c = 0; c < K; c++) {
-                    int at = r * K + c, q = codes[at * bits / 8] >> at * bits % 8;
-                    float want = fmaf(mxd_bf16_to_f32(scales[r]), (float)(q & ((1 << bits) - 1)),
-                                      mxd_bf16_to_f32(biases[r]));
-                    CHECK(y[c] == (r < rows ? want : 0));
+                    int q = bits_of(codes, (size_t)((r * K + c) * bits), bits), e = c / group;
+                    e += r * (K / group);
+                    float want = r < rows ? fmaf(mxd_bf16_to_f32(scales[e]), (float)q,
+                                                 mxd_bf16_to_f32(biases[e]))
+                                          : 0;
+                    if (y[c] != want)
+                        fail_msg("%d bits in groups of %d: [%d, %d] is %g, want %g", bits, group, r,
+                                 c, (double)y[c], (double)want);
                 }
             }
         }
 }
 
-/* Rows of the formats without a tile of their own; the bytes are worked examples of the formats. */
-TEST(kernels_widen_codes_of_every_width) {
-    static const struct {
-        int bits;
-        size_t n;
-        uint8_t file[8], code[8];
-    } rows[] = {{2, 4, {0xe4}, {0, 1, 2, 3}},
-                {3, 8, {0x88, 0xc6, 0xfa}, {0, 1, 2, 3, 4, 5, 6, 7}},
-                {5, 8, {0x41, 0x0c, 0x52, 0xcc, 0x41}, {1, 2, 3, 4, 5, 6, 7, 8}},
-                {6, 4, {0x81, 0x30, 0x10}, {1, 2, 3, 4}}};
-    uint8_t wide[8];
-    for (size_t i = 0; i < MXD_COUNT(rows); i++) {
-        mxd_widen_codes(wide, 8, rows[i].file, rows[i].bits, 8);
-        for (size_t c = 0; c < rows[i].n; c++) CHECK_EQ(wide[c], rows[i].code[c]);
+/* The tile of 8 bits with the codes, scales and biases of a narrow one: docs/numerics.md says that
+ * they give the same sums. */
+static void widen(uint8_t *to, const mxd_qshape *wide, const mxd_qshape *s, const uint8_t *codes,
+                  const uint8_t *scales, const uint16_t *biases) {
+    static const uint8_t e2m1[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+    static uint8_t bytes[16 * MAX_K];
+    static uint16_t ends[2][16 * MAX_K / 16];
+    size_t n_groups = 16 * s->k / (size_t)s->group;
+    for (size_t i = 0; i < 16 * s->k; i++) {
+        int q = bits_of(codes, i * (size_t)s->bits, s->bits);
+        bytes[i] = (uint8_t)(s->kind == MXD_AFFINE ? q : e2m1[q]);
     }
-    for (int bits = 1; bits <= 8; bits++) /* random rows, to both tiles */
-        for (int to = bits <= 4 ? 4 : 8; to <= 8; to += 4) {
-            uint8_t file[128], got[128] = {0};
-            counter = (uint64_t)bits;
-            for (size_t i = 0; i < sizeof file; i++) file[i] = (uint8_t)pick(256);
-            mxd_widen_codes(got, to, file, bits, 128);
-            for (int c = 0; c < 128; c++) {
-                int want = 0;
-                for (int b = 0; b < bits; b++)
-                    want |= (file[(c * bits + b) / 8] >> (c * bits + b) % 8 & 1) << b;
-                CHECK_EQ(got[c * to / 8] >> c * to % 8 & ((1 << to) - 1), want);
-            }
-        }
+    if (s->kind == MXD_AFFINE) {
+        mxd_qtile_pack(to, wide, 16, bytes, scales, biases);
+        return;
+    }
+    for (size_t g = 0; g < n_groups; g++) {
+        float v = mxd_e8m0_to_f32(scales[g]);
+        if (s->kind == MXD_NVFP4) v = mxd_e4m3_to_f32(scales[g]);
+        ends[0][g] = (uint16_t)(mxd_float_bits(v / 2) >> 16);
+        ends[1][g] = (uint16_t)(mxd_float_bits(-6 * v) >> 16);
+    }
+    mxd_qtile_pack(to, wide, 16, bytes, ends[0], ends[1]);
 }
 
-TEST(kernels_widen_microscaling_formats) {
-    static const uint8_t mx4[] = {0x72, 0x1f, 0xb0, 0x9a}, nv4[] = {0xb7}, mx4_scale = 0x7e,
-                         nv4_scale = 0x34, mx8[] = {0x3c, 0xc4, 0x01, 0x7e};
+TEST(kernels_narrow_tiles_have_the_bits_of_wide_ones) {
+    static uint8_t codes[16 * MAX_K], narrow[20 * MAX_K], wide[24 * MAX_K];
+    static uint16_t ends[2][16 * MAX_K / 16];
+    counter = 7;
+    for (int i = 0; i < 14 * 4; i++) {
+        qcase c;
+        qcase_narrow(&c, i % 14);
+        c.s.scales = MXD_BF16;
+        mxd_qshape w = c.s;
+        w.kind = MXD_AFFINE;
+        w.bits = 8;
+        for (size_t j = 0; j < sizeof codes; j++) codes[j] = (uint8_t)pick(256);
+        fill_floats((uint8_t *)ends, MXD_BF16, MXD_COUNT(ends[0]) * 2);
+        if (c.s.kind != MXD_AFFINE) /* 2^-15 to 2^0; any E4M3 */
+            for (size_t j = 0; j < sizeof ends[0]; j++)
+                ((uint8_t *)ends)[j] =
+                    (uint8_t)(c.s.kind == MXD_NVFP4 ? pick(256) : 112 + pick(16));
+        mxd_qtile_pack(narrow, &c.s, 16, codes, ends[0], ends[1]);
+        widen(wide, &w, &c.s, codes, (const uint8_t *)ends[0], ends[1]);
+        mxd_panel p = panel_new(&c);
+        const mxd_kernels *k = mxd_kernels_best();
+        float *got = calloc((size_t)c.n * c.ldy, sizeof *got);
+        float *want = calloc((size_t)c.n * c.ldy, sizeof *want);
+        k->quantise_i8(&p, c.x, c.ldx);
+        k->qmul_i8(got, c.ldy, narrow, &c.s, &p);
+        k->qmul_i8(want, c.ldy, wide, &w, &p);
+        same(k->name, "qmul_i8", got, want, (size_t)c.n * c.ldy, c.name);
+        k->qmul_f32(got, c.ldy, narrow, &c.s, c.x, c.ldx, c.n);
+        k->qmul_f32(want, c.ldy, wide, &w, c.x, c.ldx, c.n);
+        same(k->name, "qmul_f32", got, want, (size_t)c.n * c.ldy, c.name);
+        panel_free(&p);
+        qcase_free(&c);
+        free(got);
+        free(want);
+    }
+}
+
+/* Elements in bf16 are exact where these scales are. */
+TEST(kernels_mxfp8_adds_up_as_plain_floats) {
+    static uint8_t codes[16 * MAX_K], tile[17 * MAX_K];
+    static uint16_t rows[16 * MAX_K], plain[16 * MAX_K];
+    counter = 9;
+    for (int i = 0; i < 8; i++) {
+        qcase c;
+        qcase_narrow(&c, N_NARROW - 1);
+        uint8_t scales[16 * MAX_K / 32];
+        for (size_t j = 0; j < sizeof scales; j++) scales[j] = (uint8_t)(20 + pick(226));
+        for (size_t j = 0; j < 16 * c.s.k; j++) {
+            codes[j] = (uint8_t)pick(256);
+            float v = mxd_e4m3_to_f32(codes[j]) * mxd_e8m0_to_f32(scales[j / 32]);
+            rows[j] = (uint16_t)(mxd_float_bits(v) >> 16);
+        }
+        mxd_qtile_pack(tile, &c.s, 16, codes, scales, NULL);
+        mxd_ftile_pack(plain, MXD_BF16, c.s.k, 16, rows);
+        float *got = calloc((size_t)c.n * c.ldy, sizeof *got);
+        float *want = calloc((size_t)c.n * c.ldy, sizeof *want);
+        const mxd_kernels *k = mxd_kernels_best();
+        k->qmul_f32(got, c.ldy, tile, &c.s, c.x, c.ldx, c.n);
+        k->plain_mul(want, c.ldy, plain, MXD_BF16, c.s.k, c.s.block_k, c.x, c.ldx, c.n);
+        same(k->name, "mxfp8", got, want, (size_t)c.n * c.ldy, c.name);
+        qcase_free(&c);
+        free(got);
+        free(want);
+    }
+}
+
+/* One row of n groups of a microscaling format, in and out. */
+static void row_of(float *y, mxd_qkind kind, int n, const uint8_t *elements,
+                   const uint8_t *scales) {
+    static uint8_t tile[16 * 1024];
+    mxd_qshape s = {
+        .group = kind == MXD_NVFP4 ? 16 : 32, .bits = kind == MXD_MXFP8 ? 8 : 4, .kind = kind};
+    s.k = s.block_k = (size_t)(n * s.group);
+    CHECK(mxd_qtile_bytes(&s) <= sizeof tile);
+    mxd_qtile_pack(tile, &s, 1, elements, scales, NULL);
+    mxd_qtile_row(y, tile, &s, 0);
+}
+
+/* The bytes are worked examples of the formats. */
+TEST(kernels_pack_microscaling_formats) {
+    static const uint8_t mx4[16] = {0x72, 0x1f, 0xb0, 0x9a}, nv4[8] = {0xb7}, mx4_scale = 0x7e;
+    static const uint8_t nv4_scale = 0x34, mx8[32] = {0x3c, 0xc4, 0x01, 0x7e}, mx8_scale = 0x80;
     static const float want4[] = {.5f, 3, -3, .25f, 0, -.75f, -.5f, -.25f};
     static const float want8[] = {3, -6, 0.00390625f, 896};
-    uint8_t code[8], mx8_scale = 0x80;
-    uint16_t scale, bias, y[4];
-    mxd_widen_fp4(code, mx4, 8);
-    CHECK(mxd_widen_fp4_ends(&scale, &bias, &mx4_scale, 1, 1));
-    for (int i = 0; i < 8; i++)
-        CHECK(fmaf(mxd_bf16_to_f32(scale), code[i], mxd_bf16_to_f32(bias)) == want4[i]);
-    mxd_widen_fp4(code, nv4, 2);
-    CHECK(mxd_widen_fp4_ends(&scale, &bias, &nv4_scale, 1, 0));
-    CHECK(fmaf(mxd_bf16_to_f32(scale), code[0], mxd_bf16_to_f32(bias)) == 4.5f);
-    CHECK(fmaf(mxd_bf16_to_f32(scale), code[1], mxd_bf16_to_f32(bias)) == -1.125f);
-    mxd_widen_mxfp8(y, mx8, &mx8_scale, 4);
-    for (int i = 0; i < 4; i++) CHECK(mxd_bf16_to_f32(y[i]) == want8[i]);
+    float y[32];
+    row_of(y, MXD_MXFP4, 1, mx4, &mx4_scale);
+    for (int i = 0; i < 8; i++) CHECK(y[i] == want4[i]);
+    row_of(y, MXD_NVFP4, 1, nv4, &nv4_scale);
+    CHECK(y[0] == 4.5f && y[1] == -1.125f);
+    row_of(y, MXD_MXFP8, 1, mx8, &mx8_scale);
+    for (int i = 0; i < 4; i++) CHECK(y[i] == want8[i]);
 }
 
-/* Every scale times every element, in double. */
-TEST(kernels_widen_keeps_every_value) {
+/* Every scale times every element, in double; five groups, so that scales lie in two lines. */
+TEST(kernels_pack_keeps_every_value) {
     static const double e2m1[8] = {0, .5, 1, 1.5, 2, 3, 4, 6};
-    for (int s = 0; s < 256; s++)
-        for (int e8m0 = 0; e8m0 < 2; e8m0++) {
-            double size = (s & 15 << 3) ? ldexp(8 + (s & 7), (s >> 3 & 15) - 10) : ldexp(s & 7, -9);
-            size = e8m0 ? ldexp(1, s - 127) : s & 128 ? -size : size;
-            uint8_t byte = (uint8_t)s;
-            uint16_t scale, bias;
-            CHECK_EQ(mxd_widen_fp4_ends(&scale, &bias, &byte, 1, e8m0), !e8m0 || s < 253);
-            for (int v = 0; v < 16 && (!e8m0 || s < 253); v++) {
-                uint8_t from = (uint8_t)v, code[2];
-                mxd_widen_fp4(code, &from, 2);
-                double got = fmaf(mxd_bf16_to_f32(scale), code[0], mxd_bf16_to_f32(bias));
-                CHECK(got == (v & 8 ? -1 : 1) * e2m1[v & 7] * size);
-            }
-            for (int v = 0; v < 256 && e8m0 && s > 20 && s < 246; v++) {
-                uint8_t from = (uint8_t)v;
-                uint16_t y;
-                mxd_widen_mxfp8(&y, &from, &byte, 1);
-                CHECK(mxd_bf16_to_f32(y) == (double)mxd_e4m3_to_f32(from) * size);
-            }
+    for (int i = 0; i < 3 * 256; i++) {
+        mxd_qkind kind = (mxd_qkind)(MXD_MXFP4 + i / 256);
+        int s = i % 256, group = kind == MXD_NVFP4 ? 16 : 32, most = 255;
+        double size = (s & 15 << 3) ? ldexp(8 + (s & 7), (s >> 3 & 15) - 10) : ldexp(s & 7, -9);
+        size = kind != MXD_NVFP4 ? ldexp(1, s - 127) : s & 128 ? -size : size;
+        uint8_t scales[8], elements[256];
+        float y[256];
+        memset(scales, s, sizeof scales);
+        for (int v = 0; v < 256; v++)
+            elements[v] = (uint8_t)(kind == MXD_MXFP8 ? v : v % 16 | (v / 16 ^ v % 16) << 4);
+        if (kind != MXD_NVFP4) most = kind == MXD_MXFP4 ? 252 : 246;
+        CHECK_EQ(mxd_scales_are_finite(kind, scales, 5), s <= most);
+        if (s > most) continue;
+        row_of(y, kind, kind == MXD_MXFP8 ? 8 : 5, elements, scales);
+        for (int c = 0; c < (kind == MXD_MXFP8 ? 256 : 5 * group); c++) {
+            int v = kind == MXD_MXFP8 ? c : bits_of(elements, (size_t)c * 4, 4);
+            double want = (v & 8 ? -1 : 1) * e2m1[v & 7];
+            if (kind == MXD_MXFP8) want = (double)mxd_e4m3_to_f32((uint8_t)v);
+            if ((double)y[c] != want * size)
+                fail_msg("kind %d, scale %d, element %d: %a", (int)kind, s, v, (double)y[c]);
         }
+    }
     CHECK(mxd_e4m3_to_f32(0x7f) == 480 && mxd_e4m3_to_f32(0x81) == -0x1p-9f);
-    CHECK(mxd_f32_to_bf16(1 + 0x1p-8f) == 0x3f80 && mxd_f32_to_bf16(1 + 0x3p-8f) == 0x3f82);
-    CHECK(isnan(mxd_bf16_to_f32(mxd_f32_to_bf16(mxd_bits_float(0x7f800001)))));
 }
 
 TEST(kernels_find_by_name) {

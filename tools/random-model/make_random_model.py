@@ -44,26 +44,40 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
+class Quant:
+    mode: str  # affine, mxfp4, mxfp8, nvfp4
+    bits: int
+    group: int
+
+
+MICROSCALING = {"mxfp4": Quant("mxfp4", 4, 32), "mxfp8": Quant("mxfp8", 8, 32), "nvfp4": Quant("nvfp4", 4, 16)}
+SIZES = {"BF16": 2, "U32": 4, "U8": 1}
+
+
+@dataclass(frozen=True)
 class Tensor:
     name: str
-    dtype: str  # BF16 or U32
+    dtype: str  # BF16, U32 or U8
     shape: tuple[int, ...]
     role: str  # words, scales, biases, norm
     spread: float = 1.0  # standard deviation of the weights that the words stand for
 
     @property
     def n_bytes(self) -> int:
-        return int(np.prod(self.shape)) * (4 if self.dtype == "U32" else 2)
+        return int(np.prod(self.shape)) * SIZES[self.dtype]
 
 
-def list_tensors(s: Shape, bits: int, group: int) -> Iterator[Tensor]:
+def list_tensors(s: Shape, q: Quant) -> Iterator[Tensor]:
+    group, affine = q.group, q.mode == "affine"
+
     def linear(path: str, n_out: int, n_in: int, gain: float = 1.0) -> Iterator[Tensor]:
         if n_in % group:
             raise SystemExit(f"{path}: input size {n_in} is not a multiple of the group size {group}")
         spread = gain / n_in ** 0.5
-        yield Tensor(f"{path}.weight", "U32", (n_out, n_in * bits // 32), "words")
-        yield Tensor(f"{path}.scales", "BF16", (n_out, n_in // group), "scales", spread)
-        yield Tensor(f"{path}.biases", "BF16", (n_out, n_in // group), "biases", spread)
+        yield Tensor(f"{path}.weight", "U32", (n_out, n_in * q.bits // 32), "words")
+        yield Tensor(f"{path}.scales", "BF16" if affine else "U8", (n_out, n_in // group), "scales", spread)
+        if affine:
+            yield Tensor(f"{path}.biases", "BF16", (n_out, n_in // group), "biases", spread)
 
     def norm(path: str, size: int) -> Tensor:
         return Tensor(f"{path}.weight", "BF16", (size,), "norm")
@@ -93,20 +107,41 @@ def bfloat16(x: np.ndarray) -> np.ndarray:
     return ((x.astype("<f4").view("<u4") + 0x8000) >> 16).astype("<u2")
 
 
-def write_data(f: BinaryIO, t: Tensor, bits: int, rng: np.random.Generator, last_scales: np.ndarray) -> np.ndarray:
+def e4m3(codes: np.ndarray) -> np.ndarray:
+    exponent, fraction = codes >> 3 & 15, codes & 7
+    size = np.where(exponent, np.ldexp(8.0 + fraction, exponent - 10), np.ldexp(1.0 * fraction, -9))
+    return np.where(codes & 128, -size, size)
+
+
+def byte_scales(t: Tensor, mode: str, rng: np.random.Generator) -> np.ndarray:
+    """Bytes that give any random elements about t's spread."""
+    every = e4m3(np.arange(127)) if mode == "mxfp8" else np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    scale = t.spread / np.sqrt(np.mean(every ** 2)) * (0.5 + rng.random(t.shape, dtype=np.float32))
+    if mode == "nvfp4":  # the positive codes ascend
+        return np.searchsorted(e4m3(np.arange(128)), scale).clip(1, 126).astype(np.uint8)
+    return (127 + np.round(np.log2(scale))).astype(np.uint8)
+
+
+def write_data(f: BinaryIO, t: Tensor, q: Quant, rng: np.random.Generator, last_scales: np.ndarray) -> np.ndarray:
     """Writes t; returns the scales, from which the biases that follow them are made."""
     if t.role == "words":
         for start in range(0, t.n_bytes, BLOCK_BYTES):
-            f.write(rng.integers(0, 1 << 32, min(BLOCK_BYTES, t.n_bytes - start) // 4, dtype=np.uint32).tobytes())
+            words = rng.integers(0, 1 << 32, min(BLOCK_BYTES, t.n_bytes - start) // 4, dtype=np.uint32)
+            if q.mode == "mxfp8":  # some readers take 0x7f for NaN
+                b = words.view(np.uint8)
+                b -= (b & 127) == 127
+            f.write(words.tobytes())
     elif t.role == "norm":
         f.write(bfloat16(1 + 0.1 * rng.standard_normal(t.shape, dtype=np.float32)).tobytes())
+    elif t.dtype == "U8":
+        f.write(byte_scales(t, q.mode, rng).tobytes())
     elif t.role == "scales":  # uniform q has standard deviation 2^bits / sqrt(12)
-        step = t.spread * 12 ** 0.5 / 2 ** bits
+        step = t.spread * 12 ** 0.5 / 2 ** q.bits
         last_scales = bfloat16(step * (0.5 + rng.random(t.shape, dtype=np.float32)))
         f.write(last_scales.tobytes())
     else:  # bias = -scale * 2^(bits-1), exact in bfloat16
         scales = (last_scales.astype("<u4") << 16).view("<f4")
-        f.write(bfloat16(scales * -float(2 ** (bits - 1))).tobytes())
+        f.write(bfloat16(scales * -float(2 ** (q.bits - 1))).tobytes())
     return last_scales
 
 
@@ -122,7 +157,7 @@ def into_shards(tensors: list[Tensor], limit: int) -> list[list[Tensor]]:
     return shards
 
 
-def write_weights(out: Path, tensors: list[Tensor], bits: int, seed: int, limit: int) -> int:
+def write_weights(out: Path, tensors: list[Tensor], q: Quant, seed: int, limit: int) -> int:
     rng = np.random.Generator(np.random.SFC64(seed))
     shards, scales = into_shards(tensors, limit), np.zeros(0, "<u2")
     where: dict[str, str] = {}
@@ -139,7 +174,7 @@ def write_weights(out: Path, tensors: list[Tensor], bits: int, seed: int, limit:
         with open(out / file, "wb") as f:
             f.write(len(text).to_bytes(8, "little") + text)
             for t in shard:
-                scales = write_data(f, t, bits, rng, scales)
+                scales = write_data(f, t, q, rng, scales)
     total = sum(t.n_bytes for t in tensors)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
     write_json(out / "model.safetensors.index.json", index)
@@ -197,9 +232,9 @@ def write_json(path: Path, value: Any, indent: int | None = 4) -> None:
     path.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_configs(out: Path, s: Shape, bits: int, group: int) -> None:
+def write_configs(out: Path, s: Shape, q: Quant) -> None:
     end_of_text, _, end_of_turn = (s.vocab - len(SPECIAL) + i for i in range(len(SPECIAL)))
-    quantization = {"group_size": group, "bits": bits, "mode": "affine"}
+    quantization = {"group_size": q.group, "bits": q.bits, "mode": q.mode}
     write_json(out / "config.json", {
         "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "bos_token_id": end_of_text,
         "eos_token_id": end_of_turn, "head_dim": s.head_dim, "hidden_act": "silu", "hidden_size": s.hidden,
@@ -222,7 +257,8 @@ def parse() -> argparse.Namespace:
     for name in ("hidden", "layers", "heads", "kv-heads", "head-dim", "intermediate", "vocab"):
         parser.add_argument(f"--{name}", type=int, help="replaces the shape's number")
     parser.add_argument("--tied", action=argparse.BooleanOptionalAction, help="replaces the shape's choice")
-    parser.add_argument("--bits", type=int, choices=(4, 8), default=8)
+    parser.add_argument("--mode", choices=("affine", *MICROSCALING), default="affine", help="all but affine fix bits and groups")
+    parser.add_argument("--bits", type=int, choices=(2, 3, 4, 5, 6, 8), default=8)
     parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard-bytes", type=int, default=SHARD_BYTES, help="the most in one file (default 5 GiB)")
@@ -236,12 +272,13 @@ def main() -> None:
     shape = replace(SHAPES[args.shape], **{f: getattr(args, f) for f in fields if getattr(args, f) is not None})
     if shape.heads % shape.kv_heads:
         raise SystemExit("--heads must be a multiple of --kv-heads")
-    tensors = list(list_tensors(shape, args.bits, args.group_size))
+    quant = MICROSCALING.get(args.mode, Quant("affine", args.bits, args.group_size))
+    tensors = list(list_tensors(shape, quant))
     args.out.mkdir(parents=True, exist_ok=True)
     for old in args.out.glob("model*.safetensors"):
         old.unlink()
-    write_configs(args.out, shape, args.bits, args.group_size)
-    total = write_weights(args.out, tensors, args.bits, args.seed, args.shard_bytes)
+    write_configs(args.out, shape, quant)
+    total = write_weights(args.out, tensors, quant, args.seed, args.shard_bytes)
     print(f"{args.out}: {total / 1e9:.2f} GB in {len(tensors)} tensors")
 
 

@@ -21,7 +21,7 @@ struct mxd_weight {
     unsigned use;     /* MXD_W_* */
     int rows, in;     /* the part held: [rows, in]; a vector is [in] */
     bool quantised;
-    mxd_qshape q;   /* of the tiles, when quantised; the file may be narrower */
+    mxd_qshape q;   /* of the tiles, when quantised */
     mxd_ftype type; /* plain */
     size_t block_k;
     int experts, expert_tiles; /* [experts] matrices [rows, in] of so many tiles; 0: one */
@@ -171,8 +171,9 @@ void cpu_linear_heads(mxd_backend *base, int dst, int src, const mxd_weight *w);
 
 /* What a weight's activations are grouped by; 0: used as floats. */
 static inline int cpu_act_group(const cpu_backend *b, const mxd_weight *w) {
+    bool codes = w->quantised && w->q.kind != MXD_MXFP8;
     bool floats = b->activations == MXD_ACT_F32 || (w->use & MXD_W_EXACT);
-    return w->quantised && !floats ? mxd_act_group(w->q.group) : 0;
+    return codes && !floats ? mxd_act_group(w->q.group) : 0;
 }
 
 /* rows.c */

@@ -50,23 +50,26 @@ static mxd_rc check_bias(const mxd_weight_src *s, const mxd_st_tensor *t, uint64
                     s->experts);
 }
 
-/* The bits of the tile that a format lives in; 0: there is no such format. Codes of 2 and 3 bits
- * use the tile of 4, codes of 5 and 6 and E2M1 elements that of 8; mxfp8 becomes plain bf16. */
-static int tile_bits(mxd_quant q) {
+/* The kind of tile of a format; false: there is no such format. */
+static bool tile_kind(mxd_quant q, mxd_qkind *kind) {
     bool group = q.group == 32 || q.group == 64 || q.group == 128;
     switch (q.mode) {
     case MXD_Q_NONE:
-        return 0;
+        return false;
     case MXD_Q_AFFINE:
-        return !group || q.bits < 2 || q.bits == 7 || q.bits > 8 ? 0 : q.bits <= 4 ? 4 : 8;
+        *kind = MXD_AFFINE;
+        return group && q.bits >= 2 && q.bits != 7 && q.bits <= 8;
     case MXD_Q_MXFP4:
-        return q.bits == 4 && q.group == 32 ? 8 : 0;
+        *kind = MXD_MXFP4;
+        return q.bits == 4 && q.group == 32;
     case MXD_Q_MXFP8:
-        return q.bits == 8 && q.group == 32 ? 16 : 0;
+        *kind = MXD_MXFP8;
+        return q.bits == 8 && q.group == 32;
     case MXD_Q_NVFP4:
-        return q.bits == 4 && q.group == 16 ? 8 : 0;
+        *kind = MXD_NVFP4;
+        return q.bits == 4 && q.group == 16;
     }
-    return 0;
+    return false;
 }
 
 /* The tensors of a quantised weight: there, and of the right types. */
@@ -81,13 +84,12 @@ static mxd_rc check_parts(const mxd_weight_src *s, mxd_ftype *scales, mxd_err *e
                         "%s: quantised weight is %s (wanted U32), scales %s, wanted %s", s->name,
                         mxd_dtype_name(s->weight->dtype), mxd_dtype_name(s->scales->dtype),
                         mxd_dtype_name(biases));
-    *scales = MXD_BF16;
     return affine ? check_float(s, s->scales, scales, err) : MXD_OK;
 }
 
 static mxd_rc check_quantised(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
-    int bits = s->quant.bits, group = s->quant.group, tile = tile_bits(s->quant);
-    if (!tile)
+    int bits = s->quant.bits, group = s->quant.group;
+    if (!tile_kind(s->quant, &w->q.kind))
         return mxd_fail(err, MXD_E_UNSUPPORTED,
                         "%s: there is no quantisation with %d bits in groups of %d, mode %d: "
                         "damaged configuration, or made by a newer program",
@@ -102,14 +104,12 @@ static mxd_rc check_quantised(const mxd_weight_src *s, mxd_weight *w, mxd_err *e
     if (s->block_k % group)
         return mxd_fail(err, MXD_E_INVAL, "%s: block of %d columns cuts a group of %d", s->name,
                         s->block_k, group);
-    w->quantised = tile != 16;
-    w->type = MXD_BF16; /* of mxfp8, which is plain from here on */
+    w->quantised = true;
     w->q.k = (size_t)w->in;
     w->q.block_k = w->block_k;
     w->q.group = group;
-    w->q.bits = tile;
-    w->tile_bytes =
-        w->quantised ? mxd_qtile_bytes(&w->q) : mxd_ftile_bytes((size_t)w->in, MXD_BF16);
+    w->q.bits = bits;
+    w->tile_bytes = mxd_qtile_bytes(&w->q);
     return MXD_OK;
 }
 
@@ -180,7 +180,6 @@ typedef struct load_job {
     mxd_weight *w;
     int tiles_per_task, tasks_per_expert;
     size_t code_bytes, scale_bytes, bias_bytes; /* of one row in the file */
-    size_t wide_bytes;                          /* of one tile's rows in another format */
     unsigned char *stage;                       /* [threads][stage_bytes] */
     size_t stage_bytes;
     atomic_int failed;
@@ -191,50 +190,19 @@ typedef struct file_rows { /* neighbouring rows as in the file */
     const unsigned char *codes, *scales, *biases;
 } file_rows;
 
-/* E2M1 elements: `wide` takes codes and ends of n rows. */
-static mxd_rc pack_fp4(const load_job *j, unsigned char *to, unsigned char *wide, file_rows f,
-                       int n, mxd_err *err) {
-    const mxd_weight *w = j->w;
-    size_t in = (size_t)w->in, n_groups = in / (size_t)w->q.group, rows = (size_t)n;
-    uint16_t *scales = (uint16_t *)(void *)(wide + in * rows), *biases = scales + n_groups * rows;
-    for (size_t r = 0; r < rows; r++) mxd_widen_fp4(wide + r * in, f.codes + r * j->code_bytes, in);
-    if (!mxd_widen_fp4_ends(scales, biases, f.scales, n_groups * rows,
-                            j->src->quant.mode == MXD_Q_MXFP4))
-        return mxd_fail(err, MXD_E_FORMAT,
-                        "a scale of 2^126 or more: damaged file? download it again");
-    mxd_qtile_pack(to, &w->q, n, wide, scales, biases);
-    return MXD_OK;
-}
-
 /* Packs n rows, at most 16, into one tile. */
-static mxd_rc pack_tile(const load_job *j, unsigned char *to, unsigned char *wide, file_rows f,
-                        int n, mxd_err *err) {
+static mxd_rc pack_tile(const load_job *j, unsigned char *to, file_rows f, int n, mxd_err *err) {
     const mxd_weight *w = j->w;
-    mxd_quant quant = j->src->quant;
-    size_t in = (size_t)w->in, row = in * (size_t)w->q.bits / 8;
-    switch (quant.mode) {
-    case MXD_Q_NONE:
-        mxd_ftile_pack(to, w->type, in, n, f.codes);
-        break;
-    case MXD_Q_AFFINE:
-        if (quant.bits != w->q.bits) {
-            for (size_t r = 0; r < (size_t)n; r++)
-                mxd_widen_codes(wide + r * row, w->q.bits, f.codes + r * j->code_bytes, quant.bits,
-                                in);
-            f.codes = wide;
-        }
-        mxd_qtile_pack(to, &w->q, n, f.codes, f.scales, f.biases);
-        break;
-    case MXD_Q_MXFP8:
-        for (size_t r = 0; r < (size_t)n; r++)
-            mxd_widen_mxfp8((uint16_t *)(void *)wide + r * in, f.codes + r * j->code_bytes,
-                            f.scales + r * j->scale_bytes, in);
-        mxd_ftile_pack(to, MXD_BF16, in, n, wide);
-        break;
-    case MXD_Q_MXFP4:
-    case MXD_Q_NVFP4:
-        return pack_fp4(j, to, wide, f, n, err);
+    if (!w->quantised) {
+        mxd_ftile_pack(to, w->type, (size_t)w->in, n, f.codes);
+        return MXD_OK;
     }
+    if (w->q.kind != MXD_AFFINE &&
+        !mxd_scales_are_finite(w->q.kind, f.scales, j->scale_bytes * (size_t)n))
+        return mxd_fail(err, MXD_E_FORMAT,
+                        "a scale of 2^%d or more: damaged file? download it again",
+                        w->q.kind == MXD_MXFP4 ? 126 : 120);
+    mxd_qtile_pack(to, &w->q, n, f.codes, f.scales, f.biases);
     return MXD_OK;
 }
 
@@ -253,7 +221,7 @@ static mxd_rc load_rows(load_job *j, unsigned char *stage, int tile, size_t row,
                         mxd_err *err) {
     const mxd_weight_src *s = j->src;
     mxd_weight *w = j->w;
-    unsigned char *codes = stage + j->wide_bytes, *scales = codes + n * j->code_bytes;
+    unsigned char *codes = stage, *scales = codes + n * j->code_bytes;
     unsigned char *biases = scales + n * j->scale_bytes;
     MXD_TRY(read_rows(s, s->weight, row, n, j->code_bytes, codes, err));
     if (j->scale_bytes) MXD_TRY(read_rows(s, s->scales, row, n, j->scale_bytes, scales, err));
@@ -262,7 +230,7 @@ static mxd_rc load_rows(load_job *j, unsigned char *stage, int tile, size_t row,
         int m = n - r < MXD_TILE_ROWS ? (int)(n - r) : MXD_TILE_ROWS;
         file_rows f = {codes + r * j->code_bytes, scales + r * j->scale_bytes,
                        biases + r * j->bias_bytes};
-        MXD_TRY(pack_tile(j, w->tiles + (size_t)tile * w->tile_bytes, stage, f, m, err));
+        MXD_TRY(pack_tile(j, w->tiles + (size_t)tile * w->tile_bytes, f, m, err));
     }
     return MXD_OK;
 }
@@ -282,7 +250,7 @@ static void load_task(void *ctx, int task, int thread) {
     if (rc && atomic_compare_exchange_strong(&j->failed, &none, 1)) j->err = err;
 }
 
-/* The bytes of rows, in the file and beside it. */
+/* The bytes of rows in the file. */
 static void size_rows(load_job *j) {
     const mxd_weight_src *s = j->src;
     const mxd_weight *w = j->w;
@@ -295,8 +263,6 @@ static void size_rows(load_job *j) {
     j->code_bytes = in * (size_t)s->quant.bits / 8;
     j->scale_bytes = in / (size_t)s->quant.group * (affine ? mxd_ftype_bytes(w->q.scales) : 1);
     j->bias_bytes = affine ? j->scale_bytes : 0;
-    /* at most bf16 rows, or codes with their ends */
-    if (!affine || s->quant.bits != w->q.bits) j->wide_bytes = in * 2 * MXD_TILE_ROWS;
 }
 
 static mxd_rc load_tiles(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
@@ -307,7 +273,7 @@ static mxd_rc load_tiles(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w,
     if (j.tiles_per_task > MAX_STAGE_TILES) j.tiles_per_task = MAX_STAGE_TILES;
     if (j.tiles_per_task > w->expert_tiles) j.tiles_per_task = w->expert_tiles;
     j.tasks_per_expert = (w->expert_tiles - 1) / j.tiles_per_task + 1;
-    j.stage_bytes = (j.wide_bytes + per_tile * (size_t)j.tiles_per_task + 63) & ~(size_t)63;
+    j.stage_bytes = (per_tile * (size_t)j.tiles_per_task + 63) & ~(size_t)63;
     j.stage = mxd_new(b->al, (size_t)b->n_threads, j.stage_bytes);
     if (!j.stage) return mxd_fail(err, MXD_E_NOMEM, "%s: no memory to read it", s->name);
     mxd_pool_run(b->pool, load_task, &j, w->n_tiles / w->expert_tiles * j.tasks_per_expert);
