@@ -556,7 +556,7 @@ INLINE void mix_n(float *acc, size_t ldacc, const float *p, size_t ldp, const ch
     }
 MIX(1, 8)
 MIX(1, 1)
-MIX(2, 4)
+MIX(2, 8)
 MIX(2, 1)
 MIX(3, 4)
 MIX(3, 1)
@@ -571,11 +571,11 @@ static void v_attn_mix(float *acc, size_t ldacc, const float *p, size_t ldp, con
                        mxd_ftype type, size_t n_pos, size_t d, int n) {
     typedef void (*mix_fn)(float *, size_t, const float *, size_t, const char *, mxd_ftype, size_t,
                            size_t);
-    static const mix_fn wide[] = {mix_1_8, mix_2_4, mix_3_4, mix_4_4, mix_5_4, mix_6_4};
+    static const mix_fn wide[] = {mix_1_8, mix_2_8, mix_3_4, mix_4_4, mix_5_4, mix_6_4};
     static const mix_fn one[] = {mix_1_1, mix_2_1, mix_3_1, mix_4_1, mix_5_1, mix_6_1};
     for (int m; n > 0; n -= m, acc += (size_t)m * ldacc, p += (size_t)m * ldp) {
         m = n < 6 ? n : 6;
-        size_t i = 0, step = m == 1 ? 128 : 64;
+        size_t i = 0, step = m <= 2 ? 128 : 64;
         for (; i + step <= d; i += step)
             wide[m - 1](acc + i, ldacc, p, ldp, (const char *)v + i * mxd_ftype_bytes(type), type,
                         n_pos, d);
