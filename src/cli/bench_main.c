@@ -1,163 +1,92 @@
 /* mlx-dist-bench: how fast a model reads prompts and writes answers. Prompts are random tokens;
- * the speed of a test is the mean over its runs, its spread the standard deviation. */
+ * the speed of a test is the mean over its runs, its spread the standard deviation. Beside each
+ * test stands what memory gave in the same minute: decode cannot be faster than weights are read.
+ */
 #include <math.h>
-#include <pthread.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "base/rand.h"
+#include "base/proc.h"
+#include "cli/bench_run.h"
 #include "cli/engine_kit.h"
 #include "cli/main_kit.h"
 #include "cli/term.h"
 #include "formats/json.h"
+#include "hardware/hardware.h"
 
-enum { MAX_RUNS = 1000, OUT_MAX = 4 << 20, DECODE_PROMPT = 1 };
+enum { MAX_RUNS = 1000, OUT_MAX = 4 << 20 };
 
-typedef struct test {
-    const char *kind; /* "pp" or "tg" */
-    int n, streams;
+typedef struct row { /* one test and what it gave */
+    mxd_bench_test test;
     double speed[MAX_RUNS];
     int n_runs;
-} test;
+    double read_bytes_per_s; /* of this machine with as many threads, right after the runs */
+    uint64_t rss_bytes;      /* of this process, at its peak while loading or after the runs */
+} row;
 
-static mxd_rc submit(mxd_engine *e, uint64_t seed, int n_prompt, int n_gen, mxd_stream **out,
-                     mxd_err *err) {
-    int32_t *ids = MXD_NEW(&mxd_alloc_libc, (size_t)n_prompt, int32_t);
-    if (!ids) return mxd_fail(err, MXD_E_NOMEM, "prompt");
-    uint64_t vocab = (uint64_t)mxd_engine_info_get(e)->n_vocab;
-    for (int i = 0; i < n_prompt; i++)
-        ids[i] = (int32_t)(mxd_rand_u64(seed, 0, (uint64_t)i) % vocab);
-    mxd_gen gen = {.prompt = ids,
-                   .n_prompt = (size_t)n_prompt,
-                   .max_tokens = n_gen,
-                   .ignore_eos = true,
-                   .timeout_ms = 3600000};
-    mxd_rc rc = mxd_engine_submit(e, &gen, out, err);
-    mxd_free(&mxd_alloc_libc, ids);
-    return rc;
-}
+typedef struct bench {
+    const mxd_options *o;
+    mxd_engine *engine;
+    int threads; /* as asked: 0 is one per core */
+    double load_s;
+    uint64_t load_bytes; /* most memory of this process until the model was ready */
+    uint64_t seed;
+    json_t *all; /* NULL: for people */
+} bench;
 
-/* One stream and the thread that reads it: times are those of the tokens, not of a reader that is
- * busy with another stream. */
-typedef struct reader {
-    mxd_stream *stream;
-    pthread_t thread;
-    bool started;
-    int64_t first_ns, last_ns; /* when its first and its last token came */
-    int n_tokens;
-    mxd_rc rc;
-    mxd_err err;
-} reader;
-
-static void *read_stream(void *arg) {
-    reader *r = arg;
-    for (;;) {
-        mxd_stream_event ev;
-        r->rc = mxd_stream_next(r->stream, 200, &ev, &r->err);
-        if (r->rc == MXD_E_TIMEOUT && !mxd_stream_ended(r->stream)) continue;
-        if (r->rc || ev.kind == MXD_STREAM_DONE) return NULL;
-        if (!ev.n_tokens) continue;
-        r->last_ns = mxd_now_ns();
-        if (!r->n_tokens) r->first_ns = r->last_ns;
-        r->n_tokens += ev.n_tokens;
-    }
-}
-
-static mxd_rc start_reader(reader *r, mxd_engine *e, const test *t, uint64_t seed, mxd_err *err) {
-    bool prefill = t->kind[0] == 'p';
-    MXD_TRY(
-        submit(e, seed, prefill ? t->n : DECODE_PROMPT, prefill ? 1 : t->n + 1, &r->stream, err));
-    if (pthread_create(&r->thread, NULL, read_stream, r) != 0)
-        return mxd_fail(err, MXD_E_IO, "cannot start a thread for a stream");
-    r->started = true;
-    return MXD_OK;
-}
-
-/* Waits for every reader; a Ctrl-C cancels the streams. */
-static mxd_rc join_readers(reader *r, int n, mxd_rc rc, mxd_err *err) {
-    for (int i = 0; i < n; i++) {
-        if (rc && r[i].stream) mxd_stream_cancel(r[i].stream);
-        if (r[i].started) pthread_join(r[i].thread, NULL);
-        if (!rc && r[i].rc) {
-            rc = r[i].rc;
-            *err = r[i].err;
-        }
-        mxd_stream_free(r[i].stream);
-    }
-    if (!rc && mxd_signals_wait(0)) rc = mxd_fail(err, MXD_E_CANCELED, "interrupted");
-    return rc;
-}
-
-/* One run: all streams together. Prefill counts prompt tokens until the last first token; decode
- * counts the tokens behind the first one of each stream, from the earliest first token on. */
-static mxd_rc run_once(mxd_engine *e, const test *t, uint64_t seed, double *speed, mxd_err *err) {
-    static reader readers[MXD_MAX_SEQS];
-    memset(readers, 0, sizeof readers);
-    bool prefill = t->kind[0] == 'p';
-    int64_t start = mxd_now_ns(), first = 0, last = 0;
-    int tokens = 0;
-    mxd_rc rc = MXD_OK;
-    for (int i = 0; i < t->streams && !rc; i++)
-        rc = start_reader(&readers[i], e, t, seed + (uint64_t)i, err);
-    rc = join_readers(readers, t->streams, rc, err);
-    for (int i = 0; i < t->streams; i++) {
-        const reader *r = &readers[i];
-        bool counts = prefill ? r->first_ns > first : !first || r->first_ns < first;
-        if (counts) first = r->first_ns;
-        if (r->last_ns > last) last = r->last_ns;
-        tokens += prefill ? t->n : r->n_tokens - 1;
-    }
-    /* A few tokens may come to a busy reader all at once; then the whole run is what was timed. */
-    double ns = (double)(prefill ? first - start : last > first ? last - first : last - start);
-    *speed = ns > 0 ? tokens * 1e9 / ns : 0;
-    return rc;
-}
-
-static double mean(const test *t) {
+static double mean(const row *r) {
     double sum = 0;
-    for (int i = 0; i < t->n_runs; i++) sum += t->speed[i];
-    return t->n_runs ? sum / t->n_runs : 0;
+    for (int i = 0; i < r->n_runs; i++) sum += r->speed[i];
+    return r->n_runs ? sum / r->n_runs : 0;
 }
 
-static double spread(const test *t) {
-    double m = mean(t), sum = 0;
-    for (int i = 0; i < t->n_runs; i++) sum += (t->speed[i] - m) * (t->speed[i] - m);
-    return t->n_runs > 1 ? sqrt(sum / (t->n_runs - 1)) : 0;
-}
-
-static mxd_rc run_test(mxd_engine *e, test *t, int runs, mxd_err *err) {
-    double warm;
-    MXD_TRY(run_once(e, t, 1, &warm, err));
-    for (int i = 0; i < runs; i++) {
-        MXD_TRY(run_once(e, t, 100 + (uint64_t)i * MXD_MAX_SEQS, &t->speed[t->n_runs], err));
-        t->n_runs++;
-    }
-    return MXD_OK;
+static double spread(const row *r) {
+    double m = mean(r), sum = 0;
+    for (int i = 0; i < r->n_runs; i++) sum += (r->speed[i] - m) * (r->speed[i] - m);
+    return r->n_runs > 1 ? sqrt(sum / (r->n_runs - 1)) : 0;
 }
 
 /* ---------------------------------------------------------------------------------------- output
  */
 
-static void name_of(const test *t, char out[64]) {
-    snprintf(out, 64, t->streams > 1 ? "%s%d x %d" : "%s%d", t->kind, t->n, t->streams);
+static void name_of(const mxd_bench_test *t, char out[80]) {
+    int at = snprintf(out, 80, "%s%d", t->prefill ? "pp" : "tg", t->n);
+    if (t->streams > 1) at += snprintf(out + at, 80 - (size_t)at, " x %d", t->streams);
+    if (t->depth) snprintf(out + at, 80 - (size_t)at, " @ %d", t->depth);
 }
 
-static void print_row(const test *t) {
-    char name[64];
-    name_of(t, name);
-    fprintf(stdout, "%-14s %10.2f tokens/s  +- %.2f\n", name, mean(t), spread(t));
+static int cores(const bench *b) { return b->threads ? b->threads : mxd_proc_cores(); }
+
+static void print_row(const bench *b, const row *r) {
+    char name[80];
+    name_of(&r->test, name);
+    fprintf(stdout, "%-20s %2d threads %10.2f tokens/s  +- %.2f\n", name, cores(b), mean(r),
+            spread(r));
     fflush(stdout);
 }
 
-static json_t *test_json(const test *t) {
-    char name[64];
-    name_of(t, name);
+static void print_summary(const bench *b, const row *last) {
+    char memory[32], weights[32], reads[32];
+    mxd_main_print_note(
+        b->o, "weights %s, ready after %.2f s, memory of this process %s, memory reads %s",
+        mxd_size_text(weights, mxd_engine_info_get(b->engine)->weight_bytes), b->load_s,
+        mxd_size_text(memory, last->rss_bytes),
+        mxd_rate_text(reads, last->read_bytes_per_s, "B/s"));
+}
+
+static json_t *row_json(const bench *b, const row *r) {
+    char name[80];
+    name_of(&r->test, name);
     json_t *runs = json_array();
-    for (int i = 0; i < t->n_runs; i++) json_array_append_new(runs, json_real(t->speed[i]));
-    return json_pack("{s:s, s:i, s:i, s:f, s:o, s:f}", "name", name, "tokens", t->n, "streams",
-                     t->streams, "tokens_per_second", mean(t), "runs", runs, "spread", spread(t));
+    for (int i = 0; i < r->n_runs; i++) json_array_append_new(runs, json_real(r->speed[i]));
+    return json_pack("{s:s, s:i, s:i, s:i, s:i, s:f, s:o, s:f, s:I, s:I, s:f, s:f}", "name", name,
+                     "tokens", r->test.n, "depth", r->test.depth, "streams", r->test.streams,
+                     "threads", cores(b), "tokens_per_second", mean(r), "runs", runs, "spread",
+                     spread(r), "weight_bytes",
+                     (json_int_t)mxd_engine_info_get(b->engine)->weight_bytes, "rss_bytes",
+                     (json_int_t)r->rss_bytes, "read_bytes_per_second", r->read_bytes_per_s,
+                     "load_seconds", b->load_s);
 }
 
 static void print_json(const json_t *all) {
@@ -171,37 +100,60 @@ static void print_json(const json_t *all) {
 /* ------------------------------------------------------------------------------------------ tests
  */
 
-static mxd_rc one(mxd_engine *e, const mxd_options *o, const char *kind, int n, int streams,
-                  json_t *all, mxd_err *err) {
-    static test t; /* too large for a stack frame */
-    if (!n) return MXD_OK;
-    t = (test){.kind = kind, .n = n, .streams = streams};
-    if (n + 2 > mxd_engine_info_get(e)->ctx)
-        return mxd_fail(err, MXD_E_INVAL, "%d tokens do not fit the context of %d: see --ctx-size",
-                        n, mxd_engine_info_get(e)->ctx);
-    MXD_TRY(run_test(e, &t, (int)mxd_opt_int(o, MXD_OPT_RUNS), err));
-    if (mxd_opt_bool(o, MXD_OPT_JSON))
-        json_array_append_new(all, test_json(&t));
-    else
-        print_row(&t);
+/* What memory gives to so many threads now. */
+static mxd_rc probe(const bench *b, row *r, mxd_err *err) {
+    mxd_hardware h;
+    MXD_TRY(mxd_hardware_detect(&h, &mxd_alloc_libc,
+                                &(mxd_hardware_opts){.probe = true, .threads = b->threads}, err));
+    r->read_bytes_per_s = h.read_bytes_per_s;
     return MXD_OK;
 }
 
-static mxd_rc all_tests(mxd_engine *e, const mxd_options *o, mxd_err *err) {
-    int n_prompts, n_gens, n_streams;
-    const int *prompts = mxd_opt_ints(o, MXD_OPT_N_PROMPT, &n_prompts);
-    const int *gens = mxd_opt_ints(o, MXD_OPT_N_GEN, &n_gens);
-    const int *streams = mxd_opt_ints(o, MXD_OPT_STREAMS, &n_streams);
-    json_t *all = json_array();
-    mxd_rc rc = MXD_OK;
-    for (int b = 0; b < n_streams && !rc; b++) {
-        for (int i = 0; i < n_prompts && !rc; i++)
-            rc = one(e, o, "pp", prompts[i], streams[b], all, err);
-        for (int i = 0; i < n_gens && !rc; i++) rc = one(e, o, "tg", gens[i], streams[b], all, err);
+static mxd_rc run_row(bench *b, row *r, mxd_err *err) {
+    mxd_bench_test warm = r->test;
+    double speed;
+    warm.depth = 0;
+    if (warm.n > warm.chunk) warm.n = warm.chunk;
+    MXD_TRY(mxd_bench_once(b->engine, &warm, &b->seed, &speed, err));
+    for (int runs = (int)mxd_opt_int(b->o, MXD_OPT_RUNS); runs; runs--) {
+        MXD_TRY(mxd_bench_once(b->engine, &r->test, &b->seed, &r->speed[r->n_runs], err));
+        r->n_runs++;
     }
-    if (!rc && mxd_opt_bool(o, MXD_OPT_JSON)) print_json(all);
-    json_decref(all);
-    return rc;
+    r->rss_bytes = mxd_proc_rss_bytes();
+    if (r->rss_bytes < b->load_bytes) r->rss_bytes = b->load_bytes;
+    return probe(b, r, err);
+}
+
+static mxd_rc one(bench *b, row *r, bool prefill, int n, int depth, int streams, mxd_err *err) {
+    int ctx = mxd_engine_info_get(b->engine)->ctx;
+    *r = (row){.test = {.prefill = prefill, .n = n, .depth = depth, .streams = streams}};
+    r->test.chunk = (int)mxd_opt_int(b->o, MXD_OPT_PREFILL_STEP_SIZE);
+    int need = mxd_bench_context(&r->test);
+    if (need > ctx)
+        return mxd_fail(err, MXD_E_INVAL, "%d tokens do not fit the context of %d: see --ctx-size",
+                        need, ctx);
+    MXD_TRY(run_row(b, r, err));
+    if (b->all)
+        json_array_append_new(b->all, row_json(b, r));
+    else
+        print_row(b, r);
+    return MXD_OK;
+}
+
+static mxd_rc all_tests(bench *b, row *r, mxd_err *err) {
+    int n_depths, n_streams, n_prompts, n_gens;
+    const int *depths = mxd_opt_ints(b->o, MXD_OPT_DEPTH, &n_depths);
+    const int *streams = mxd_opt_ints(b->o, MXD_OPT_STREAMS, &n_streams);
+    const int *prompts = mxd_opt_ints(b->o, MXD_OPT_N_PROMPT, &n_prompts);
+    const int *gens = mxd_opt_ints(b->o, MXD_OPT_N_GEN, &n_gens);
+    for (int at = 0; at < n_depths * n_streams; at++) {
+        int depth = depths[at / n_streams], s = streams[at % n_streams];
+        for (int i = 0; i < n_prompts; i++)
+            if (prompts[i]) MXD_TRY(one(b, r, true, prompts[i], depth, s, err));
+        for (int i = 0; i < n_gens; i++)
+            if (gens[i]) MXD_TRY(one(b, r, false, gens[i], depth, s, err));
+    }
+    return MXD_OK;
 }
 
 static int most(const mxd_options *o, mxd_opt_id id) {
@@ -212,20 +164,48 @@ static int most(const mxd_options *o, mxd_opt_id id) {
     return best;
 }
 
+/* The context that the largest test needs. */
+static int context(const mxd_options *o) {
+    mxd_bench_test t = {.depth = most(o, MXD_OPT_DEPTH),
+                        .streams = most(o, MXD_OPT_STREAMS),
+                        .n = most(o, MXD_OPT_N_GEN),
+                        .chunk = (int)mxd_opt_int(o, MXD_OPT_PREFILL_STEP_SIZE)};
+    int decode = t.n ? mxd_bench_context(&t) : 0;
+    t.n = most(o, MXD_OPT_N_PROMPT);
+    t.prefill = true;
+    int prefill = mxd_bench_context(&t);
+    return decode > prefill ? decode : prefill;
+}
+
+/* Every test with one number of threads: the model is loaded for it. */
+static mxd_rc with_threads(bench *b, mxd_engine_kit *kit, int threads, mxd_err *err) {
+    static row r; /* too large for a stack frame */
+    int64_t begin = mxd_now_ns();
+    b->threads = kit->opts.threads = threads;
+    MXD_TRY(mxd_engine_kit_open(kit, b->o, &b->engine, err));
+    b->load_s = (double)(mxd_now_ns() - begin) * 1e-9;
+    b->load_bytes = mxd_proc_rss_bytes();
+    mxd_rc rc = all_tests(b, &r, err);
+    if (!rc && !b->all && r.n_runs) print_summary(b, &r);
+    mxd_engine_close(b->engine);
+    b->engine = NULL;
+    return rc;
+}
+
 static mxd_rc run(const mxd_options *o, mxd_err *err) {
     mxd_engine_kit kit;
-    mxd_engine *e = NULL;
+    int n_threads;
+    const int *threads = mxd_opt_ints(o, MXD_OPT_THREAD_COUNTS, &n_threads);
     if (!mxd_opt_given(o, MXD_OPT_LOG_LEVEL) && !mxd_opt_bool(o, MXD_OPT_VERBOSE))
         mxd_log_set_level(MXD_LOG_ERROR);
     mxd_signals_catch();
+    bench b = {.o = o, .all = mxd_opt_bool(o, MXD_OPT_JSON) ? json_array() : NULL};
     mxd_rc rc = mxd_engine_kit_fill(&kit, o, err);
-    int longest = most(o, MXD_OPT_N_PROMPT), gen = most(o, MXD_OPT_N_GEN);
-    if (gen > longest) longest = gen;
     kit.opts.parallel = most(o, MXD_OPT_STREAMS);
-    if (!kit.opts.ctx) kit.opts.ctx = longest + 8;
-    if (!rc) rc = mxd_engine_kit_open(&kit, o, &e, err);
-    if (!rc) rc = all_tests(e, o, err);
-    mxd_engine_close(e);
+    if (!kit.opts.ctx) kit.opts.ctx = context(o);
+    for (int i = 0; i < n_threads && !rc; i++) rc = with_threads(&b, &kit, threads[i], err);
+    if (!rc && b.all) print_json(b.all);
+    json_decref(b.all);
     mxd_engine_kit_deinit(&kit);
     return rc;
 }

@@ -56,6 +56,10 @@ X(N_GEN, "n-gen", "-n", ON(BENCH), BENCH, INTS, "N,...", 0, MXD_MAX_CONTEXT, "64
   "Tokens of the decode test; 0: no such test.") \
 X(STREAMS, "streams", "-b --batch", ON(BENCH), BENCH, INTS, "N,...", 1, MXD_MAX_SEQS, "1", NULL, \
   "Streams at the same time; speeds are of all of them together.") \
+X(DEPTH, "depth", "-d --n-depth", ON(BENCH), BENCH, INTS, "N,...", 0, MXD_MAX_CONTEXT, "0", NULL, \
+  "Tokens of the sequence that stand before those of the test.") \
+X(THREAD_COUNTS, "thread-counts", "-t --threads", ON(BENCH), BENCH, INTS, "N,...", 0, MXD_MAX_THREADS, "0", NULL, \
+  "Compute threads; 0: one per core. The model is loaded anew for each number.") \
 X(RUNS, "runs", "-r --repetitions", ON(BENCH), BENCH, INT, "N", 1, 1000, "3", NULL, \
   "How often each test runs.") \
 \
@@ -107,7 +111,7 @@ X(PARALLEL, "parallel", "-np --decode-concurrency", ON(SERVER) | ON(PLAN), COMPU
 X(PREFILL_STEP_SIZE, "prefill-step-size", "", MXD_ON_SERVE_ENGINE, COMPUTE, INT, "N", 1, \
   MXD_MAX_STEP_TOKENS, "256", NULL, \
   "Prompt tokens of one micro-batch.") \
-X(THREADS, "threads", "-t", MXD_ON_COMPUTE, COMPUTE, INT, "N", 0, MXD_MAX_THREADS, "0", NULL, \
+X(THREADS, "threads", "-t", MXD_ON_COMPUTE & ~ON(BENCH), COMPUTE, INT, "N", 0, MXD_MAX_THREADS, "0", NULL, \
   "Compute threads of each worker on this machine; 0: one per core, for stages take turns.") \
 X(BACKEND, "backend", "", MXD_ON_COMPUTE, COMPUTE, CHOICE, NULL, 0, 0, "auto", "auto|cpu|mlx", \
   "Who computes; auto takes mlx on Apple Silicon when its plugin opens, else cpu.") \

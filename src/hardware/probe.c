@@ -2,6 +2,7 @@
  * multiplies 8-bit weights by 8-bit activations, which is what prefill does all the time. */
 #include <stdatomic.h>
 #include <stdint.h>
+#include <sys/mman.h>
 #include "base/clock.h"
 #include "base/pool.h"
 #include "kernels/kernels.h"
@@ -84,11 +85,23 @@ static double best_read(probe *p, mxd_pool *pool) {
     return best;
 }
 
+/* Weights lie in large pages, so that is what must be measured; p is fresh. */
+static void want_large_pages(void *p, size_t n_bytes) {
+#if defined(MADV_HUGEPAGE)
+    uintptr_t large = (uintptr_t)2 << 20, first = ((uintptr_t)p + large - 1) & ~(large - 1);
+    uintptr_t end = ((uintptr_t)p + n_bytes) & ~(large - 1);
+    if (first < end) madvise((void *)first, end - first, MADV_HUGEPAGE);
+#else
+    (void)p, (void)n_bytes;
+#endif
+}
+
 mxd_rc mxd_hw_probe(mxd_hardware *h, const mxd_alloc *al, int n_threads, mxd_err *err) {
     probe p = {.n_bytes = PROBE_BYTES, .kernels = mxd_kernels_best()};
     while (p.n_bytes > PIECE && p.n_bytes > h->memory_available_bytes / 8) p.n_bytes /= 2;
     p.memory = MXD_NEW(al, p.n_bytes, unsigned char);
     if (!p.memory) return mxd_fail(err, MXD_E_NOMEM, "no memory to measure its speed");
+    want_large_pages(p.memory, p.n_bytes);
     mxd_pool *pool = NULL;
     mxd_rc rc = mxd_pool_open(&pool, al, n_threads, 50, err);
     if (!rc) {

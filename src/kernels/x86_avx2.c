@@ -10,6 +10,9 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* How far products read ahead in a tile, in bytes: the hardware stops at every page. */
+enum { AHEAD = 8192 };
+
 enum { GROUP_N = 3 }; /* most tokens whose sums fit the 16 registers */
 
 /* ---------------------------------------------------------------------------------- small steps */
@@ -101,13 +104,15 @@ typedef struct vtree {
 } vtree;
 
 INLINE void vtree_push(vtree *v, const v16 *acc, const int n) {
-    int merges = mxd_tree_merges(v->n_blocks++), depth = v->depth - merges;
-    for (int t = 0; t < n; t++) {
-        v16 sum = acc[t];
-        for (int m = v->depth - 1; m >= depth; m--) sum = add16(v->sum[m][t], sum);
-        v->sum[depth][t] = sum;
+    int merges = mxd_tree_merges(v->n_blocks++);
+    v16 sum[GROUP_N];
+    for (int t = 0; t < n; t++) sum[t] = acc[t];
+    for (; merges; merges--) {
+        const v16 *left = v->sum[--v->depth];
+        for (int t = 0; t < n; t++) sum[t] = add16(left[t], sum[t]);
     }
-    v->depth = depth + 1;
+    for (int t = 0; t < n; t++) v->sum[v->depth][t] = sum[t];
+    v->depth++;
 }
 
 INLINE void vtree_store(const vtree *v, float *y, size_t ldy, const int n) {
@@ -231,6 +236,7 @@ INLINE const uint8_t *dots(__m256i (*dot)[2], const uint8_t *codes, const char *
     for (size_t i = 0; i < fours; i++, q += step) {
         __m256i w0 = _mm256_loadu_si256((const __m256i *)(const void *)codes);
         __m256i w1 = _mm256_loadu_si256((const __m256i *)(const void *)(codes + 32));
+        _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0);
         if (bits == 4) {
             w0 = _mm256_and_si256(i % 2 ? _mm256_srli_epi16(w0, 4) : w0, low);
             w1 = _mm256_and_si256(i % 2 ? _mm256_srli_epi16(w1, 4) : w1, low);

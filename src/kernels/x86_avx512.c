@@ -9,8 +9,9 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* How far few tokens read ahead, in bytes: the hardware stops at every page. */
-enum { AHEAD = 3072 };
+/* How far products read ahead in a tile, in bytes: the hardware stops at every page, and with many
+ * tokens the processor's own window is too short to hide memory. */
+enum { AHEAD = 8192 };
 
 /* ---------------------------------------------------------------------------------- small steps */
 
@@ -67,13 +68,15 @@ typedef struct vtree {
 } vtree;
 
 INLINE void vtree_push(vtree *v, const __m512 *acc, const int n) {
-    int merges = mxd_tree_merges(v->n_blocks++), depth = v->depth - merges;
-    for (int t = 0; t < n; t++) {
-        __m512 sum = acc[t];
-        for (int m = v->depth - 1; m >= depth; m--) sum = _mm512_add_ps(v->sum[m][t], sum);
-        v->sum[depth][t] = sum;
+    int merges = mxd_tree_merges(v->n_blocks++);
+    __m512 sum[MXD_PANEL];
+    for (int t = 0; t < n; t++) sum[t] = acc[t];
+    for (; merges; merges--) {
+        const __m512 *left = v->sum[--v->depth];
+        for (int t = 0; t < n; t++) sum[t] = _mm512_add_ps(left[t], sum[t]);
     }
-    v->depth = depth + 1;
+    for (int t = 0; t < n; t++) v->sum[v->depth][t] = sum[t];
+    v->depth++;
 }
 
 INLINE void vtree_store(const vtree *v, float *y, size_t ldy, const int n) {
@@ -186,15 +189,18 @@ INLINE const uint8_t *dots_i8(__m512i *dot, const uint8_t *codes, const int8_t *
     const __m512i low = _mm512_set1_epi8(15);
     __m512i part[MXD_PANEL * 4];
     for (int i = 0; i < n * ways; i++) part[i] = _mm512_setzero_si512();
+#pragma GCC unroll 4
     for (size_t i = 0; i < fours; i += 4)
+#pragma GCC unroll 4
         for (int u = 0; u < 4; u++, q += 4 * n) {
             __m512i w;
             if (bits == 8) {
                 w = _mm512_loadu_si512(codes);
-                if (n <= 6) _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0);
+                _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0);
                 codes += 64;
             } else {
                 w = _mm512_loadu_si512(codes);
+                if (u % 2 == 0) _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0);
                 if (u % 2) w = _mm512_srli_epi16(w, 4), codes += 64;
                 w = _mm512_and_si512(w, low);
             }
@@ -233,10 +239,10 @@ INLINE const uint8_t *dots_i16(__m512i *dot, const uint8_t *codes, const int16_t
 }
 
 INLINE void qmul_n(float *y, size_t ldy, const uint8_t *tile, const mxd_qshape *s,
-                   const mxd_panel *p, const int n, const int bits, const int wide) {
+                   const mxd_panel *p, const int n, const int bits, const int wide, const int g) {
     const char *q = p->q;
     const float *xs = p->s, *xb = p->b;
-    const size_t per_group = (size_t)(s->group / p->g), fours = (size_t)p->g / 4;
+    const size_t per_group = (size_t)(s->group / g), fours = (size_t)g / 4;
     const size_t in_block = s->block_k / (size_t)s->group, f = mxd_ftype_bytes(s->scales);
     const size_t code_bytes = (size_t)s->group * (size_t)bits * 2;
     vtree sums;
@@ -268,16 +274,25 @@ INLINE void qmul_n(float *y, size_t ldy, const uint8_t *tile, const mxd_qshape *
     vtree_store(&sums, y, ldy, n);
 }
 
+/* Groups of 64 are nearly all there is: their loops have known ends. */
+INLINE void qmul_bytes(float *y, size_t ldy, const uint8_t *tile, const mxd_qshape *s,
+                       const mxd_panel *p, const int n, const int bits) {
+    if (p->g == 64)
+        qmul_n(y, ldy, tile, s, p, n, bits, 0, 64);
+    else
+        qmul_n(y, ldy, tile, s, p, n, bits, 0, p->g);
+}
+
 #define EACH_N(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
 
 #define QMUL(n)                                                                                \
     static __attribute__((noinline)) void qmul8_##n(float *y, size_t ldy, const uint8_t *tile, \
                                                     const mxd_qshape *s, const mxd_panel *p) { \
-        qmul_n(y, ldy, tile, s, p, n, 8, 0);                                                   \
+        qmul_bytes(y, ldy, tile, s, p, n, 8);                                                  \
     }                                                                                          \
     static __attribute__((noinline)) void qmul4_##n(float *y, size_t ldy, const uint8_t *tile, \
                                                     const mxd_qshape *s, const mxd_panel *p) { \
-        qmul_n(y, ldy, tile, s, p, n, 4, 0);                                                   \
+        qmul_bytes(y, ldy, tile, s, p, n, 4);                                                  \
     }
 EACH_N(QMUL)
 
@@ -295,12 +310,12 @@ static void v_qmul_i8(float *y, size_t ldy, const uint8_t *tile, const mxd_qshap
 static void v_qmul_i16(float *y, size_t ldy, const uint8_t *tile, const mxd_qshape *s,
                        const mxd_panel *p) {
     switch (p->n) {
-#define CASE(n)                                  \
-    case n:                                      \
-        if (s->bits == 8)                        \
-            qmul_n(y, ldy, tile, s, p, n, 8, 1); \
-        else                                     \
-            qmul_n(y, ldy, tile, s, p, n, 4, 1); \
+#define CASE(n)                                        \
+    case n:                                            \
+        if (s->bits == 8)                              \
+            qmul_n(y, ldy, tile, s, p, n, 8, 1, p->g); \
+        else                                           \
+            qmul_n(y, ldy, tile, s, p, n, 4, 1, p->g); \
         break;
         EACH_N(CASE)
     }
@@ -543,7 +558,7 @@ INLINE void mix_n(float *acc, size_t ldacc, const float *p, size_t ldp, const ch
     }
 MIX(1, 8)
 MIX(1, 1)
-MIX(2, 4)
+MIX(2, 8)
 MIX(2, 1)
 MIX(3, 4)
 MIX(3, 1)
@@ -558,11 +573,11 @@ static void v_attn_mix(float *acc, size_t ldacc, const float *p, size_t ldp, con
                        mxd_ftype type, size_t n_pos, size_t d, int n) {
     typedef void (*mix_fn)(float *, size_t, const float *, size_t, const char *, mxd_ftype, size_t,
                            size_t);
-    static const mix_fn wide[] = {mix_1_8, mix_2_4, mix_3_4, mix_4_4, mix_5_4, mix_6_4};
+    static const mix_fn wide[] = {mix_1_8, mix_2_8, mix_3_4, mix_4_4, mix_5_4, mix_6_4};
     static const mix_fn one[] = {mix_1_1, mix_2_1, mix_3_1, mix_4_1, mix_5_1, mix_6_1};
     for (int m; n > 0; n -= m, acc += (size_t)m * ldacc, p += (size_t)m * ldp) {
         m = n < 6 ? n : 6;
-        size_t i = 0, step = m == 1 ? 128 : 64;
+        size_t i = 0, step = m <= 2 ? 128 : 64;
         for (; i + step <= d; i += step)
             wide[m - 1](acc + i, ldacc, p, ldp, (const char *)v + i * mxd_ftype_bytes(type), type,
                         n_pos, d);

@@ -133,6 +133,24 @@ def test_bench(workers):
         assert len(x["runs"]) == 2 and x["spread"] >= 0
 
 
+def test_bench_depths_and_threads():
+    r = run("bench", DEMO, "-p", 300, "-n", 8, "-b", "1,3", "-d", "0,500", "-t", "1,2", "-r", 1,
+            "--json")
+    assert r.returncode == 0, r.stderr
+    rows = json.loads(r.stdout)
+    names = ["pp300", "tg8", "pp300 x 3", "tg8 x 3"]
+    assert [x["name"] for x in rows] == 2 * (names + [n + " @ 500" for n in names])
+    assert [x["threads"] for x in rows] == 8 * [1] + 8 * [2]
+    for x in rows:
+        assert x["tokens_per_second"] > 0 or x["name"].startswith("pp") and x["depth"]
+        assert x["rss_bytes"] > x["weight_bytes"] > 1 << 20
+        assert x["read_bytes_per_second"] > 1e8 and x["load_seconds"] > 0
+    r = run("bench", DEMO, "-p", 0, "-n", 4, "-r", 1)
+    assert r.returncode == 0 and r.stdout.startswith("tg4 ") and "memory reads" in r.stderr
+    r = run("bench", DEMO, "-p", 64, "-d", 500, "-c", 512)
+    assert r.returncode == 2 and "--ctx-size" in one_line_error(r, "bench")
+
+
 def test_detect():
     r = run("detect", "--json")
     assert r.returncode == 0, r.stderr

@@ -199,27 +199,48 @@ static const unsigned char *key_tile(const block *bl, size_t pos) {
            pos % MXD_KV_PAGE_TOKENS / 16 * (kv->k_bytes / (MXD_KV_PAGE_TOKENS / 16));
 }
 
+/* What few queries need next, asked for early: a step with one query is as long as reading keys and
+ * values takes, and the next page lies elsewhere. */
+enum { KEYS_AHEAD = 32, VALUES_AHEAD = 24, VALUES_STEP = 8 };
+
+static void fetch(const unsigned char *p, size_t n) {
+    for (size_t i = 0; i < n; i += 64) __builtin_prefetch(p + i);
+}
+
 /* scores [n, ld]: q . k for every key of the union of ranges, rounded out to tiles of 16. */
 static void block_scores(block *bl) {
     const attend_job *j = bl->j;
     const cpu_backend *b = j->b;
+    size_t tile = k_bytes(j->kv) / (MXD_KV_PAGE_TOKENS / 16);
     bl->start = bl->lo_min / 16 * 16;
     for (size_t pos = bl->start; pos < bl->hi_max; pos += 16) {
+        if (pos + KEYS_AHEAD < bl->hi_max) fetch(key_tile(bl, pos + KEYS_AHEAD), tile);
         b->k->plain_mul(bl->s->scores + (pos - bl->start), b->score_ld, key_tile(bl, pos),
                         b->kv_type, j->kv->dp, j->kv->dp, bl->s->q, j->kv->dp, bl->n);
     }
 }
 
+/* V of position pos, which is kept by itself. */
+static const unsigned char *value_row(const block *bl, size_t pos) {
+    const cpu_kv *kv = bl->j->kv;
+    return page_head(kv, bl->run, pos, bl->kv_head) + kv->k_bytes +
+           pos % MXD_KV_PAGE_TOKENS * kv->vp * mxd_ftype_bytes(bl->j->b->kv_type);
+}
+
 /* Adds positions [lo, hi) of the page bl->v to the accumulators of n queries from t. */
 static void mix(const block *bl, int t, int n, size_t lo, size_t hi) {
-    if (lo >= hi || n < 1) return;
-    const attend_job *j = bl->j;
-    const cpu_backend *b = j->b;
-    size_t vp = j->kv->vp;
-    b->k->attn_mix(bl->s->acc + (size_t)t * vp, vp,
-                   bl->s->scores + (size_t)t * b->score_ld + (lo - bl->start), b->score_ld,
-                   bl->v + lo % MXD_KV_PAGE_TOKENS * vp * mxd_ftype_bytes(b->kv_type), b->kv_type,
-                   hi - lo, vp, n);
+    if (n < 1) return;
+    const cpu_backend *b = bl->j->b;
+    size_t vp = bl->j->kv->vp, row = vp * mxd_ftype_bytes(b->kv_type);
+    for (size_t next; lo < hi; lo = next) {
+        next = (lo / VALUES_STEP + 1) * VALUES_STEP;
+        if (next > hi) next = hi;
+        if (!bl->j->kv->latent && lo + VALUES_AHEAD < bl->hi_max)
+            fetch(value_row(bl, lo + VALUES_AHEAD), VALUES_STEP * row);
+        b->k->attn_mix(bl->s->acc + (size_t)t * vp, vp,
+                       bl->s->scores + (size_t)t * b->score_ld + (lo - bl->start), b->score_ld,
+                       bl->v + lo % MXD_KV_PAGE_TOKENS * row, b->kv_type, next - lo, vp, n);
+    }
 }
 
 static size_t least(size_t a, size_t b) { return a < b ? a : b; }

@@ -184,6 +184,8 @@ static mxd_rc map_all(cpu_backend *b, mxd_err *err) {
                         "--parallel",
                         count.used);
     lay_out(b, &l);
+    for (int i = 0; i < b->n_layers; i++)
+        cpu_want_large_pages(b->kv[i].pages, (size_t)b->n_pages * b->kv[i].page_bytes);
     b->map = l.base;
     b->map_bytes = count.used;
     return MXD_OK;
