@@ -25,12 +25,12 @@ void mxd_sched_restart(mxd_sched *s, int n_stages) {
     MXD_ASSERT(n_stages >= 1);
     s->n_stages = n_stages;
     s->in_flight = s->decode_in_flight = 0;
-    for (int i = 0; i < s->n_slots; i++) s->seqs[i].n_sent = 0;
+    for (int i = 0; i < s->n_slots; i++) s->seqs[i].used = false;
 }
 
-void mxd_sched_add(mxd_sched *s, int slot, uint32_t n_tokens) {
-    MXD_ASSERT(slot >= 0 && slot < s->n_slots && !s->seqs[slot].used && n_tokens >= 1);
-    s->seqs[slot] = (seq){.used = true, .n_tokens = n_tokens};
+void mxd_sched_add(mxd_sched *s, int slot, uint32_t n_tokens, uint32_t n_sent) {
+    MXD_ASSERT(slot >= 0 && slot < s->n_slots && !s->seqs[slot].used && n_sent < n_tokens);
+    s->seqs[slot] = (seq){.used = true, .n_tokens = n_tokens, .n_sent = n_sent};
 }
 
 void mxd_sched_remove(mxd_sched *s, int slot) {
