@@ -451,6 +451,7 @@ static mxd_rc open_core(mxd_cluster *c, mxd_err *err) {
                          .ctx = c->welcome.ctx,
                          .n_slots = c->welcome.slots,
                          .max_rows = c->welcome.max_rows,
+                         .no_prefix_cache = c->opts.no_prefix_cache,
                          .local_ids = c->local_id_list,
                          .n_local = n_local,
                          .min_nodes = n_local > 0 ? n_local : 1};

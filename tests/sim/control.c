@@ -86,6 +86,9 @@ static void step(const mxd_coord_action *a) {
                                .seed = r->how->seed,
                                .pos = r->pos,
                                .slot = r->slot,
+                               .begin = r->begin,
+                               .from = r->from,
+                               .from_request = r->from_request,
                                .n = r->n,
                                .sample = r->sample};
         memcpy(e->ids + e->n_rows, r->ids, r->n * sizeof *r->ids);
@@ -282,7 +285,10 @@ void sim_coord_boot(void) {
                             .drop_ms = 4000,
                             .recovery_ms = 20000,
                             .listed_ms = sim_chance(.5) ? 1000 : 300000};
-    W.cfg.chunk = sim_pick(1, W.cfg.max_rows);
+    W.cfg.chunk = sim_pick(1, W.swarm.crowd ? 4 : W.cfg.max_rows);
+    W.cfg.page = sim_pick(1, SIM_PAGE);
+    W.cfg.no_prefix_cache = sim_chance(.1);
+    W.cfg.recurrent = sim_chance(.2);
     W.coord = mxd_coord_init(W.coord_memory, &W.cfg);
     sim_event_push(sim_event_new(EV_COORD_TICK, 1));
 }
