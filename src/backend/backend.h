@@ -67,7 +67,9 @@ typedef struct mxd_quant {
 enum {                   /* what a weight will be used for; may be combined */
        MXD_W_LINEAR = 1, /* y = x W^T */
        MXD_W_LOOKUP = 2, /* rows by token id */
-       MXD_W_VECTOR = 4, /* [n]: norms */
+       MXD_W_VECTOR = 4, /* n floats in their order, whatever the tensor's dimensions: norms */
+       MXD_W_EXACT = 8,  /* with LINEAR: activations stay float32 (routers: a rounded input can
+                          * choose another expert) */
 };
 
 typedef struct mxd_weight_src {
@@ -80,17 +82,27 @@ typedef struct mxd_weight_src {
     mxd_quant quant;
     int out, in;    /* the whole tensor is [out, in]; a vector is [1, in] */
     int row0, rows; /* the part to load along out; rows = 0: all */
+    int col0, cols; /* LOOKUP only: the part along in, on group edges; cols = 0: all */
     int block_k;    /* canonical block along in: a multiple of quant.group (and of 16) */
     float add;      /* vectors: added to each element (gemma: 1 + w) */
-    int experts;    /* matrices: [experts, out, in], one for each expert; 0: plain. No bias */
+    int experts;    /* matrices: [experts, out, in], one for each expert (or head); 0: plain. Their
+                     * bias is [experts, out] */
 } mxd_weight_src;
 
 /* --------------------------------------------------------------------------------- a micro-batch
  */
 
 typedef struct mxd_kv_spec { /* one layer of the shard */
-    int n_kv, head_dim;
+    int n_kv, head_dim;      /* n_kv = 0: the layer keeps no K and V of its own */
+    int v_dim;               /* of a V head; 0: head_dim. Latent KV: V is the first v_dim of K */
+    bool latent;
 } mxd_kv_spec;
+
+/* Recurrent state of one layer of the shard, for every sequence. channels = 0: none. */
+typedef struct mxd_state_spec {
+    int channels, conv;    /* the last conv - 1 inputs of a causal convolution over channels */
+    int n_heads, d_v, d_k; /* a matrix [d_v, d_k] for each head, float32 */
+} mxd_state_spec;
 
 /* What the `moe` operations of a step need at most; all 0: there are none. */
 typedef struct mxd_moe_spec {
@@ -103,11 +115,13 @@ typedef struct mxd_step_shape {
     int n_regs;            /* 1 .. MXD_MAX_REGS */
     const int *reg_width;  /* [n_regs] floats per row */
     const int *reg_rows;   /* [n_regs] rows a register must hold, when fewer; NULL: max_rows */
-    int n_layers;          /* layers with KV in this shard */
+    int n_layers;          /* layers of this shard */
     const mxd_kv_spec *kv; /* [n_layers] */
     int n_pages;           /* KV pages, shared by all sequences */
     int max_context;       /* longest sequence */
     mxd_moe_spec moe;
+    int n_states;                /* sequences with recurrent state at one time; 0: no such layers */
+    const mxd_state_spec *state; /* [n_layers]; NULL when n_states is 0 */
 } mxd_step_shape;
 
 enum { MXD_MAX_REGS = 32, MXD_MAX_EXPERTS = 1024, MXD_MAX_TOP_K = 64 };
@@ -117,6 +131,7 @@ typedef struct mxd_run {
     int row0, n;          /* rows [row0, row0 + n) */
     int pos0;             /* position of row0; K and V of [0, pos0) are in the pages already */
     const int32_t *pages; /* position p lives in page pages[p / MXD_KV_PAGE_TOKENS] */
+    int state;            /* whose recurrent state, 0 .. n_states - 1; zeros where pos0 is 0 */
 } mxd_run;
 
 typedef struct mxd_batch {
@@ -124,6 +139,12 @@ typedef struct mxd_batch {
     const mxd_run *runs; /* [n_runs], in order of rows, covering all of them */
     const int32_t *ids;  /* [n_rows] token ids */
 } mxd_batch;
+
+/* Frequencies that depend on the position: base(p) = theta * (factor * n / context - (factor - 1))
+ * ^ (dims / (dims - 2)) with n = max(p + 1, context), in double; inv_freq_i = base^(-2i / dims). */
+typedef struct mxd_rope_dynamic {
+    double theta, factor, context;
+} mxd_rope_dynamic;
 
 /* Rotary embedding of the first `dims` values of each head.
  * angle(position, i) = position * inv_freq[i], in float32; the pair (i, i + dims/2), or (2i, 2i+1)
@@ -133,25 +154,65 @@ typedef struct mxd_rope {
     const float *inv_freq; /* [dims / 2], lives as long as the model */
     float scale;           /* 1 for most */
     bool interleaved;
+    const mxd_rope_dynamic *dynamic; /* NULL for most; inv_freq then holds up to `context` */
 } mxd_rope;
 
 typedef struct mxd_attention {
     int n_heads, n_kv, head_dim; /* query head h reads KV head h / (n_heads / n_kv) */
     float scale;
-    int window; /* 0: all of the past; W: key j is visible from i when i - j < W */
+    int window;              /* 0: all of the past; W: key j is visible from i when i - j < W */
+    int v_dim;               /* of a V head and so of the output's; 0: head_dim */
+    float softcap;           /* c > 0: scores become c * tanh(scale * q k / c); 0: they stay */
+    const mxd_weight *sinks; /* [n_heads], one more score of each head, whose share is dropped;
+                              * NULL: none */
 } mxd_attention;
 
-typedef enum mxd_act_fn { MXD_SILU } mxd_act_fn;
+typedef enum mxd_act_fn {
+    MXD_SILU,       /* silu(gate) * up */
+    MXD_GELU_TANH,  /* gelu(gate) * up, gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
+    MXD_SIGMOID,    /* sigmoid(gate) * up */
+    MXD_SWIGLU_OAI, /* g = min(gate, 7), u = clamp(up, -7, 7): g * sigmoid(1.702 g) * (u + 1) */
+    MXD_ACT_FN_COUNT
+} mxd_act_fn;
 
-/* A mixture of experts: p = softmax(logits) over all experts; a row goes through the top_k of the
- * largest p, the lowest index of equal ones. */
+typedef enum mxd_router {
+    MXD_ROUTE_SOFTMAX,      /* p = softmax over all; the top_k of the largest p */
+    MXD_ROUTE_TOPK_SOFTMAX, /* the top_k of the largest logits; p = softmax over those */
+    MXD_ROUTE_SIGMOID,      /* p = sigmoid; chosen by p + correction, within the best groups */
+} mxd_router;
+
+/* A mixture of experts: a row goes through top_k experts, the lowest index of equal ones. */
 typedef struct mxd_moe {
     const mxd_weight *gate, *up; /* [n_experts][inner, hidden] */
     const mxd_weight *down;      /* [n_experts][hidden, inner] */
     int n_experts, top_k;        /* 1 .. MXD_MAX_EXPERTS; 1 .. what setup was told */
-    bool norm_weights;           /* the chosen p are divided by their sum */
+    mxd_router router;
+    const mxd_weight *correction; /* SIGMOID: [n_experts], or NULL */
+    int n_group, topk_group; /* SIGMOID: experts in n_group equal groups, a group's worth being the
+                              * sum of its two best p + correction; those outside the topk_group
+                              * best count as 0. n_group <= 1: no groups */
+    bool norm_weights;       /* the chosen p are divided by (their sum + norm_eps) */
+    float norm_eps;
+    float weight_scale;             /* then multiplied by this; 0 means 1 */
+    const mxd_weight *expert_scale; /* [n_experts], and by this; or NULL */
     mxd_act_fn act;
 } mxd_moe;
+
+/* Gated delta rule (Gated Delta Networks, arXiv 2412.06464), one layer. With H_k key heads of d_k,
+ * H_v value heads of d_v and C = 2 H_k d_k + H_v d_v channels, for each position in order:
+ *   [q k v] = silu(conv(x))        causal, each channel by itself, over the last `conv` inputs
+ *   q = q / (sqrt(d_k) sqrt(sum(q^2) + 1e-6)),  k = k / sqrt(sum(k^2) + 1e-6)    of each head
+ *   beta = sigmoid(b),  g = exp(-exp(a_log) softplus(a + dt_bias))          of each value head
+ *   S = g S;  delta = beta (v - S k);  S = S + delta k^T;  y = S q          [d_v, d_k], float32
+ *   y = rms_norm(y, norm) * silu(z)                                         of each value head
+ * Value head h reads key head h / (H_v / H_k). */
+typedef struct mxd_delta_net {
+    const mxd_weight *conv_w;          /* vector [C * conv]: channel by channel, oldest first */
+    const mxd_weight *a_log, *dt_bias; /* [n_v] */
+    const mxd_weight *norm;            /* [d_v] */
+    int n_k, n_v, d_k, d_v, conv;
+    float eps; /* of the norm of y */
+} mxd_delta_net;
 
 /* --------------------------------------------------------------------------------- the operations
  */
@@ -189,7 +250,7 @@ typedef struct mxd_backend_ops {
     void (*kv_append)(mxd_backend *b, int layer, int k, int v);
     /* dst [rows, n_heads * head_dim] = causal attention of q over the pages, after kv_append. */
     void (*attend)(mxd_backend *b, int layer, int dst, int q, const mxd_attention *a);
-    /* dst = act(gate) * up, elementwise. dst may be gate. */
+    /* dst = act(gate, up), elementwise. dst may be gate. */
     void (*gated)(mxd_backend *b, int dst, int gate, int up, mxd_act_fn act);
     /* dst += src. */
     void (*add)(mxd_backend *b, int dst, int src);
@@ -201,9 +262,37 @@ typedef struct mxd_backend_ops {
     /* Ends the step; all work is done and KV is written. Reports what failed if nobody asked. */
     mxd_rc (*end)(mxd_backend *b, mxd_err *err);
 
-    /* dst [rows, hidden] = sum over the chosen experts e of p_e * down_e(act(gate_e(src)) *
-     * up_e(src)). logits [rows, n_experts] are used up. dst may be src. */
+    /* dst [rows, hidden] = sum over the chosen experts e of p_e * down_e(act(gate_e(src),
+     * up_e(src))), each product with its expert's bias. logits [rows, n_experts] are used up. dst
+     * may be src. */
     void (*moe)(mxd_backend *b, int dst, int src, int logits, const mxd_moe *how);
+
+    /* dst = src / sqrt(mean(src^2) + eps) over each n neighbouring values. dst may be src. */
+    void (*unit_norm)(mxd_backend *b, int dst, int src, int n, float eps);
+    /* reg = reg * by. */
+    void (*scale)(mxd_backend *b, int reg, float by);
+    /* reg = reg * w over each group of len(w) neighbouring values of a row. */
+    void (*scale_by)(mxd_backend *b, int reg, const mxd_weight *w);
+    /* reg = c * tanh(reg / c). */
+    void (*softcap)(mxd_backend *b, int reg, float c);
+    /* reg's row = row * sigmoid(gate [rows, 1]). */
+    void (*gate_rows)(mxd_backend *b, int reg, int gate);
+    /* reg's row = row * (1 + beta * ln(1 + floor(position / length))) (Llama 4, Ministral 3). */
+    void (*scale_positions)(mxd_backend *b, int reg, float beta, int length);
+    /* A row of src is n groups of a + c neighbouring values: the first a of each go to `first`
+     * [rows, n a], the others to `second` [rows, n c]. A register of -1 is left out. */
+    void (*split)(mxd_backend *b, int first, int second, int src, int n, int a, int c);
+    /* The reverse, except that a second of one group [rows, c] is repeated for every group. */
+    void (*join)(mxd_backend *b, int dst, int first, int second, int n, int a, int c);
+    /* w holds one [out, in] for each head: dst [rows, n out], head h = src's [rows, n in] head h *
+     * w_h^T. Not in place. */
+    void (*linear_heads)(mxd_backend *b, int dst, int src, const mxd_weight *w);
+    /* dst [rows, n_v d_v] = the gated delta rule over x [rows, C], z [rows, n_v d_v], b and a
+     * [rows, n_v]; moves the state of `layer` on. dst may be z. x is used up. */
+    void (*delta_net)(mxd_backend *b, int layer, int dst, int x, int z, int beta, int a,
+                      const mxd_delta_net *how);
+    /* Between steps: the recurrent state `to` becomes that of `from`, all layers. */
+    void (*state_copy)(mxd_backend *b, int to, int from);
 } mxd_backend_ops;
 
 struct mxd_backend {

@@ -97,6 +97,14 @@ typedef struct mxd_kernels {
     void (*rms_norm)(float *y, const float *x, const float *w, size_t n, float eps);
     /* y [n] = silu(gate) * up. y may be gate or up. */
     void (*silu_mul)(float *y, const float *gate, const float *up, size_t n);
+    /* y [n] = gelu(gate) * up, with gelu(x) = x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3))). */
+    void (*gelu_mul)(float *y, const float *gate, const float *up, size_t n);
+    /* y [n] = sigmoid(gate) * up. */
+    void (*sigmoid_mul)(float *y, const float *gate, const float *up, size_t n);
+    /* y [n], g = min(gate, 7), u = clamp(up, -7, 7): g * sigmoid(1.702 g) * (u + 1). */
+    void (*swiglu_oai)(float *y, const float *gate, const float *up, size_t n);
+    /* x [n] = c * tanh(x / c). */
+    void (*softcap)(float *x, size_t n, float c);
     /* y [n] += x. */
     void (*add)(float *y, const float *x, size_t n);
 

@@ -2,8 +2,9 @@
  *
  * Scalar, branch-free where a vector form mirrors them (vec_*.h), every rounding written out.
  * Any thread; no errors: NaN in, NaN out.
- * Source: exp and log follow S. Moshier's Cephes (expf.c, logf.c); sine and cosine use the Taylor
- * polynomials on [-pi/4, pi/4] in double precision after a two-part reduction by pi/2.
+ * Source: exp, log and tanh follow S. Moshier's Cephes (expf.c, logf.c, tanhf.c); sine and cosine
+ * use the Taylor polynomials on [-pi/4, pi/4] in double precision after a two-part reduction by
+ * pi/2.
  */
 #ifndef MXD_KERNELS_MATH_H
 #define MXD_KERNELS_MATH_H
@@ -87,6 +88,18 @@ static inline float mxd_expf(float x) {
     p *= mxd_bits_float((mxd_float_bits(t) - 0x4b400000u + 127u) << 23);
     p = x > MXD_EXP_HI ? INFINITY : p;
     return x < MXD_EXP_LO ? 0.0f : p;
+}
+
+/* tanh(x) within 2 ulp: a polynomial near 0, where 1 - 2 / (exp(2x) + 1) would cancel. */
+static inline float mxd_tanhf(float x) {
+    float a = fabsf(x), z = x * x;
+    float p = fmaf(-5.70498872745e-3f, z, 2.06390887954e-2f);
+    p = fmaf(p, z, -5.37397155531e-2f);
+    p = fmaf(p, z, 1.33314422036e-1f);
+    p = fmaf(p, z, -3.33332819422e-1f);
+    float near = fmaf(p * z, x, x);
+    float far = copysignf(1.0f - 2.0f / (mxd_expf(2.0f * a) + 1.0f), x);
+    return a < 0.625f ? near : far;
 }
 
 /* Natural logarithm within 1 ulp for normal x > 0; -infinity for 0 and subnormals; NaN below 0. */

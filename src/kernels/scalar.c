@@ -224,6 +224,29 @@ SLOT void silu_mul(float *y, const float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + mxd_expf(-gate[i])) * up[i];
 }
 
+SLOT void gelu_mul(float *y, const float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        float x = gate[i], u = fmaf(0.044715f * x * x, x, x) * -1.59576912160573f;
+        y[i] = x / (1.0f + mxd_expf(u)) * up[i];
+    }
+}
+
+SLOT void sigmoid_mul(float *y, const float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = 1.0f / (1.0f + mxd_expf(-gate[i])) * up[i];
+}
+
+SLOT void swiglu_oai(float *y, const float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        float g = gate[i] > 7.0f ? 7.0f : gate[i], u = up[i] > 7.0f ? 7.0f : up[i];
+        u = u < -7.0f ? -7.0f : u;
+        y[i] = g / (1.0f + mxd_expf(-1.702f * g)) * (u + 1.0f);
+    }
+}
+
+SLOT void softcap(float *x, size_t n, float c) {
+    for (size_t i = 0; i < n; i++) x[i] = c * mxd_tanhf(x[i] / c);
+}
+
 SLOT void add(float *y, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] += x[i];
 }
@@ -280,6 +303,10 @@ const mxd_kernels mxd_kernels_scalar = {
     .plain_mul = plain_mul,
     .rms_norm = rms_norm,
     .silu_mul = silu_mul,
+    .gelu_mul = gelu_mul,
+    .sigmoid_mul = sigmoid_mul,
+    .swiglu_oai = swiglu_oai,
+    .softcap = softcap,
     .add = add,
     .rope = rope,
     .softmax = softmax,

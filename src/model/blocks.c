@@ -79,38 +79,53 @@ void mxd_blocks_registers(const mxd_hparams *hp, mxd_regs *r) {
     r->width[INNER] = r->width[UPPED] = hp->intermediate;
 }
 
-void mxd_blocks_attention(const mxd_model *m, int layer, const mxd_weight *q_norm,
-                          const mxd_weight *k_norm) {
+void mxd_blocks_attend(const mxd_model *m, int layer, const mxd_blocks_how *how) {
     const mxd_hparams *hp = &m->hp;
     const mxd_backend_ops *op = m->backend->ops;
     mxd_backend *b = m->backend;
     mxd_weight *const *w = m->layers[layer].w;
-    const mxd_attention how = {.n_heads = hp->n_heads,
-                               .n_kv = hp->n_kv,
-                               .head_dim = hp->head_dim,
-                               .scale = m->attn_scale,
-                               .window = hp->sliding[m->layer0 + layer] ? hp->window : 0};
-    op->norm(b, NORMED, X, w[MXD_BLOCK_ATTN_NORM], hp->eps); /* [T, D] */
-    op->linear(b, 3, (const int[]){Q, K, V}, NORMED,         /* [T, H d], 2 x [T, G d] */
+    bool sliding = hp->sliding[m->layer0 + layer];
+    const mxd_rope *rope = sliding ? &m->rope_local : &m->rope;
+    const mxd_attention a = {.n_heads = hp->n_heads,
+                             .n_kv = hp->n_kv,
+                             .head_dim = hp->head_dim,
+                             .scale = m->attn_scale,
+                             .window = sliding ? hp->window : 0,
+                             .softcap = hp->attn_softcap,
+                             .sinks = how ? how->sinks : NULL};
+    op->linear(b, 3, (const int[]){Q, K, V}, NORMED, /* [T, H d], 2 x [T, G d] */
                (const mxd_weight *const[]){w[MXD_BLOCK_Q], w[MXD_BLOCK_K], w[MXD_BLOCK_V]});
-    if (q_norm) op->norm(b, Q, Q, q_norm, hp->eps); /* per head of d */
-    if (k_norm) op->norm(b, K, K, k_norm, hp->eps);
-    op->rope(b, Q, hp->n_heads, hp->head_dim, &m->rope);
-    op->rope(b, K, hp->n_kv, hp->head_dim, &m->rope);
+    if (how && how->q_norm) op->norm(b, Q, Q, how->q_norm, hp->eps); /* per head of d, or all */
+    if (how && how->k_norm) op->norm(b, K, K, how->k_norm, hp->eps);
+    op->rope(b, Q, hp->n_heads, hp->head_dim, rope);
+    op->rope(b, K, hp->n_kv, hp->head_dim, rope);
+    if (how && how->position_length)
+        op->scale_positions(b, Q, how->position_beta, how->position_length);
     op->kv_append(b, layer, K, V);
-    op->attend(b, layer, ATTN, Q, &how); /* [T, H d] */
+    op->attend(b, layer, ATTN, Q, &a); /* [T, H d] */
     op->linear(b, 1, (const int[]){NORMED}, ATTN, (const mxd_weight *const[]){w[MXD_BLOCK_O]});
-    op->add(b, X, NORMED); /* x += attention */
+}
+
+void mxd_blocks_attention(const mxd_model *m, int layer, const mxd_blocks_how *how) {
+    const mxd_backend_ops *op = m->backend->ops;
+    op->norm(m->backend, NORMED, X, m->layers[layer].w[MXD_BLOCK_ATTN_NORM], m->hp.eps);
+    mxd_blocks_attend(m, layer, how);
+    op->add(m->backend, X, NORMED); /* x += attention */
+}
+
+void mxd_blocks_feed(const mxd_model *m, int layer, mxd_act_fn act) {
+    const mxd_backend_ops *op = m->backend->ops;
+    mxd_backend *b = m->backend;
+    mxd_weight *const *w = m->layers[layer].w;
+    op->linear(b, 2, (const int[]){INNER, UPPED}, NORMED, /* 2 x [T, F] */
+               (const mxd_weight *const[]){w[MXD_BLOCK_GATE], w[MXD_BLOCK_UP]});
+    op->gated(b, INNER, INNER, UPPED, act);
+    op->linear(b, 1, (const int[]){NORMED}, INNER, (const mxd_weight *const[]){w[MXD_BLOCK_DOWN]});
 }
 
 void mxd_blocks_mlp(const mxd_model *m, int layer) {
     const mxd_backend_ops *op = m->backend->ops;
-    mxd_backend *b = m->backend;
-    mxd_weight *const *w = m->layers[layer].w;
-    op->norm(b, NORMED, X, w[MXD_BLOCK_MLP_NORM], m->hp.eps);
-    op->linear(b, 2, (const int[]){INNER, UPPED}, NORMED, /* 2 x [T, F] */
-               (const mxd_weight *const[]){w[MXD_BLOCK_GATE], w[MXD_BLOCK_UP]});
-    op->gated(b, INNER, INNER, UPPED, MXD_SILU);
-    op->linear(b, 1, (const int[]){NORMED}, INNER, (const mxd_weight *const[]){w[MXD_BLOCK_DOWN]});
-    op->add(b, X, NORMED); /* x += mlp */
+    op->norm(m->backend, NORMED, X, m->layers[layer].w[MXD_BLOCK_MLP_NORM], m->hp.eps);
+    mxd_blocks_feed(m, layer, MXD_SILU);
+    op->add(m->backend, X, NORMED); /* x += mlp */
 }

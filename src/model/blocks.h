@@ -35,10 +35,21 @@ mxd_rc mxd_blocks_windows(mxd_hparams *hp, const json_t *c, mxd_err *err) MXD_MU
 int mxd_blocks_declare(const mxd_hparams *hp, mxd_decl *out);
 void mxd_blocks_registers(const mxd_hparams *hp, mxd_regs *r);
 
-/* The two halves of a layer (counted in the shard) on the residual stream.
- *   q_norm, k_norm  over each query and key head; NULL: none */
-void mxd_blocks_attention(const mxd_model *m, int layer, const mxd_weight *q_norm,
-                          const mxd_weight *k_norm);
+/* What a family's attention has beyond the common one; all zero: nothing. */
+typedef struct mxd_blocks_how {
+    const mxd_weight *q_norm, *k_norm; /* over each query and key head (or over all at once) */
+    const mxd_weight *sinks;           /* [n_heads] */
+    float position_beta;               /* queries grow with the position: scale_positions */
+    int position_length;
+} mxd_blocks_how;
+
+/* The two halves of a layer (counted in the shard) on the residual stream. how may be NULL. */
+void mxd_blocks_attention(const mxd_model *m, int layer, const mxd_blocks_how *how);
 void mxd_blocks_mlp(const mxd_model *m, int layer);
+
+/* Their middles, for families with norms of their own: MXD_REG_H, already normed, becomes what is
+ * added to the residual stream. */
+void mxd_blocks_attend(const mxd_model *m, int layer, const mxd_blocks_how *how);
+void mxd_blocks_feed(const mxd_model *m, int layer, mxd_act_fn act);
 
 #endif

@@ -1,6 +1,8 @@
-/* config.c - numbers out of config.json, each with its range. `null` means absent. */
+/* config.c - numbers out of config.json, each with its range. `null` means absent; a number that
+ * JSON cannot write may stand as {"__float__": "Infinity"}, as transformers writes it. */
 #include <limits.h>
 #include <math.h>
+#include <string.h>
 
 #include "model/family.h"
 
@@ -33,9 +35,14 @@ mxd_rc mxd_config_real(const json_t *o, const char *key, double least, double mo
     const json_t *v = mxd_config_get(o, key);
     *out = otherwise;
     if (!v) return MXD_OK;
-    if (!json_is_number(v))
-        return mxd_fail(err, MXD_E_FORMAT, "config.json: '%s' must be a number", key);
+    const char *word = json_string_value(json_object_get(v, "__float__"));
     double x = json_number_value(v);
+    if (word)
+        x = strcmp(word, "Infinity") == 0    ? INFINITY
+            : strcmp(word, "-Infinity") == 0 ? -INFINITY
+                                             : NAN;
+    else if (!json_is_number(v))
+        return mxd_fail(err, MXD_E_FORMAT, "config.json: '%s' must be a number", key);
     if (!(x >= least && x <= most)) /* also refuses NaN */
         return mxd_fail(err, MXD_E_FORMAT, "config.json: '%s' is %g, must be %g to %g", key, x,
                         least, most);

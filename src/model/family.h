@@ -9,18 +9,22 @@
 
 #include "model/model.h"
 
-enum { MXD_MAX_LAYER_WEIGHTS = 24 };
+enum { MXD_MAX_LAYER_WEIGHTS = 32 };
 
 /* One weight of a layer, or of the embedding or head. */
 typedef struct mxd_decl {
-    const char *path; /* behind "model.layers.N.", or the whole module path */
-    unsigned use;     /* MXD_W_* */
-    int out, in;      /* a vector is [1, in] */
-    int unit;         /* columns that must stay together when `in` is cut; 0: any group edge */
-    bool plain;       /* a parameter without module: "path.weight" is a plain tensor */
-    bool bias;        /* config.json promises "path.bias"; one that is there is used anyhow */
-    int experts;      /* one [out, in] for each expert; 0: plain */
-    int row0, whole;  /* of a matrix of `whole` rows, those from row0; whole = 0: all are ours */
+    const char *path;   /* behind "model.layers.N.", or the whole module path */
+    unsigned use;       /* MXD_W_* */
+    int out, in;        /* a vector is [1, in] */
+    int unit;           /* columns that must stay together when `in` is cut; 0: any group edge */
+    bool param;         /* a parameter without module: the tensor's name is `path` itself */
+    bool bias;          /* config.json promises "path.bias"; one that is there is used anyhow */
+    int experts;        /* one [out, in] for each expert; 0: plain */
+    int row0, whole;    /* of a matrix of `whole` rows, those from row0; whole = 0: all are ours */
+    int col0, whole_in; /* lookups: of `whole_in` columns, those from col0; 0: all are ours */
+    bool global;        /* `path` stands behind "model.", not behind a layer */
+    float add;          /* vectors: to each element */
+    bool flat;          /* vectors: any shape of `in` numbers, not [in] alone */
 } mxd_decl;
 
 /* The weights of one layer, in the order of the family's declarations. */
@@ -43,7 +47,22 @@ typedef struct mxd_family {
     void (*registers)(const mxd_hparams *hp, mxd_regs *out);
     /* One layer on register 0 (the residual stream); `layer` counts in the shard. */
     void (*layer)(const struct mxd_model *m, int layer);
+
+    /* What most families leave out. */
+
+    /* What layer `layer` keeps of the past; NULL: {n_kv, head_dim}. */
+    mxd_kv_spec (*kv)(const mxd_hparams *hp, int layer);
+    /* True of a tensor of the layer that is there and not used ("self_attn.k_proj.weight"). */
+    bool (*ignores)(const mxd_hparams *hp, int layer, const char *name);
+    /* After the embedding, or after hidden states came in from another node. */
+    void (*start)(const struct mxd_model *m);
 } mxd_family;
+
+/* A repository that wraps a language model (vision, audio): its model_type, where the wrapped one's
+ * configuration is, and what that is called when it does not say. */
+typedef struct mxd_wrapper {
+    const char *model_type, *text_type;
+} mxd_wrapper;
 
 extern const mxd_family mxd_family_llama, mxd_family_phi3, mxd_family_qwen2, mxd_family_qwen3,
     mxd_family_qwen3_moe;
@@ -55,12 +74,15 @@ struct mxd_model {
     const mxd_family *family;
     mxd_hparams hp;
     mxd_st *st;
-    json_t *config;
+    json_t *config;     /* as in the file */
+    const json_t *text; /* the language model's part of it, or all */
+    const char *prefix; /* of every tensor's name: "", or "language_model." */
     char *folder;
 
-    float *inv_freq; /* [rope.dims / 2] */
-    mxd_rope rope;
-    float attn_scale; /* head_dim^-1/2 */
+    float *inv_freq, *inv_freq_local; /* [rope.dims / 2], [rope_local.dims / 2] or NULL */
+    mxd_rope_dynamic rope_dynamic;
+    mxd_rope rope, rope_local; /* the latter is `rope` when the model has one only */
+    float attn_scale;
 
     /* after mxd_model_load */
     mxd_backend *backend;
@@ -68,6 +90,11 @@ struct mxd_model {
     mxd_layer *layers;               /* [layer1 - layer0] */
     mxd_weight *embed, *norm, *head; /* NULL when not of this shard; head may be embed */
 };
+
+/* ---- model.c ---- */
+
+/* reg [rows, hidden] = the scaled embeddings of the batch. */
+void mxd_model_embed(const mxd_model *m, int reg);
 
 /* ---- config.json, config.c ---- */
 
@@ -89,6 +116,9 @@ mxd_rc mxd_config_bool(const json_t *o, const char *key, bool otherwise, bool *o
  * and quant of `src`, whose path, out, in and experts are set. Errors: E_FORMAT, E_UNSUPPORTED. */
 mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *path,
                          mxd_weight_src *src, mxd_err *err) MXD_MUST_USE;
+
+/* Errors: E_UNSUPPORTED the repository is quantized in another format, by its own word. */
+mxd_rc mxd_quant_check_method(const json_t *config, mxd_err *err) MXD_MUST_USE;
 
 /* Errors: E_FORMAT the tensor does not hold floats. */
 mxd_rc mxd_quant_check_float(const mxd_st_tensor *t, mxd_err *err) MXD_MUST_USE;

@@ -20,20 +20,52 @@
 #include "model/rope.h"
 #include "model/sizes.h"
 
+/* Layers with a mixture of experts in place of the MLP. n_experts = 0: there are none. */
+typedef struct mxd_hp_moe {
+    int n_experts, top_k;    /* experts; those of a row */
+    int inner, shared_inner; /* width inside an expert; inside the shared one, 0: none */
+    bool norm_topk;          /* weights of the chosen experts are divided by their sum */
+    int n_group, topk_group; /* experts are chosen in the best groups only; 0: no groups */
+    float weight_scale;      /* of the routed experts' sum; 0 means 1 */
+    bool sparse[MXD_MAX_LAYERS];
+} mxd_hp_moe;
+
+/* Multi-head latent attention. kv_rank = 0: there is none. */
+typedef struct mxd_hp_mla {
+    int q_rank;            /* 0: queries come straight from the hidden state */
+    int kv_rank;           /* width of the latent c that is cached */
+    int nope, rope, v_dim; /* of a head: values without and with rotation; of V */
+} mxd_hp_mla;
+
+/* Layers with a gated delta net in place of attention. n_v = 0: there are none. */
+typedef struct mxd_hp_delta {
+    int n_k, n_v, d_k, d_v; /* key and value heads, and their widths */
+    int conv;               /* inputs of the causal convolution */
+    bool recurrent[MXD_MAX_LAYERS];
+} mxd_hp_delta;
+
 typedef struct mxd_hparams {
     char model_type[48];
     int n_layers, hidden, n_vocab, n_heads, n_kv, head_dim, intermediate;
     int context; /* max_position_embeddings */
     float eps;   /* of every RMSNorm */
     mxd_rope_spec rope;
-    bool tied; /* logits use the embedding matrix */
+    mxd_rope_spec rope_local; /* of the sliding layers, when dims > 0; else they use `rope` */
+    bool tied;                /* logits use the embedding matrix */
     bool attention_bias, mlp_bias;
     int window; /* of the layers that are sliding: keys a query sees, itself included */
     bool sliding[MXD_MAX_LAYERS];
-    int n_experts, top_k, moe_inner; /* of the layers that are sparse: experts, those of a row,
-                                      * width inside one; 0: no such layers */
-    bool norm_topk;                  /* weights of the chosen experts are divided by their sum */
-    bool sparse[MXD_MAX_LAYERS];
+    float attn_scale;    /* of scores; 0: head_dim^-1/2 */
+    float attn_softcap;  /* of scores; 0: none */
+    float embed_scale;   /* of embeddings; 0 means 1 */
+    float logit_softcap; /* 0: none */
+    float norm_add;      /* to the final norm's weight (gemma: 1 + w) */
+    mxd_hp_moe moe;
+    mxd_hp_mla mla;
+    mxd_hp_delta delta;
+    int last_cut; /* layers from here on read K and V of the layers before them, so a stage that
+                   * holds one holds all of them from here; 0: any cut will do */
+    bool reembed; /* every stage needs the embedding, not the first alone */
 } mxd_hparams;
 
 typedef struct mxd_model mxd_model;
@@ -46,6 +78,7 @@ mxd_rc mxd_model_open(mxd_model **out, const mxd_alloc *al, const char *folder,
 void mxd_model_close(mxd_model *m); /* after the backend that holds its weights; NULL is fine */
 
 const mxd_hparams *mxd_model_hparams(const mxd_model *m);
+bool mxd_model_recurrent(const mxd_model *m); /* some layers keep state that cannot be cut back */
 const mxd_st *mxd_model_tensors(const mxd_model *m);
 const char *mxd_model_folder(const mxd_model *m);
 uint64_t mxd_model_params(const mxd_model *m);       /* weights of the network, as people count */
@@ -64,6 +97,7 @@ typedef struct mxd_load_opts {
     int max_rows;   /* of a micro-batch */
     int max_logits; /* rows whose logits are wanted at once */
     int n_pages, max_context;
+    int n_states; /* sequences at one time: of the state of recurrent layers */
     bool (*progress)(void *ctx, uint64_t bytes_done, uint64_t bytes_total); /* false: stop */
     void *progress_ctx;
 } mxd_load_opts;

@@ -43,7 +43,7 @@ static int declare(const mxd_hparams *hp, int layer, mxd_decl *out) {
 }
 
 static void layer(const mxd_model *m, int i) {
-    mxd_blocks_attention(m, i, NULL, NULL);
+    mxd_blocks_attention(m, i, NULL);
     mxd_blocks_mlp(m, i);
 }
 

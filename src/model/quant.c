@@ -47,10 +47,25 @@ static mxd_rc read_quant(const json_t *o, const char *where, mxd_quant *q, mxd_e
                     where, name ? name : "(not a string)");
 }
 
+/* "quantization"; older files have the copy alone, or keep it with the language model. */
 static const json_t *top_level(const json_t *config) {
+    const json_t *text = json_object_get(config, "text_config");
     const json_t *q = json_object_get(config, "quantization");
     if (!json_is_object(q)) q = json_object_get(config, "quantization_config");
+    if (!json_is_object(q)) q = json_object_get(text, "quantization");
+    if (!json_is_object(q)) q = json_object_get(text, "quantization_config");
     return json_is_object(q) ? q : NULL;
+}
+
+mxd_rc mxd_quant_check_method(const json_t *config, mxd_err *err) {
+    const json_t *q = top_level(config);
+    const json_t *method = json_object_get(q, "quant_method");
+    if (!json_is_string(method) || json_object_get(q, "group_size") || json_object_get(q, "bits"))
+        return MXD_OK; /* a copy of MLX's own, whatever else it says */
+    return mxd_fail(err, MXD_E_UNSUPPORTED,
+                    "config.json: weights quantized by '%s', which is not MLX's format: use a "
+                    "conversion of the model (mlx-community), or make one with mlx_lm.convert",
+                    json_string_value(method));
 }
 
 /* bits = 32 * words / (groups * group), the cross-check that must hold exactly. */
@@ -172,6 +187,17 @@ static mxd_rc resolve_quantised(const json_t *config, const char *path, mxd_weig
     return check_scales(s, err);
 }
 
+/* [out], or [experts, out]. */
+static mxd_rc check_bias(const mxd_weight_src *s, mxd_err *err) {
+    const mxd_st_tensor *t = s->bias;
+    int more = s->experts > 0;
+    if (t->n_dims == 1 + more && t->shape[more] == (uint64_t)s->out &&
+        (!more || t->shape[0] == (uint64_t)s->experts))
+        return MXD_OK;
+    return mxd_fail(err, MXD_E_FORMAT, "tensor '%s' must be [%s%d]", t->name,
+                    more ? "experts, " : "", s->out);
+}
+
 mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *path,
                          mxd_weight_src *s, mxd_err *err) {
     s->st = st;
@@ -183,10 +209,7 @@ mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *pat
     if (!s->weight)
         return mxd_fail(err, MXD_E_FORMAT,
                         "tensor '%s.weight' is missing; is the download complete?", path);
-    if (s->bias && s->experts)
-        return mxd_fail(err, MXD_E_UNSUPPORTED, "tensor '%s': experts with a bias", s->bias->name);
-    if (s->bias && (s->bias->n_dims != 1 || s->bias->shape[0] != (uint64_t)s->out))
-        return mxd_fail(err, MXD_E_FORMAT, "tensor '%s' must be [%d]", s->bias->name, s->out);
+    if (s->bias) MXD_TRY(check_bias(s, err));
     if (s->bias) MXD_TRY(mxd_quant_check_float(s->bias, err));
     const json_t *own = override_of(config, path);
     if (s->scales && json_is_false(own))

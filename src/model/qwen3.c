@@ -20,7 +20,8 @@ static int declare(const mxd_hparams *hp, int layer, mxd_decl *out) {
 
 static void layer(const mxd_model *m, int i) {
     mxd_weight *const *w = m->layers[i].w;
-    mxd_blocks_attention(m, i, w[Q_NORM], w[K_NORM]);
+    const mxd_blocks_how how = {.q_norm = w[Q_NORM], .k_norm = w[K_NORM]};
+    mxd_blocks_attention(m, i, &how);
     mxd_blocks_mlp(m, i);
 }
 

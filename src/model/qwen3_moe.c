@@ -18,7 +18,7 @@ static mxd_rc read_dense(mxd_hparams *hp, const json_t *c, mxd_err *err) {
             return mxd_fail(err, MXD_E_FORMAT,
                             "config.json: 'mlp_only_layers' must hold numbers of layers");
         json_int_t n = json_integer_value(v);
-        if (n >= 0 && n < hp->n_layers) hp->sparse[n] = false;
+        if (n >= 0 && n < hp->n_layers) hp->moe.sparse[n] = false;
     }
     return MXD_OK;
 }
@@ -27,34 +27,34 @@ static mxd_rc configure(mxd_hparams *hp, const json_t *c, mxd_err *err) {
     int step;
     MXD_TRY(mxd_blocks_configure(hp, c, 32768, err));
     MXD_TRY(mxd_rope_read(&hp->rope, c, hp->context, 10000, err));
-    MXD_TRY(mxd_config_int(c, "num_experts", 1, MXD_MAX_EXPERTS, -1, &hp->n_experts, err));
-    int most = hp->n_experts < MXD_MAX_TOP_K ? hp->n_experts : MXD_MAX_TOP_K;
-    MXD_TRY(mxd_config_int(c, "num_experts_per_tok", 1, most, -1, &hp->top_k, err));
+    MXD_TRY(mxd_config_int(c, "num_experts", 1, MXD_MAX_EXPERTS, -1, &hp->moe.n_experts, err));
+    int most = hp->moe.n_experts < MXD_MAX_TOP_K ? hp->moe.n_experts : MXD_MAX_TOP_K;
+    MXD_TRY(mxd_config_int(c, "num_experts_per_tok", 1, most, -1, &hp->moe.top_k, err));
     MXD_TRY(
-        mxd_config_int(c, "moe_intermediate_size", 1, 8 * MXD_MAX_HIDDEN, -1, &hp->moe_inner, err));
+        mxd_config_int(c, "moe_intermediate_size", 1, 8 * MXD_MAX_HIDDEN, -1, &hp->moe.inner, err));
     MXD_TRY(mxd_config_int(c, "decoder_sparse_step", 1, MXD_MAX_LAYERS, 1, &step, err));
-    MXD_TRY(mxd_config_bool(c, "norm_topk_prob", false, &hp->norm_topk, err));
-    for (int i = 0; i < hp->n_layers; i++) hp->sparse[i] = (i + 1) % step == 0;
+    MXD_TRY(mxd_config_bool(c, "norm_topk_prob", false, &hp->moe.norm_topk, err));
+    for (int i = 0; i < hp->n_layers; i++) hp->moe.sparse[i] = (i + 1) % step == 0;
     return read_dense(hp, c, err);
 }
 
 static int declare(const mxd_hparams *hp, int layer, mxd_decl *out) {
-    int D = hp->hidden, F = hp->moe_inner, E = hp->n_experts;
+    int D = hp->hidden, F = hp->moe.inner, E = hp->moe.n_experts;
     mxd_blocks_declare(hp, out);
     out[Q_NORM] = (mxd_decl){"self_attn.q_norm", MXD_W_VECTOR, 1, hp->head_dim};
     out[K_NORM] = (mxd_decl){"self_attn.k_norm", MXD_W_VECTOR, 1, hp->head_dim};
-    if (!hp->sparse[layer]) return N_DENSE;
+    if (!hp->moe.sparse[layer]) return N_DENSE;
     out[MXD_BLOCK_GATE] = (mxd_decl){"mlp.switch_mlp.gate_proj", MXD_W_LINEAR, F, D, .experts = E};
     out[MXD_BLOCK_UP] = (mxd_decl){"mlp.switch_mlp.up_proj", MXD_W_LINEAR, F, D, .experts = E};
     out[MXD_BLOCK_DOWN] = (mxd_decl){"mlp.switch_mlp.down_proj", MXD_W_LINEAR, D, F, .experts = E};
-    out[ROUTER] = (mxd_decl){"mlp.gate", MXD_W_LINEAR, E, D};
+    out[ROUTER] = (mxd_decl){"mlp.gate", MXD_W_LINEAR | MXD_W_EXACT, E, D};
     return N_SPARSE;
 }
 
 static void registers(const mxd_hparams *hp, mxd_regs *r) {
     mxd_blocks_registers(hp, r);
     r->n = N_REGS;
-    r->width[LOGITS] = hp->n_experts;
+    r->width[LOGITS] = hp->moe.n_experts;
 }
 
 static void experts(const mxd_model *m, int i) {
@@ -64,9 +64,9 @@ static void experts(const mxd_model *m, int i) {
     const mxd_moe how = {.gate = w[MXD_BLOCK_GATE],
                          .up = w[MXD_BLOCK_UP],
                          .down = w[MXD_BLOCK_DOWN],
-                         .n_experts = m->hp.n_experts,
-                         .top_k = m->hp.top_k,
-                         .norm_weights = m->hp.norm_topk,
+                         .n_experts = m->hp.moe.n_experts,
+                         .top_k = m->hp.moe.top_k,
+                         .norm_weights = m->hp.moe.norm_topk,
                          .act = MXD_SILU};
     op->norm(b, MXD_REG_H, MXD_REG_X, w[MXD_BLOCK_MLP_NORM], m->hp.eps);
     op->linear(b, 1, (const int[]){LOGITS}, MXD_REG_H, (const mxd_weight *const[]){w[ROUTER]});
@@ -76,8 +76,9 @@ static void experts(const mxd_model *m, int i) {
 
 static void layer(const mxd_model *m, int i) {
     mxd_weight *const *w = m->layers[i].w;
-    mxd_blocks_attention(m, i, w[Q_NORM], w[K_NORM]);
-    if (m->hp.sparse[m->layer0 + i])
+    const mxd_blocks_how how = {.q_norm = w[Q_NORM], .k_norm = w[K_NORM]};
+    mxd_blocks_attention(m, i, &how);
+    if (m->hp.moe.sparse[m->layer0 + i])
         experts(m, i);
     else
         mxd_blocks_mlp(m, i);

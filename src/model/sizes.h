@@ -8,13 +8,16 @@
 
 typedef struct mxd_model_sizes {
     int n_layers;
-    uint64_t layer_bytes[MXD_MAX_LAYERS];    /* weights as they will lie in memory */
-    uint64_t layer_kv_bytes[MXD_MAX_LAYERS]; /* per position of one sequence */
-    uint64_t embed_bytes, head_bytes;        /* first stage; last stage (norm and head) */
-    bool tied;                               /* one node with both holds them once */
-    uint64_t scratch_bytes;                  /* per node: registers, buffers */
-    uint64_t hidden_bytes;                   /* of one position on the wire */
-    double layer_ops, head_ops;              /* multiply-adds of one position; mean of layers */
+    uint64_t layer_bytes[MXD_MAX_LAYERS];       /* weights as they will lie in memory */
+    uint64_t layer_kv_bytes[MXD_MAX_LAYERS];    /* per position of one sequence */
+    uint64_t layer_state_bytes[MXD_MAX_LAYERS]; /* per sequence, however long */
+    uint64_t embed_bytes, head_bytes;           /* first stage; last stage (norm and head) */
+    bool tied;                                  /* one node with both holds them once */
+    bool reembed;                               /* every stage holds the embedding */
+    int last_cut;               /* layers from here on stay on one stage; 0: cut anywhere */
+    uint64_t scratch_bytes;     /* per node: registers, buffers */
+    uint64_t hidden_bytes;      /* of one position on the wire */
+    double layer_ops, head_ops; /* multiply-adds of one position; mean of layers */
 } mxd_model_sizes;
 
 /* From the headers of a repository, without its tensors. max_rows: of a micro-batch, for scratch.

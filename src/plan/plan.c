@@ -89,10 +89,11 @@ static void make_task(mxd_plan_task *t, const mxd_plan_link *links, int n_links,
         if (links[i].a != links[i].b)
             set_link(t, links[i].a, links[i].b, links[i].latency_us,
                      links[i].bandwidth_bytes_per_s);
-    t->weights_to[0] = t->kv_to[0] = 0;
+    t->weights_to[0] = t->kv_to[0] = t->state_to[0] = 0;
     for (int l = 0; l < t->model->n_layers; l++) {
         t->weights_to[l + 1] = t->weights_to[l] + (double)t->model->layer_bytes[l];
         t->kv_to[l + 1] = t->kv_to[l] + (double)t->model->layer_kv_bytes[l];
+        t->state_to[l + 1] = t->state_to[l] + (double)t->model->layer_state_bytes[l];
     }
 }
 

@@ -9,10 +9,12 @@ static const double layer_fixed_s = 3e-6;
 
 mxd_plan_bytes mxd_plan_bytes_of(const mxd_plan_task *t, int a, int b) {
     const mxd_model_sizes *m = t->model;
-    bool embed = a == 0, head = b == m->n_layers;
-    mxd_plan_bytes x = {.weights = t->weights_to[b] - t->weights_to[a],
-                        .kv = (t->kv_to[b] - t->kv_to[a]) * t->ctx * t->parallel,
-                        .scratch = (double)m->scratch_bytes};
+    bool embed = a == 0 || m->reembed, head = b == m->n_layers;
+    mxd_plan_bytes x = {
+        .weights = t->weights_to[b] - t->weights_to[a],
+        .kv =
+            ((t->kv_to[b] - t->kv_to[a]) * t->ctx + t->state_to[b] - t->state_to[a]) * t->parallel,
+        .scratch = (double)m->scratch_bytes};
     if (embed) x.weights += (double)m->embed_bytes;
     if (head) x.weights += (double)m->head_bytes;
     if (embed && head && m->tied) x.weights -= (double)m->embed_bytes;
@@ -82,7 +84,8 @@ static mxd_rc open_table(table *x, const mxd_plan_task *t, size_t n_sets, mxd_er
     x->t = t;
     x->most_s = INFINITY;
     x->n_cuts = 0;
-    for (int l = 0; l < layers; l += step) x->cut[x->n_cuts++] = l;
+    int last = t->model->last_cut ? t->model->last_cut : layers - 1;
+    for (int l = 0; l <= last; l += step) x->cut[x->n_cuts++] = l;
     x->cut[x->n_cuts++] = layers;
     size_t n = n_sets * (size_t)t->n_nodes * (size_t)x->n_cuts;
     x->cells = MXD_NEW(&mxd_alloc_libc, n, cell);

@@ -25,6 +25,7 @@ typedef struct mxd_plan_task {
     double byte_s[MXD_MAX_NODES][MXD_MAX_NODES];         /* seconds per byte of a link */
     double weights_to[MXD_MAX_LAYERS + 1];               /* prefix sums over layers, bytes */
     double kv_to[MXD_MAX_LAYERS + 1];                    /* of one position */
+    double state_to[MXD_MAX_LAYERS + 1];                 /* of one sequence */
 } mxd_plan_task;
 
 typedef struct mxd_plan_cut { /* a way: node[i] runs layers [at[i], at[i + 1]) */

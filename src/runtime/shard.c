@@ -94,6 +94,7 @@ static mxd_rc open_all(mxd_shard *s, mxd_err *err) {
                           .max_logits = s->max_logits,
                           .n_pages = s->opts.n_slots * s->pages_per_slot,
                           .max_context = s->opts.ctx,
+                          .n_states = s->opts.n_slots,
                           .progress = s->opts.progress,
                           .progress_ctx = s->opts.progress_ctx};
     MXD_TRY(mxd_model_load(s->model, s->backend, &load, err));
@@ -144,18 +145,22 @@ int mxd_shard_free_pages(const mxd_shard *s) { return s->pages.n_free; }
  */
 
 /* Does slot `from` hold the positions that the run begins with, and may they be gone on from? */
+static bool can_begin(const mxd_shard *s, const mxd_step_run *r) {
+    const mxd_page_table *kv = &s->slots[r->from].kv;
+    if (r->pos > kv->len) return false;
+    if (mxd_model_recurrent(s->model)) return r->from == r->slot && r->pos == kv->len;
+    if (r->from != r->slot && r->pos % MXD_KV_PAGE_TOKENS) return false;
+    return mxd_pages_can_cut(&s->pages, kv, r->pos);
+}
+
 static mxd_rc check_begin(const mxd_shard *s, const mxd_step_run *r, mxd_err *err) {
     if (r->from >= s->opts.n_slots)
         return mxd_fail(err, MXD_E_INVAL, "step: slot %d begins with slot %d", r->slot, r->from);
-    const mxd_page_table *kv = &s->slots[r->from].kv;
-    bool whole = r->pos % MXD_KV_PAGE_TOKENS == 0;
-    if (r->pos > kv->len || (r->from != r->slot && !whole) ||
-        !mxd_pages_can_cut(&s->pages, kv, r->pos))
-        return mxd_fail(err, MXD_E_STALE,
-                        "step: slot %d begins with %u positions of slot %d, which has %u, in pages "
-                        "that cannot be divided there",
-                        r->slot, r->pos, r->from, kv->len);
-    return MXD_OK;
+    if (can_begin(s, r)) return MXD_OK;
+    return mxd_fail(err, MXD_E_STALE,
+                    "step: slot %d begins with %u positions of slot %d, which has %u and cannot be "
+                    "divided there",
+                    r->slot, r->pos, r->from, s->slots[r->from].kv.len);
 }
 
 static mxd_rc check_run(const mxd_shard *s, const mxd_step_run *r, mxd_err *err) {
@@ -181,9 +186,8 @@ static mxd_rc check_sources(const mxd_step *step, mxd_err *err) {
             const mxd_step_run *other = &step->runs[k];
             if (k != i && other->slot == r->from && (other->begin || other->pos == 0))
                 return mxd_fail(err, MXD_E_STALE,
-                                "step: slot %d begins with slot %d, which begins "
-                                "anew",
-                                r->slot, r->from);
+                                "step: slot %d begins with slot %d, which begins anew", r->slot,
+                                r->from);
         }
     }
     return MXD_OK;
@@ -235,7 +239,7 @@ static int prepare(mxd_shard *s, const mxd_step *step) {
         begin(s, r);
         mxd_pages_cover(&s->pages, &t->kv, r->pos + r->n);
         memcpy(t->ids + r->pos, step->ids + row, r->n * sizeof *t->ids);
-        s->runs[i] = (mxd_run){row, r->n, (int)r->pos, t->kv.table};
+        s->runs[i] = (mxd_run){row, r->n, (int)r->pos, t->kv.table, r->slot};
         row += r->n;
         if (r->sample) s->rows[n_sample++] = row - 1;
     }

@@ -43,7 +43,8 @@ typedef struct mxd_step_run {
     uint16_t n;       /* rows, >= 1 */
     uint32_t pos;     /* position of the first row */
     bool begin;       /* first the slot takes over the first pos positions of slot `from` */
-    uint16_t from;    /* itself, or another with pos a multiple of MXD_KV_PAGE_TOKENS */
+    uint16_t from;    /* itself, or another with pos a multiple of MXD_KV_PAGE_TOKENS; with a
+                       * recurrent model itself, and all of it */
     bool sample;      /* choose the token that follows the last row (head holder only) */
     mxd_sampling how; /* when sample */
 } mxd_step_run;

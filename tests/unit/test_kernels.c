@@ -283,6 +283,27 @@ TEST(kernels_plain_products) { each_table(check_plain, ROUNDS / 2); }
 
 /* ----------------------------------------------------------------------------------- row by row */
 
+TEST(kernels_activations_mean_what_they_say) {
+    float x[241], up[241], y[241];
+    for (int i = 0; i <= 240; i++) x[i] = (float)(i - 120) / 12, up[i] = (float)(i % 19) - 9.5f;
+    double worst = 0;
+    scalar()->gelu_mul(y, x, up, 241);
+    for (int i = 0; i <= 240; i++) {
+        double v = x[i], t = tanh(0.7978845608028654 * (v + 0.044715 * v * v * v));
+        double e = fabs(y[i] - v / 2 * (1 + t) * up[i]);
+        worst = e > worst ? e : worst;
+    }
+    CHECK(worst < 2e-5);
+    scalar()->swiglu_oai(y, x, up, 241);
+    for (int i = 0; i <= 240; i++) {
+        double g = fmin(x[i], 7), u = fmax(fmin(up[i], 7), -7);
+        CHECK(fabs(y[i] - g / (1 + exp(-1.702 * g)) * (u + 1)) < 2e-5);
+    }
+    memcpy(y, x, sizeof y);
+    scalar()->softcap(y, 241, 3.0f);
+    for (int i = 0; i <= 240; i++) CHECK(fabs(y[i] - 3 * tanh(x[i] / 3.0)) < 1e-6);
+}
+
 static void check_rows(const mxd_kernels *k, int round) {
     size_t n = round < 70 ? (size_t)round : 1 + pick(MAX_N);
     float *x = floats(n), *w = floats(n), *u = floats(n);
@@ -293,9 +314,23 @@ static void check_rows(const mxd_kernels *k, int round) {
     if (n) scalar()->rms_norm(want, x, w, n, 1e-5f);
     same(k->name, "rms_norm", got, want, n + GUARD, shape);
     for (size_t i = 0; i < n; i++) x[i] *= i % 7 ? 1 : 40; /* both ends of exp */
-    k->silu_mul(got, x, w, n);
-    scalar()->silu_mul(want, x, w, n);
-    same(k->name, "silu_mul", got, want, n + GUARD, shape);
+    const mxd_kernels *sc = scalar();
+    struct {
+        const char *name;
+        void (*k)(float *, const float *, const float *, size_t);
+        void (*s)(float *, const float *, const float *, size_t);
+    } acts[] = {{"silu_mul", k->silu_mul, sc->silu_mul},
+                {"gelu_mul", k->gelu_mul, sc->gelu_mul},
+                {"sigmoid_mul", k->sigmoid_mul, sc->sigmoid_mul},
+                {"swiglu_oai", k->swiglu_oai, sc->swiglu_oai}};
+    for (size_t a = 0; a < sizeof acts / sizeof *acts; a++) {
+        acts[a].k(got, x, w, n);
+        acts[a].s(want, x, w, n);
+        same(k->name, acts[a].name, got, want, n + GUARD, shape);
+    }
+    k->softcap(got, n, 3.0f);
+    sc->softcap(want, n, 3.0f);
+    same(k->name, "softcap", got, want, n + GUARD, shape);
     k->add(got, x, n);
     scalar()->add(want, x, n);
     same(k->name, "add", got, want, n + GUARD, shape);

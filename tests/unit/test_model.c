@@ -452,6 +452,13 @@ static const struct {
      "'original_max_position_embeddings'"},
     {"llama", "rope_scaling", "{\"type\":\"dynamic\",\"factor\":2}", MXD_E_UNSUPPORTED,
      "supported: default, linear, llama3, yarn, longrope, su"},
+    {"llama", "quantization_config", "{\"quant_method\":\"awq\",\"version\":\"gemm\"}",
+     MXD_E_UNSUPPORTED, "quantized by 'awq', which is not MLX's format"},
+    {"llama", "quantization_config", "{\"quant_method\":\"mlx\",\"bits\":4,\"group_size\":64}",
+     MXD_OK, NULL},
+    {"llama", "rms_norm_eps", "{\"__float__\":\"Infinity\"}", MXD_E_FORMAT, "must be 0 to 1"},
+    {"llama", "rms_norm_eps", "{\"__float__\":\"NaN\"}", MXD_E_FORMAT, "must be 0 to 1"},
+    {"llama", "rms_norm_eps", "{\"__int__\":1}", MXD_E_FORMAT, "must be a number"},
     {"qwen2", "model_type", "\"qwen2\"", MXD_E_FORMAT, "self_attn.q_proj.bias' is missing"},
     {"llama", "model_type", "\"mistral\"", MXD_OK, NULL}, /* other names */
     {"llama", "model_type", "\"iquestcoder\"", MXD_OK, NULL},

@@ -1,4 +1,4 @@
-/* cpu.c - opening, memory, steps, and the operations that go row by row. */
+/* cpu.c - opening, memory, steps. */
 #include "backend/cpu/cpu.h"
 
 enum {
@@ -255,90 +255,6 @@ static mxd_rc cpu_output(mxd_backend *base, int reg, float *out, mxd_err *err) {
     return MXD_OK;
 }
 
-/* ----------------------------------------------------------------------------------- row by row */
-
-static cpu_reg *reg_of(cpu_backend *b, int reg) {
-    MXD_ASSERT(reg >= 0 && reg < b->n_regs);
-    return &b->reg[reg];
-}
-
-static void cpu_input(mxd_backend *base, int dst, const float *x) {
-    cpu_backend *b = (cpu_backend *)base;
-    if (!cpu_live(b)) return;
-    cpu_reg *d = reg_of(b, dst);
-    cpu_set_rows(d, b->batch->n_rows);
-    for (int i = 0; i < d->rows; i++)
-        memcpy(cpu_row(d, i), x + (size_t)i * (size_t)d->width, (size_t)d->width * sizeof *x);
-}
-
-static void cpu_pick(mxd_backend *base, int dst, int src, const int *rows, int n) {
-    cpu_backend *b = (cpu_backend *)base;
-    if (!cpu_live(b)) return;
-    cpu_reg *d = reg_of(b, dst), *s = reg_of(b, src);
-    MXD_ASSERT(d->width == s->width && n >= 0 && n <= s->rows);
-    for (int i = 0; i < n; i++) { /* ascending, so dst may be src */
-        MXD_ASSERT(rows[i] >= i && rows[i] < s->rows && (!i || rows[i] > rows[i - 1]));
-        memmove(cpu_row(d, i), cpu_row(s, rows[i]), (size_t)d->width * sizeof(float));
-    }
-    cpu_set_rows(d, n);
-}
-
-typedef struct row_job {
-    const mxd_kernels *k;
-    cpu_reg *dst;
-    const cpu_reg *a, *b;
-    const mxd_weight *w;
-    float eps;
-} row_job;
-
-static void norm_task(void *ctx, int row, int thread) {
-    (void)thread;
-    row_job *j = ctx;
-    size_t n = (size_t)j->w->in;
-    for (size_t i = 0; i < (size_t)j->dst->width; i += n)
-        j->k->rms_norm(cpu_row(j->dst, row) + i, cpu_row(j->a, row) + i, j->w->vector, n, j->eps);
-}
-
-static void cpu_norm(mxd_backend *base, int dst, int src, const mxd_weight *w, float eps) {
-    cpu_backend *b = (cpu_backend *)base;
-    if (!cpu_live(b)) return;
-    row_job j = {b->k, reg_of(b, dst), reg_of(b, src), NULL, w, eps};
-    MXD_ASSERT(w->vector && j.dst->width == j.a->width && j.dst->width % w->in == 0);
-    cpu_set_rows(j.dst, j.a->rows);
-    cpu_run(b, norm_task, &j, j.dst->rows, 2.0 * j.dst->rows * j.dst->width);
-}
-
-static void gated_task(void *ctx, int row, int thread) {
-    (void)thread;
-    row_job *j = ctx;
-    j->k->silu_mul(cpu_row(j->dst, row), cpu_row(j->a, row), cpu_row(j->b, row),
-                   (size_t)j->dst->width);
-}
-
-static void cpu_gated(mxd_backend *base, int dst, int gate, int up, mxd_act_fn act) {
-    cpu_backend *b = (cpu_backend *)base;
-    if (!cpu_live(b)) return;
-    row_job j = {b->k, reg_of(b, dst), reg_of(b, gate), reg_of(b, up), NULL, 0};
-    MXD_ASSERT(act == MXD_SILU && j.a->rows == j.b->rows);
-    MXD_ASSERT(j.dst->width == j.a->width && j.dst->width == j.b->width);
-    cpu_set_rows(j.dst, j.a->rows);
-    cpu_run(b, gated_task, &j, j.dst->rows, 4.0 * j.dst->rows * j.dst->width);
-}
-
-static void add_task(void *ctx, int row, int thread) {
-    (void)thread;
-    row_job *j = ctx;
-    j->k->add(cpu_row(j->dst, row), cpu_row(j->a, row), (size_t)j->dst->width);
-}
-
-static void cpu_add(mxd_backend *base, int dst, int src) {
-    cpu_backend *b = (cpu_backend *)base;
-    if (!cpu_live(b)) return;
-    row_job j = {b->k, reg_of(b, dst), reg_of(b, src), NULL, NULL, 0};
-    MXD_ASSERT(j.dst->width == j.a->width && j.dst->rows == j.a->rows);
-    cpu_run(b, add_task, &j, j.dst->rows, 0.5 * j.dst->rows * j.dst->width);
-}
-
 /* ------------------------------------------------------------------------------------- opening */
 
 static const mxd_backend_ops ops = {
@@ -362,6 +278,14 @@ static const mxd_backend_ops ops = {
     .output = cpu_output,
     .end = cpu_end,
     .moe = cpu_moe_run,
+    .unit_norm = cpu_unit_norm,
+    .scale = cpu_scale,
+    .scale_by = cpu_scale_by,
+    .softcap = cpu_softcap,
+    .gate_rows = cpu_gate_rows,
+    .scale_positions = cpu_scale_positions,
+    .split = cpu_split,
+    .join = cpu_join,
 };
 
 mxd_rc cpu_open(mxd_backend **out, const mxd_alloc *al, const mxd_backend_opts *opts,
@@ -385,6 +309,7 @@ mxd_rc cpu_open(mxd_backend **out, const mxd_alloc *al, const mxd_backend_opts *
     b->n_threads = opts->threads ? opts->threads : cpu_default_threads();
     b->activations = opts->activations;
     b->kv_type = opts->kv_f32 ? MXD_F32 : MXD_F16;
+    for (int i = 0; i < MXD_MAX_HEAD_DIM; i++) b->ones[i] = 1;
     int spin_us = opts->spin_us > 0 ? opts->spin_us : opts->spin_us < 0 ? 0 : DEFAULT_SPIN_US;
     mxd_rc rc = mxd_pool_open(&b->pool, al, b->n_threads, spin_us, err);
     if (rc) {

@@ -96,6 +96,7 @@ typedef struct cpu_backend {
     int n_threads;
     mxd_activations activations;
     mxd_ftype kv_type;
+    float ones[MXD_MAX_HEAD_DIM]; /* the weights of a norm without weights */
 
     mxd_weight *weights;
     uint64_t weight_bytes;
@@ -155,8 +156,26 @@ void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_wei
 
 /* What a weight's activations are grouped by; 0: used as floats. */
 static inline int cpu_act_group(const cpu_backend *b, const mxd_weight *w) {
-    return w->quantised && b->activations != MXD_ACT_F32 ? mxd_act_group(w->q.group) : 0;
+    bool floats = b->activations == MXD_ACT_F32 || (w->use & MXD_W_EXACT);
+    return w->quantised && !floats ? mxd_act_group(w->q.group) : 0;
 }
+
+/* rows.c */
+typedef void (*mxd_act_kernel)(float *y, const float *gate, const float *up, size_t n);
+mxd_act_kernel cpu_act_fn(const mxd_kernels *k, mxd_act_fn act);
+void cpu_input(mxd_backend *base, int dst, const float *x);
+void cpu_pick(mxd_backend *base, int dst, int src, const int *rows, int n);
+void cpu_norm(mxd_backend *base, int dst, int src, const mxd_weight *w, float eps);
+void cpu_unit_norm(mxd_backend *base, int dst, int src, int n, float eps);
+void cpu_gated(mxd_backend *base, int dst, int gate, int up, mxd_act_fn act);
+void cpu_add(mxd_backend *base, int dst, int src);
+void cpu_scale(mxd_backend *base, int reg, float by);
+void cpu_scale_by(mxd_backend *base, int reg, const mxd_weight *w);
+void cpu_softcap(mxd_backend *base, int reg, float c);
+void cpu_gate_rows(mxd_backend *base, int reg, int gate);
+void cpu_scale_positions(mxd_backend *base, int reg, float beta, int length);
+void cpu_split(mxd_backend *base, int first, int second, int src, int n, int a, int c);
+void cpu_join(mxd_backend *base, int dst, int first, int second, int n, int a, int c);
 
 /* moe.c */
 void cpu_moe_run(mxd_backend *base, int dst, int src, int logits, const mxd_moe *how);

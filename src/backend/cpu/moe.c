@@ -174,7 +174,7 @@ static void gated_task(void *ctx, int pair, int thread) {
     (void)thread;
     const moe_job *j = ctx;
     size_t at = (size_t)pair * j->m->inner_ld, n = (size_t)j->how->gate->rows;
-    j->b->k->silu_mul(j->m->gate + at, j->m->gate + at, j->m->up + at, n);
+    cpu_act_fn(j->b->k, j->how->act)(j->m->gate + at, j->m->gate + at, j->m->up + at, n);
     memset(j->m->gate + at + n, 0, (j->m->inner_ld - n) * sizeof(float));
 }
 
@@ -195,7 +195,7 @@ static void sum_task(void *ctx, int row, int thread) {
 static void check(const moe_job *j) {
     const mxd_moe *h = j->how;
     const cpu_moe *m = j->m;
-    MXD_ASSERT(h->n_experts >= 1 && h->n_experts <= MXD_MAX_EXPERTS && h->act == MXD_SILU);
+    MXD_ASSERT(h->n_experts >= 1 && h->n_experts <= MXD_MAX_EXPERTS);
     MXD_ASSERT(h->top_k >= 1 && h->top_k <= h->n_experts && h->top_k <= m->top_k);
     MXD_ASSERT(j->logits->width == h->n_experts && j->logits->rows == j->src->rows);
     MXD_ASSERT(h->gate->experts == h->n_experts && h->up->experts == h->n_experts &&

@@ -292,7 +292,10 @@ static mxd_rc load_tiles(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w,
 static mxd_rc load_vector(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
     if (s->quant.mode != MXD_Q_NONE)
         return mxd_fail(err, MXD_E_UNSUPPORTED, "%s: a quantised vector", s->name);
-    MXD_TRY(check_1d(s, s->weight, (uint64_t)s->in, err));
+    const mxd_st_tensor *t = s->weight;
+    if (t->n_dims < 1 || t->bytes != (uint64_t)s->in * mxd_dtype_bytes(t->dtype))
+        return mxd_fail(err, MXD_E_FORMAT, "%s: tensor '%s' does not hold %d numbers", s->name,
+                        t->name, s->in);
     w->rows = 1;
     w->vector = MXD_NEW(b->al, (size_t)s->in, float);
     if (!w->vector) return mxd_fail(err, MXD_E_NOMEM, "%s: %d floats", s->name, s->in);

@@ -1,0 +1,123 @@
+/* sizes.c - what a model weighs, layer by layer: parameters, KV, state, registers. */
+#include "model/tensors.h"
+
+/* ----------------------------------------------------------------------------- parameters */
+
+/* Weights of a layer, counting `of_each` of the experts. */
+static uint64_t layer_params(const mxd_model *m, int layer, int of_each) {
+    mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
+    int n = mxd_declare(m, layer, decls);
+    uint64_t sum = 0;
+    for (int d = 0; d < n; d++)
+        sum += (uint64_t)decls[d].out * (uint64_t)decls[d].in *
+               (uint64_t)(decls[d].experts ? of_each : 1);
+    return sum;
+}
+
+uint64_t mxd_model_params(const mxd_model *m) {
+    uint64_t layers = 0, rest = (uint64_t)m->hp.n_vocab * (uint64_t)m->hp.hidden;
+    for (int l = 0; l < m->hp.n_layers; l++) layers += layer_params(m, l, m->hp.moe.n_experts);
+    return layers + (m->hp.tied ? rest : 2 * rest) + (uint64_t)m->hp.hidden;
+}
+
+uint64_t mxd_model_weight_bytes(const mxd_model *m) {
+    uint64_t sum = 0;
+    for (size_t i = 0; i < mxd_st_count(m->st); i++) sum += mxd_st_at(m->st, i)->bytes;
+    return sum;
+}
+
+/* ------------------------------------------------------------------- what a layer keeps of the
+ * past */
+
+mxd_kv_spec mxd_layer_kv(const mxd_model *m, int layer) {
+    const mxd_hparams *hp = &m->hp;
+    if (hp->delta.recurrent[layer]) return (mxd_kv_spec){0};
+    if (m->family->kv) return m->family->kv(hp, layer);
+    return (mxd_kv_spec){.n_kv = hp->n_kv, .head_dim = hp->head_dim};
+}
+
+mxd_state_spec mxd_layer_state(const mxd_hparams *hp, int layer) {
+    const mxd_hp_delta *d = &hp->delta;
+    if (!d->recurrent[layer]) return (mxd_state_spec){0};
+    return (mxd_state_spec){.channels = 2 * d->n_k * d->d_k + d->n_v * d->d_v,
+                            .conv = d->conv,
+                            .n_heads = d->n_v,
+                            .d_v = d->d_v,
+                            .d_k = d->d_k};
+}
+
+/* Numbers of one position. */
+static uint64_t kv_width(mxd_kv_spec s) {
+    int v = s.latent ? 0 : s.v_dim ? s.v_dim : s.head_dim;
+    return (uint64_t)s.n_kv * (uint64_t)(s.head_dim + v);
+}
+
+/* Bytes of one sequence. */
+static uint64_t state_bytes(mxd_state_spec s) {
+    if (!s.channels) return 0;
+    return ((uint64_t)s.channels * (uint64_t)(s.conv - 1) +
+            (uint64_t)s.n_heads * (uint64_t)s.d_v * (uint64_t)s.d_k) *
+           sizeof(float);
+}
+
+/* ------------------------------------------------------------------------------------ registers */
+
+/* Rows of logits the planner counts: sequences that end a chunk in the same micro-batch. */
+enum { MXD_LOGITS_PLANNED = 8 };
+
+void mxd_model_registers(const mxd_model *m, mxd_regs *r) {
+    *r = (mxd_regs){.n = MXD_REG_FAMILY};
+    r->width[MXD_REG_X] = r->width[MXD_REG_H] = m->hp.hidden;
+    r->width[MXD_REG_LOGITS] = m->hp.n_vocab;
+    r->rows[MXD_REG_LOGITS] = MXD_LOGITS_PLANNED;
+    m->family->registers(&m->hp, r);
+}
+
+static uint64_t scratch_bytes(const mxd_model *m, int max_rows, bool head) {
+    mxd_regs r;
+    mxd_model_registers(m, &r);
+    uint64_t sum = 0;
+    for (int i = 0; i < r.n; i++) {
+        if (i == MXD_REG_LOGITS && !head) continue;
+        int rows = r.rows[i] && r.rows[i] < max_rows ? r.rows[i] : max_rows;
+        sum += (uint64_t)rows * (uint64_t)r.width[i] * sizeof(float);
+    }
+    uint64_t pairs = (uint64_t)max_rows * (uint64_t)m->hp.moe.top_k; /* rows at their experts */
+    return sum + pairs * (uint64_t)(m->hp.hidden + 2 * m->hp.moe.inner) * sizeof(float);
+}
+
+/* ---------------------------------------------------------------------------------------- sizes */
+
+void mxd_model_sizes_get(const mxd_model *m, int max_rows, int kv_bytes_each,
+                         mxd_model_sizes *out) {
+    const mxd_hparams *hp = &m->hp;
+    *out = (mxd_model_sizes){.n_layers = hp->n_layers,
+                             .tied = hp->tied,
+                             .reembed = hp->reembed,
+                             .last_cut = hp->last_cut};
+    mxd_decl embed = mxd_embed_decl(m), norm = mxd_norm_decl(m),
+             head = hp->tied ? embed : mxd_head_decl(m);
+    size_t n = 0;
+    /* every source was checked when the model was opened */
+    MXD_ASSERT(mxd_decl_bytes(m, &embed, -1, &out->embed_bytes, &n, NULL) == MXD_OK);
+    MXD_ASSERT(mxd_decl_bytes(m, &norm, -1, &out->head_bytes, &n, NULL) == MXD_OK);
+    MXD_ASSERT(mxd_decl_bytes(m, &head, -1, &out->head_bytes, &n, NULL) == MXD_OK);
+    for (int l = 0; l < hp->n_layers; l++) {
+        MXD_ASSERT(mxd_layer_bytes(m, l, &out->layer_bytes[l], &n, NULL) == MXD_OK);
+        out->layer_ops += (double)layer_params(m, l, hp->moe.top_k) / hp->n_layers;
+        out->layer_kv_bytes[l] = kv_width(mxd_layer_kv(m, l)) * (uint64_t)kv_bytes_each;
+        out->layer_state_bytes[l] = state_bytes(mxd_layer_state(hp, l));
+    }
+    out->head_ops = (double)hp->n_vocab * hp->hidden;
+    out->scratch_bytes = scratch_bytes(m, max_rows, true);
+    out->hidden_bytes = (uint64_t)hp->hidden * sizeof(float);
+}
+
+mxd_rc mxd_model_sizes_read(mxd_model_sizes *out, const mxd_alloc *al, const char *folder,
+                            int max_rows, int kv_bytes_each, mxd_err *err) {
+    mxd_model *m;
+    MXD_TRY(mxd_model_open(&m, al, folder, err));
+    mxd_model_sizes_get(m, max_rows, kv_bytes_each, out);
+    mxd_model_close(m);
+    return MXD_OK;
+}

@@ -1,0 +1,192 @@
+/* tensors.c - what must be in the files of a model, and what it weighs in memory. */
+#include "model/tensors.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+
+/* ----------------------------------------------------------------------------- declarations */
+
+mxd_decl mxd_embed_decl(const mxd_model *m) {
+    unsigned use = MXD_W_LOOKUP | (m->hp.tied ? MXD_W_LINEAR : 0);
+    return (mxd_decl){"model.embed_tokens", use, m->hp.n_vocab, m->hp.hidden};
+}
+mxd_decl mxd_norm_decl(const mxd_model *m) {
+    return (mxd_decl){"model.norm", MXD_W_VECTOR, 1, m->hp.hidden, .add = m->hp.norm_add};
+}
+mxd_decl mxd_head_decl(const mxd_model *m) {
+    return (mxd_decl){"lm_head", MXD_W_LINEAR, m->hp.n_vocab, m->hp.hidden};
+}
+
+/* The module path of a declaration. layer < 0: the path stands alone. */
+static void path_of(const mxd_model *m, const mxd_decl *d, int layer, char path[256]) {
+    if (layer < 0)
+        snprintf(path, 256, "%s%s", m->prefix, d->path);
+    else if (d->global)
+        snprintf(path, 256, "%smodel.%s", m->prefix, d->path);
+    else
+        snprintf(path, 256, "%smodel.layers.%d.%s", m->prefix, layer, d->path);
+}
+
+/* A vector is [in], or any shape of as many numbers. */
+static mxd_rc vector_source(const mxd_model *m, const mxd_decl *d, const char *path,
+                            mxd_weight_src *src, mxd_err *err) {
+    char name[300];
+    snprintf(name, sizeof name, "%s%s", path, d->param ? "" : ".weight");
+    src->st = m->st;
+    src->weight = mxd_st_find(m->st, name);
+    if (!src->weight)
+        return mxd_fail(err, MXD_E_FORMAT, "tensor '%s' is missing; is the download complete?",
+                        name);
+    MXD_TRY(mxd_quant_check_float(src->weight, err));
+    const mxd_st_tensor *t = src->weight;
+    if (t->n_dims < 1 || (t->n_dims > 1 && !d->flat) ||
+        t->bytes != (uint64_t)d->in * mxd_dtype_bytes(t->dtype))
+        return mxd_fail(err, MXD_E_FORMAT, "tensor '%s' must be [%d]", name, d->in);
+    return MXD_OK;
+}
+
+/* The source of a weight: finds its tensors and checks them against the declaration. */
+mxd_rc mxd_source(const mxd_model *m, const mxd_decl *d, int layer, char path[256],
+                  mxd_weight_src *src, mxd_err *err) {
+    path_of(m, d, layer, path);
+    *src = (mxd_weight_src){.name = path,
+                            .use = d->use,
+                            .out = d->out,
+                            .in = d->in,
+                            .experts = d->experts,
+                            .add = d->add};
+    if (d->use & MXD_W_VECTOR) return vector_source(m, d, path, src, err);
+    if (d->whole) {
+        src->out = d->whole;
+        src->row0 = d->row0;
+        src->rows = d->out;
+    }
+    if (d->whole_in) {
+        src->in = d->whole_in;
+        src->col0 = d->col0;
+        src->cols = d->in;
+    }
+    MXD_TRY(mxd_quant_resolve(m->config, m->st, path, src, err));
+    if (d->bias && !src->bias)
+        return mxd_fail(err, MXD_E_FORMAT, "tensor '%s.bias' is missing, config.json promises it",
+                        path);
+    src->block_k = mxd_block_k(d->in, src->quant.group, d->unit);
+    return MXD_OK;
+}
+
+/* Of the rows and columns that are ours: every row takes the same. */
+static uint64_t file_bytes(const mxd_weight_src *s) {
+    uint64_t all = s->weight->bytes + (s->scales ? s->scales->bytes : 0) +
+                   (s->biases ? s->biases->bytes : 0) + (s->bias ? s->bias->bytes : 0);
+    if (s->cols) all = all / (uint64_t)s->in * (uint64_t)s->cols;
+    return s->rows ? all / (uint64_t)s->out * (uint64_t)s->rows : all;
+}
+
+/* What it takes in memory. The CPU backend keeps narrow and floating formats in wider tiles
+ * (docs/numerics.md): 2 and 3 bits as 4, 5 and 6 as 8, E2M1 as 8, E4M3 as bf16.
+ */
+uint64_t mxd_source_bytes(const mxd_weight_src *s) {
+    uint64_t n = (uint64_t)(s->rows ? s->rows : s->out) * (uint64_t)(s->cols ? s->cols : s->in);
+    if (s->experts) n *= (uint64_t)s->experts;
+    switch (s->quant.mode) {
+    case MXD_Q_MXFP8:
+        return 2 * n;
+    case MXD_Q_MXFP4:
+    case MXD_Q_NVFP4: /* and a scale and a bias of 16 bits per group */
+        return n + 4 * n / (uint64_t)s->quant.group;
+    case MXD_Q_AFFINE:
+        if (s->quant.bits == 4 || s->quant.bits == 8) break;
+        return n / (s->quant.bits < 4 ? 2 : 1) + 4 * n / (uint64_t)s->quant.group;
+    case MXD_Q_NONE:
+        break;
+    }
+    return file_bytes(s);
+}
+
+int mxd_declare(const mxd_model *m, int layer, mxd_decl out[MXD_MAX_LAYER_WEIGHTS]) {
+    return m->family->declare(&m->hp, layer, out);
+}
+
+mxd_rc mxd_decl_bytes(const mxd_model *m, const mxd_decl *d, int layer, uint64_t *sum,
+                      size_t *n_tensors, mxd_err *err) {
+    char path[256];
+    mxd_weight_src src;
+    MXD_TRY(mxd_source(m, d, layer, path, &src, err));
+    *sum += mxd_source_bytes(&src);
+    if (src.row0 > 0 || src.col0 > 0) return MXD_OK; /* counted with the first part */
+    if (d->global && layer > 0) return MXD_OK;       /* one tensor for all layers */
+    *n_tensors += 1u + (src.scales != NULL) + (src.biases != NULL) + (src.bias != NULL);
+    return MXD_OK;
+}
+
+mxd_rc mxd_layer_bytes(const mxd_model *m, int layer, uint64_t *sum, size_t *n_tensors,
+                       mxd_err *err) {
+    mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
+    int n = mxd_declare(m, layer, decls);
+    for (int d = 0; d < n; d++) MXD_TRY(mxd_decl_bytes(m, &decls[d], layer, sum, n_tensors, err));
+    return MXD_OK;
+}
+
+/* `name` stands behind "model.layers.N.", or behind "model." when `global`. */
+static bool declared(const mxd_model *m, int layer, const char *name, bool global) {
+    mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
+    int n_decls = mxd_declare(m, layer, decls);
+    for (int d = 0; d < n_decls; d++) {
+        size_t n = strlen(decls[d].path);
+        bool end = decls[d].param ? name[n] == 0 : name[n] == '.';
+        if (decls[d].global == global && strncmp(name, decls[d].path, n) == 0 && end) return true;
+    }
+    return false;
+}
+
+static bool has_suffix(const char *s, const char *end) {
+    size_t n = strlen(s), k = strlen(end);
+    return n >= k && strcmp(s + n - k, end) == 0;
+}
+
+static bool has_prefix(const char *s, const char *start) {
+    return strncmp(s, start, strlen(start)) == 0;
+}
+
+/* Of a tensor: it is used, or known to be of no use. */
+static bool is_known(const mxd_model *m, const char *name) {
+    int layer = 0, at = 0;
+    if (*m->prefix && !has_prefix(name, m->prefix)) return true; /* the wrapper's other towers */
+    name += strlen(m->prefix);
+    if (has_prefix(name, "model.embed_tokens.") || has_prefix(name, "model.norm.") ||
+        has_prefix(name, "lm_head.") || has_prefix(name, "mtp.") ||
+        has_suffix(name, ".rotary_emb.inv_freq"))
+        return true;
+    if (!has_prefix(name, "model.")) return false;
+    if (sscanf(name, "model.layers.%d.%n", &layer, &at) != 1 || !at)
+        return declared(m, 0, name + strlen("model."), true);
+    if (layer < 0) return false;
+    if (layer >= m->hp.n_layers || declared(m, layer, name + at, false)) return true;
+    return m->family->ignores && m->family->ignores(&m->hp, layer, name + at);
+}
+
+/* Tensors that nobody asked for: known ones are fine, others get a warning by name. */
+static void warn_unexpected(const mxd_model *m, size_t n_used) {
+    if (n_used == mxd_st_count(m->st)) return;
+    int shown = 0;
+    for (size_t i = 0; i < mxd_st_count(m->st) && shown < 5; i++) {
+        const char *name = mxd_st_at(m->st, i)->name;
+        if (is_known(m, name)) continue;
+        mxd_log(MXD_LOG_WARN, "tensor_unexpected", "name=%s", name);
+        shown++;
+    }
+}
+
+mxd_rc mxd_check_tensors(mxd_model *m, mxd_err *err) {
+    uint64_t bytes = 0;
+    size_t n_used = 0;
+    mxd_decl embed = mxd_embed_decl(m), norm = mxd_norm_decl(m), head = mxd_head_decl(m);
+    MXD_TRY(mxd_decl_bytes(m, &embed, -1, &bytes, &n_used, err));
+    MXD_TRY(mxd_decl_bytes(m, &norm, -1, &bytes, &n_used, err));
+    if (!m->hp.tied) MXD_TRY(mxd_decl_bytes(m, &head, -1, &bytes, &n_used, err));
+    for (int l = 0; l < m->hp.n_layers; l++) MXD_TRY(mxd_layer_bytes(m, l, &bytes, &n_used, err));
+    warn_unexpected(m, n_used);
+    return MXD_OK;
+}

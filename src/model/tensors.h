@@ -1,0 +1,45 @@
+/* tensors.h - private to model/: from a family's declarations to tensors of the files, and to
+ * sizes.
+ *
+ * Lifetime: sources borrow the model's tensors and the caller's path. */
+#ifndef MXD_MODEL_TENSORS_H
+#define MXD_MODEL_TENSORS_H
+
+#include "model/family.h"
+
+/* ---- tensors.c ---- */
+
+mxd_decl mxd_embed_decl(const mxd_model *m);
+mxd_decl mxd_norm_decl(const mxd_model *m);
+mxd_decl mxd_head_decl(const mxd_model *m);
+
+/* The weights of a layer; returns how many. */
+int mxd_declare(const mxd_model *m, int layer, mxd_decl out[MXD_MAX_LAYER_WEIGHTS]);
+
+/* The source of a weight: finds its tensors and checks them against the declaration.
+ *   layer  < 0: the declaration's path stands alone
+ *   path   filled in: src->name points to it
+ * Errors: E_FORMAT, E_UNSUPPORTED. */
+mxd_rc mxd_source(const mxd_model *m, const mxd_decl *d, int layer, char path[256],
+                  mxd_weight_src *src, mxd_err *err) MXD_MUST_USE;
+
+/* What a source takes in memory. */
+uint64_t mxd_source_bytes(const mxd_weight_src *s);
+
+/* Add to *sum what a declaration, or all of a layer's, takes in memory; to *n_tensors how many
+ * tensors of the files that is. */
+mxd_rc mxd_decl_bytes(const mxd_model *m, const mxd_decl *d, int layer, uint64_t *sum,
+                      size_t *n_tensors, mxd_err *err) MXD_MUST_USE;
+mxd_rc mxd_layer_bytes(const mxd_model *m, int layer, uint64_t *sum, size_t *n_tensors,
+                       mxd_err *err) MXD_MUST_USE;
+
+/* All layers' tensors are there; unexpected ones get a warning by name. */
+mxd_rc mxd_check_tensors(mxd_model *m, mxd_err *err) MXD_MUST_USE;
+
+/* ---- sizes.c ---- */
+
+mxd_kv_spec mxd_layer_kv(const mxd_model *m, int layer);
+mxd_state_spec mxd_layer_state(const mxd_hparams *hp, int layer);
+void mxd_model_registers(const mxd_model *m, mxd_regs *r);
+
+#endif
