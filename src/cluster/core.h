@@ -121,9 +121,10 @@ typedef struct mxd_core_run {
     uint64_t request;
     uint32_t pos; /* of the first row */
     uint16_t slot, n;
-    bool sample;   /* choose the token behind the last row */
-    bool begin;    /* pos > 0: the slot first takes over the first pos positions of slot `from` */
-    uint16_t from; /* maybe itself; another: pos is a multiple of the page */
+    bool sample; /* choose the token behind the last row */
+    bool keep;  /* recurrent models: the slot's state behind the run is kept beside, one for each */
+    bool begin; /* pos > 0: the slot first takes over the first pos positions of slot `from` */
+    uint16_t from;           /* maybe itself; another: pos is a multiple of the page */
     uint64_t from_request;   /* whose KV is in `from` */
     const int32_t *ids;      /* [n] borrowed until the next step of the core */
     const mxd_sampling *how; /* borrowed likewise; its bias until DONE */
@@ -320,7 +321,7 @@ typedef struct mxd_coord_cfg { /* zero: default. Times in ms */
     int chunk;                  /* prompt rows of one sequence in a micro-batch; max_rows */
     int page;                   /* positions of a KV page; MXD_KV_PAGE_TOKENS */
     bool no_prefix_cache;       /* every prompt is computed from its first token */
-    bool recurrent;             /* the layers' state cannot be cut back: only all of it is reused */
+    bool recurrent; /* state that cannot be cut back: reused is all of it, or what was kept */
     const char *const *local_ids; /* [n_local] workers that SPAWN starts; copied */
     int n_local;
     int min_nodes;       /* the first plan waits for this many nodes; 1 */

@@ -8,6 +8,10 @@
  * that one has not come so far yet, the request waits for it: computing both would take longer. At
  * least its last token is computed: what it samples from is not kept.
  *
+ * Recurrent layers have the state of one position only. Beside the last one, the state shortly
+ * before the end of the last prompt is kept for every slot: the next turn of a chat begins like
+ * this prompt, but not always with this answer (templates leave its reasoning out).
+ *
  * Why it is exact: held grows only by frames that were sent, steps are first-in first-out, and a
  * new epoch holds nothing; so what a frame begins with is there when the frame comes, or the frame
  * before it was lost and a worker refuses this one (W1) or the result is passed over.
@@ -47,7 +51,7 @@ void core_prefix_reset(mxd_coord *c) {
         p->pick = true;
         if (MUTANT(KEEP_WARM) && p->request < 0) continue;
         p->owner = p->used = 0;
-        p->held = p->shared = 0;
+        p->held = p->shared = p->kept = 0;
     }
 }
 
@@ -56,7 +60,7 @@ void core_prefix_reset(mxd_coord *c) {
 /* Of the first k tokens, which are common, those that slot s can go on from. */
 static uint32_t cut_back(const mxd_coord *c, int s, uint32_t k) {
     const core_slot *p = &c->slots[s];
-    if (c->cfg.recurrent && k < p->held && !MUTANT(CUT_STATE)) return 0;
+    if (c->cfg.recurrent && k < p->held && !MUTANT(CUT_STATE)) return k < p->kept ? 0 : p->kept;
     if (k < p->shared && !MUTANT(CUT_SHARED)) return page_edge(c, k); /* others see that page */
     return k;
 }
@@ -66,7 +70,8 @@ static bool older(const mxd_coord *c, int s, int than) {
 }
 
 /* The slot that has most of the prompt, unless more than half of what it holds would be lost: then
- * it is better shared, and the one that nobody used for the longest time is taken. */
+ * it is better shared (recurrent state cannot be), and the one that nobody used for the longest
+ * time is taken. */
 int core_prefix_slot(const mxd_coord *c, const core_request *r) {
     int best = -1, source = -1, oldest = -1;
     uint32_t most = 0, common_most = 0, n = (uint32_t)r->in.n_prompt;
@@ -75,7 +80,7 @@ int core_prefix_slot(const mxd_coord *c, const core_request *r) {
         if (p->request >= 0) continue;
         uint32_t all = common(core_list(c, s), r->in.prompt, least(p->held, n - 1));
         uint32_t k = cut_back(c, s, all);
-        if (k > most && 2 * (uint64_t)k >= p->held) {
+        if (k > most && (2 * (uint64_t)k >= p->held || c->cfg.recurrent)) {
             most = k;
             best = s;
         }
@@ -105,7 +110,7 @@ void core_prefix_admit(mxd_coord *c, int slot, const core_request *r) {
     core_slot *p = &c->slots[slot];
     uint32_t n = least(p->held, (uint32_t)r->in.n_prompt);
     uint32_t k = common(core_list(c, slot), r->in.prompt, n);
-    p->held = c->cfg.recurrent && k < p->held && !MUTANT(CUT_STATE) ? 0 : k;
+    p->held = c->cfg.recurrent ? cut_back(c, slot, k) : k;
     p->order = ++c->n_admitted;
     p->pick = true;
     if (!MUTANT(STALE_SOURCE)) forsake(c, slot);
@@ -152,6 +157,12 @@ static void pick(mxd_coord *c, int s) {
     }
 }
 
+/* The position whose state is kept: before what templates put behind a chat's messages. */
+static uint32_t edge(const mxd_coord *c, int s) {
+    uint32_t n = (uint32_t)request_of(c, s)->in.n_prompt, margin = (uint32_t)c->cfg.page / 2 + 1;
+    return c->cfg.recurrent && !c->cfg.no_prefix_cache && n > margin ? n - margin : 0;
+}
+
 /* Gives the scheduler the requests whose beginning is settled. */
 void core_prefix_begin(mxd_coord *c) {
     for (int s = 0; s < c->cfg.n_slots; s++) {
@@ -159,7 +170,7 @@ void core_prefix_begin(mxd_coord *c) {
         if (p->request < 0 || c->sched.seqs[s].used) continue;
         if (p->pick) pick(c, s);
         if (p->from == s || holds(c, p->from, p->reuse))
-            mxd_sched_add(&c->sched, s, n_tokens(request_of(c, s)), p->reuse);
+            mxd_sched_add(&c->sched, s, n_tokens(request_of(c, s)), p->reuse, edge(c, s));
     }
 }
 
@@ -168,6 +179,7 @@ void core_prefix_begin(mxd_coord *c) {
 
 void core_prefix_fill(const mxd_coord *c, mxd_core_run *run) {
     const core_slot *p = &c->slots[run->slot];
+    run->keep = run->pos + run->n == edge(c, run->slot);
     if (!unsent(c, run->slot) || !run->pos) return;
     run->begin = true;
     run->from = (uint16_t)p->from;
@@ -186,9 +198,11 @@ void core_prefix_sent(mxd_coord *c, const mxd_core_run *run) {
             p->shared = run->pos;
         }
         p->shared = least(p->shared, run->pos);
+        if (run->pos < p->kept && !MUTANT(OLD_STATE)) p->kept = 0;
         p->owner = run->request;
     }
     p->held = run->pos + run->n;
+    if (run->keep) p->kept = p->held;
 }
 
 void core_prefix_check(const mxd_coord *c) {

@@ -81,6 +81,7 @@ typedef struct core_slot {
     int request;     /* -1: free */
     uint64_t owner;  /* the request whose KV it is; 0: none */
     uint32_t held;   /* it is the KV of so many tokens at the beginning of the slot's list */
+    uint32_t kept;   /* recurrent: its state of this position is kept beside; 0: none is */
     uint32_t shared; /* positions up to here may be in pages of other slots too */
     bool pick;       /* choose `from` anew */
     int from;        /* while nothing is sent: begins with positions of this slot, maybe itself */
@@ -192,7 +193,7 @@ void core_prefix_admit(mxd_coord *c, int slot,
                        const core_request *r); /* before its list is there */
 void core_prefix_leave(mxd_coord *c, int slot);
 void core_prefix_begin(mxd_coord *c);
-void core_prefix_fill(const mxd_coord *c, mxd_core_run *run); /* what the run begins with */
+void core_prefix_fill(const mxd_coord *c, mxd_core_run *run); /* begin, from, keep */
 void core_prefix_sent(mxd_coord *c, const mxd_core_run *run);
 void core_prefix_check(const mxd_coord *c); /* (C9) */
 

@@ -386,6 +386,7 @@ void mxd_wire_put_step(mxd_buf *out, uint64_t epoch, uint64_t step, const mxd_co
         w->slot = r->slot;
         w->pos = r->pos;
         w->n = r->n;
+        w->keep = r->keep;
         if (r->begin) {
             w->begin_with = r->from + 1u;
             w->from_request = r->from_request;
@@ -441,6 +442,7 @@ static mxd_rc get_run(mxd_wire_step *m, int i, int row, const PB(Run) * w, mxd_e
                                 .n = (uint16_t)w->n,
                                 .sample = w->sampling != NULL,
                                 .begin = w->begin_with > 0,
+                                .keep = w->keep,
                                 .from = (uint16_t)(w->begin_with ? w->begin_with - 1 : 0),
                                 .from_request = w->begin_with ? w->from_request : 0,
                                 .ids = m->ids + row,

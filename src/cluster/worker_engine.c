@@ -96,6 +96,7 @@ static mxd_rc compute(mxd_worker_engine *e, mxd_task *job) {
                                  .n = r->n,
                                  .pos = r->pos,
                                  .begin = r->begin,
+                                 .keep = r->keep,
                                  .from = r->from,
                                  .sample = r->sample};
         if (r->sample) runs[i].how = *r->how;

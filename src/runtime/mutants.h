@@ -41,7 +41,8 @@
     X(26, STALE_SOURCE,      "a slot is reused that another was to begin with")       \
     X(27, LOST_LEADER,       "who waits for another's prefix waits after its end")    \
     X(28, NO_SOURCE_CHECK,   "a worker begins with whatever a slot holds")            \
-    X(29, CUT_STATE,         "recurrent state is taken for what it was earlier")
+    X(29, CUT_STATE,         "recurrent state is taken for what it was earlier")      \
+    X(30, OLD_STATE,         "a kept state outlives the sequence that it is of")
 /* clang-format on */
 
 enum {

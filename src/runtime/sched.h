@@ -48,6 +48,7 @@ typedef struct mxd_sched {
     struct mxd_sched_seq {
         bool used;
         uint32_t n_tokens, n_sent;
+        uint32_t edge; /* no run goes over this position; 0: none */
     } seqs[MXD_MAX_SEQS];
 } mxd_sched;
 
@@ -57,8 +58,9 @@ void mxd_sched_init(mxd_sched *s, int n_slots, int max_rows, int chunk);
 /* A new pipeline: nothing is in flight, and there are no sequences. */
 void mxd_sched_restart(mxd_sched *s, int n_stages);
 
-/* n_sent < n_tokens: so many are in the pipeline already. */
-void mxd_sched_add(mxd_sched *s, int slot, uint32_t n_tokens, uint32_t n_sent);
+/* n_sent < n_tokens: so many are in the pipeline already. A run ends at `edge` when it comes there;
+ * 0: none. */
+void mxd_sched_add(mxd_sched *s, int slot, uint32_t n_tokens, uint32_t n_sent, uint32_t edge);
 void mxd_sched_remove(mxd_sched *s, int slot); /* its steps may be in flight */
 
 /* The token that the sequence awaited has been appended to its list. */

@@ -7,6 +7,7 @@
 
 typedef struct slot {
     mxd_page_table kv; /* kv.len: positions with KV, and ids known */
+    uint32_t kept;     /* recurrent: state n_slots + slot is that of this position; 0: of none */
     int32_t *ids;      /* [ctx] */
 } slot;
 
@@ -94,7 +95,7 @@ static mxd_rc open_all(mxd_shard *s, mxd_err *err) {
                           .max_logits = s->max_logits,
                           .n_pages = s->opts.n_slots * s->pages_per_slot,
                           .max_context = s->opts.ctx,
-                          .n_states = s->opts.n_slots,
+                          .n_states = 2 * s->opts.n_slots, /* each with one beside it */
                           .progress = s->opts.progress,
                           .progress_ctx = s->opts.progress_ctx};
     MXD_TRY(mxd_model_load(s->model, s->backend, &load, err));
@@ -135,8 +136,13 @@ const char *mxd_shard_determinism(const mxd_shard *s) { return s->backend->ops->
 /* ------------------------------------------------------------------------------------------ slots
  */
 
+static void empty_slot(mxd_shard *s, int i) {
+    mxd_pages_cut(&s->pages, &s->slots[i].kv, 0);
+    s->slots[i].kept = 0;
+}
+
 void mxd_shard_forget(mxd_shard *s) {
-    for (int i = 0; i < s->opts.n_slots; i++) mxd_pages_cut(&s->pages, &s->slots[i].kv, 0);
+    for (int i = 0; i < s->opts.n_slots; i++) empty_slot(s, i);
 }
 
 int mxd_shard_free_pages(const mxd_shard *s) { return s->pages.n_free; }
@@ -148,7 +154,8 @@ int mxd_shard_free_pages(const mxd_shard *s) { return s->pages.n_free; }
 static bool can_begin(const mxd_shard *s, const mxd_step_run *r) {
     const mxd_page_table *kv = &s->slots[r->from].kv;
     if (r->pos > kv->len) return false;
-    if (mxd_model_recurrent(s->model)) return r->from == r->slot && r->pos == kv->len;
+    if (mxd_model_recurrent(s->model))
+        return r->from == r->slot && (r->pos == kv->len || r->pos == s->slots[r->from].kept);
     if (r->from != r->slot && r->pos % MXD_KV_PAGE_TOKENS) return false;
     return mxd_pages_can_cut(&s->pages, kv, r->pos);
 }
@@ -221,7 +228,10 @@ static mxd_rc check_step(const mxd_shard *s, const mxd_step *step, const mxd_ste
 
 static void begin(mxd_shard *s, const mxd_step_run *r) {
     slot *t = &s->slots[r->slot];
+    if (t->kept > r->pos) t->kept = 0;
     if (!r->begin || r->pos == 0 || r->from == r->slot) {
+        if (r->pos > 0 && r->pos < t->kv.len && mxd_model_recurrent(s->model))
+            s->backend->ops->state_copy(s->backend, r->slot, s->opts.n_slots + r->slot);
         mxd_pages_cut(&s->pages, &t->kv, r->pos);
         return;
     }
@@ -244,6 +254,15 @@ static int prepare(mxd_shard *s, const mxd_step *step) {
         if (r->sample) s->rows[n_sample++] = row - 1;
     }
     return n_sample;
+}
+
+static void keep_states(mxd_shard *s, const mxd_step *step) {
+    for (int i = 0; i < step->n_runs; i++) {
+        const mxd_step_run *r = &step->runs[i];
+        if (!r->keep || !mxd_model_recurrent(s->model)) continue;
+        s->backend->ops->state_copy(s->backend, s->opts.n_slots + r->slot, r->slot);
+        s->slots[r->slot].kept = r->pos + r->n;
+    }
 }
 
 static void sample_all(mxd_shard *s, const mxd_step *step, mxd_step_result *result) {
@@ -276,10 +295,10 @@ mxd_rc mxd_shard_step(mxd_shard *s, const mxd_step *step, mxd_step_result *resul
                            .logits = s->logits};
     mxd_rc rc = mxd_model_forward(s->model, &f, err);
     if (rc) {
-        for (int i = 0; i < step->n_runs; i++)
-            mxd_pages_cut(&s->pages, &s->slots[step->runs[i].slot].kv, 0);
+        for (int i = 0; i < step->n_runs; i++) empty_slot(s, step->runs[i].slot);
         return rc;
     }
+    keep_states(s, step);
     if (s->has_head) sample_all(s, step, result);
     return MXD_OK;
 }

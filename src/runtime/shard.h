@@ -40,12 +40,13 @@ void mxd_shard_close(mxd_shard *s); /* NULL is fine */
 
 typedef struct mxd_step_run {
     uint16_t slot;
-    uint16_t n;       /* rows, >= 1 */
-    uint32_t pos;     /* position of the first row */
-    bool begin;       /* first the slot takes over the first pos positions of slot `from` */
-    uint16_t from;    /* itself, or another with pos a multiple of MXD_KV_PAGE_TOKENS; with a
-                       * recurrent model itself, and all of it */
-    bool sample;      /* choose the token that follows the last row (head holder only) */
+    uint16_t n;    /* rows, >= 1 */
+    uint32_t pos;  /* position of the first row */
+    bool keep;     /* recurrent models: keep the state behind the run beside, one for each slot */
+    bool begin;    /* first the slot takes over the first pos positions of slot `from` */
+    uint16_t from; /* itself, or another with pos a multiple of MXD_KV_PAGE_TOKENS; with a
+                    * recurrent model itself, and all of it or what was kept */
+    bool sample;   /* choose the token that follows the last row (head holder only) */
     mxd_sampling how; /* when sample */
 } mxd_step_run;
 

@@ -87,6 +87,7 @@ static void step(const mxd_coord_action *a) {
                                .pos = r->pos,
                                .slot = r->slot,
                                .begin = r->begin,
+                               .keep = r->keep,
                                .from = r->from,
                                .from_request = r->from_request,
                                .n = r->n,

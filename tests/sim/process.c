@@ -33,8 +33,8 @@ static void check_run(const sim_proc *q, uint64_t epoch, const sim_run *r) {
         sim_fail("SAFETY: computed where the KV does not end");
     if (s->epoch != epoch) sim_fail("SAFETY: another epoch's KV is continued");
     if (r->begin && W.cfg.no_prefix_cache) sim_fail("SAFETY: nobody wanted a prefix cache");
-    if (r->begin && W.cfg.recurrent && (r->from != r->slot || s->len != r->pos))
-        sim_fail("SAFETY: recurrent state is cut back");
+    bool state = r->from == r->slot && (s->len == r->pos || s->kept == r->pos);
+    if (r->begin && W.cfg.recurrent && !state) sim_fail("SAFETY: recurrent state is cut back");
 }
 
 static void empty_slots(sim_proc *q) {
@@ -45,6 +45,11 @@ static void empty_slots(sim_proc *q) {
     q->pages.free = q->page_free;
     mxd_pages_init(&q->pages, (uint32_t)page, W.cfg.n_slots * per_slot);
     for (int i = 0; i < SIM_SLOTS; i++) q->slots[i].table.table = q->page_of[i];
+}
+
+static uint64_t *kv_at(sim_proc *q, const sim_run *r, uint32_t pos) {
+    uint32_t page = q->pages.page;
+    return q->kv[(uint32_t)q->slots[r->slot].table.table[pos / page] * page + pos % page];
 }
 
 /* As the shard does it. */
@@ -60,12 +65,10 @@ static void begin_run(sim_proc *q, uint64_t epoch, const sim_run *r) {
     mxd_pages_cover(&q->pages, &s->table, r->pos + r->n);
     s->request = r->request;
     s->epoch = epoch;
+    if (W.cfg.recurrent && r->begin && r->pos < s->len)
+        memcpy(kv_at(q, r, r->pos - 1), s->kept_kv, sizeof s->kept_kv);
     s->len = r->pos + r->n;
-}
-
-static uint64_t *kv_at(sim_proc *q, const sim_run *r, uint32_t pos) {
-    uint32_t page = q->pages.page;
-    return q->kv[(uint32_t)q->slots[r->slot].table.table[pos / page] * page + pos % page];
+    if (s->kept > r->pos) s->kept = 0;
 }
 
 static void forward_row(sim_proc *q, const sim_run *r, uint32_t pos, uint64_t *act) {
@@ -89,6 +92,11 @@ static void forward_rows(sim_proc *q, sim_event *f) {
             uint64_t act = q->layer0 ? f->act[row] : sim_embed(f->ids[row]);
             forward_row(q, r, r->pos + (uint32_t)k, &act);
             f->act[row] = act;
+        }
+        if (r->keep) {
+            struct sim_slot *s = &q->slots[r->slot];
+            s->kept = s->len;
+            memcpy(s->kept_kv, kv_at(q, r, s->len - 1), sizeof s->kept_kv);
         }
         if (r->sample && q->layer1 == SIM_LAYERS)
             r->token = sim_sample(f->act[row - 1], r->seed, r->pos + r->n);

@@ -72,7 +72,7 @@ typedef struct sim_run {
     uint64_t request, seed, from_request;
     uint32_t pos;
     uint16_t slot, n, from;
-    bool sample, begin;
+    bool sample, begin, keep;
     int32_t token; /* of a result */
 } sim_run;
 
@@ -134,7 +134,8 @@ typedef struct sim_proc {
     int32_t page_free[SIM_POSITIONS], page_of[SIM_SLOTS][SIM_CTX + 1];
     struct sim_slot {
         uint64_t request, epoch;
-        uint32_t len;
+        uint32_t len, kept;
+        uint64_t kept_kv[SIM_LAYERS]; /* recurrent state is no history: what counts is this copy */
         mxd_page_table table;
     } slots[SIM_SLOTS];
     bool dirty;           /* there is KV, or will be when the queued jobs are done */

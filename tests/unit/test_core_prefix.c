@@ -283,21 +283,29 @@ TEST(prefix_a_new_epoch_holds_nothing) {
     end();
 }
 
-TEST(prefix_recurrent_state_is_reused_whole_or_not_at_all) {
+TEST(prefix_recurrent_state_is_reused_whole_or_where_it_was_kept) {
     begin_with((mxd_coord_cfg){.n_slots = 2, .recurrent = true});
     submit(1, 1, 10, 0, 0, 3);
+    CHECK(first_run(1)->keep); /* 7 of 10: half a page and one before the end */
+    CHECK_EQ(first_run(1)->n, 7);
     answer_all();
     submit(2, 1, 10, 9, 8, 1);
-    check_first(2, 0, 12, 0, 1);
+    check_first(2, 0, 12, 0, 1); /* prompt and answer */
+    CHECK(first_run(2)->keep);
+    CHECK_EQ(first_run(2)->n, 3);
     answer_all();
     submit(3, 1, 10, 9, 8, 1); /* all of it is there, but one token must be computed */
-    check_first(3, 1, 0, 0, 0);
+    check_first(3, 0, 15, 0, 2);
+    CHECK(!first_run(3)->keep); /* it still is */
     answer_all();
-    submit(4, 1, 10, 4, 4, 1); /* less than all */
-    check_first(4, 0, 0, 0, 0);
+    submit(4, 1, 10, 4, 4, 1); /* less than what was kept */
+    check_first(4, 1, 0, 0, 0);
     submit(5, 1, 10, 4, 9, 1); /* nobody waits for another's state */
     answer();
-    check_first(5, 1, 0, 0, 0);
+    check_first(5, 0, 0, 0, 0);
+    answer_all();
+    submit(6, 1, 10, 9, 8, 1); /* what was kept went with its sequence */
+    check_first(6, 1, 0, 0, 0);
     end();
 }
 

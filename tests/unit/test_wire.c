@@ -119,6 +119,7 @@ static void sample_step(int n_runs, int n_rows, int n_bias) {
                                  .pos = MXD_MAX_CONTEXT - (uint32_t)i,
                                  .slot = (uint16_t)(MXD_MAX_SEQS - 1 - i),
                                  .begin = i % 3 == 0,
+                                 .keep = i % 4 == 1,
                                  .from = (uint16_t)(i % 3 ? 0 : MXD_MAX_SEQS - 1 - i / 3),
                                  .from_request = i % 3 ? 0 : UINT64_MAX - 7,
                                  .n = (uint16_t)n,
@@ -466,6 +467,7 @@ static void check_step(int n_runs, int n_rows, int n_bias) {
         CHECK_EQ(a->n, b->n);
         CHECK_EQ(a->sample, b->sample);
         CHECK_EQ(a->begin, b->begin);
+        CHECK_EQ(a->keep, b->keep);
         CHECK_EQ(a->from, b->from);
         CHECK_EQ(a->from_request, b->from_request);
         CHECK(memcmp(a->ids, b->ids, b->n * sizeof *a->ids) == 0);
