@@ -28,7 +28,7 @@ static void draw(sim_client *c) {
 void sim_clients_draw(void) {
     bool crowd = W.swarm.crowd;
     W.n_clients = sim_pick(1, crowd ? SIM_REQUESTS : SIM_REQUESTS / 2);
-    int from = crowd ? sim_pick(1, W.swarm.faults_ms) : 1;
+    int from = crowd ? sim_pick(W.swarm.faults_ms / 2, W.swarm.faults_ms) : 1;
     int to = crowd ? from + 30 : W.swarm.faults_ms;
     for (int i = 0; i < W.n_clients; i++) {
         draw(&W.clients[i]);
@@ -63,7 +63,7 @@ static void submit(sim_client *c) {
     c->n_out = c->n_journal = 0;
     c->submit_ms = c->token_ms = W.now;
     c->cancel_at = W.faults && sim_chance(W.swarm.crowd ? .4 : .1)
-                       ? W.now + sim_pick(1, W.swarm.crowd ? 200 : 3000)
+                       ? W.now + sim_pick(1, sim_chance(.5) ? 300 : 3000)
                        : 0;
     c->deadline_ms = W.faults && sim_chance(.1) ? W.now + sim_pick(100, 9000) : 0;
     memset(c->kv, 0, sizeof c->kv);

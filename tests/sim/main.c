@@ -74,7 +74,7 @@ static void reset(uint64_t seed) {
     memset(W.procs, 0, sizeof W.procs);
     memset(W.clients, 0, sizeof W.clients);
     memset(W.cut, 0, sizeof W.cut);
-    W.rng = seed * 0x9E3779B97F4A7C15ull + 1;
+    W.rng = sim_mix(seed, 1); /* not a multiple: the next seed would draw the same, one later */
     W.seq = W.trace = W.n_links = W.next_request = W.next_incarnation = 0;
     W.now = 1;
     W.failure = NULL;
