@@ -148,6 +148,7 @@ static mxd_rc open_cluster(mxd_engine *e, const mxd_engine_opts *o, mxd_err *err
                           .parallel = o->parallel,
                           .min_nodes = o->min_nodes,
                           .prefill_rows = o->prefill_rows,
+                          .no_prefix_cache = o->no_prefix_cache,
                           .n_split = o->n_split,
                           .spend_secret = o->spend_secret,
                           .spend_ctx = o->spend_ctx,
@@ -272,6 +273,7 @@ void mxd_engine_metrics_get(mxd_engine *e, mxd_engine_metrics *out) {
     mxd_cluster_counters c;
     mxd_cluster_counters_get(e->cluster, &c);
     *out = (mxd_engine_metrics){.prompt_tokens = c.prompt_tokens,
+                                .cached_tokens = c.cached_tokens,
                                 .generated_tokens = c.generated_tokens,
                                 .requests_done = c.requests_done,
                                 .requests_failed = c.requests_failed,

@@ -32,12 +32,13 @@ typedef struct mxd_engine_opts { /* zero: default */
     const char *backend;        /* "auto" */
     const char *kernels;        /* force a kernel table; NULL: best */
     mxd_activations activations;
-    int threads;      /* compute threads of each worker here; 0: one per core */
-    int ctx;          /* tokens per sequence; 0: the model's, at most 4096 */
-    int min_nodes;    /* the first plan waits for so many nodes; 0: the local ones */
-    int parallel;     /* sequences at once; 0: 4 */
-    int prefill_rows; /* prompt tokens per micro-batch; 0: 256 */
-    int n_split;      /* manual layers per node */
+    int threads;          /* compute threads of each worker here; 0: one per core */
+    int ctx;              /* tokens per sequence; 0: the model's, at most 4096 */
+    int min_nodes;        /* the first plan waits for so many nodes; 0: the local ones */
+    int parallel;         /* sequences at once; 0: 4 */
+    int prefill_rows;     /* prompt tokens per micro-batch; 0: 256 */
+    bool no_prefix_cache; /* compute every prompt from its first token */
+    int n_split;          /* manual layers per node */
     const int *split;
     bool no_local; /* remote workers only: nothing is computed on this machine */
     bool (*spend_secret)(void *ctx, const char *secret); /* takes one use of a join secret */
@@ -112,6 +113,7 @@ json_t *mxd_engine_cluster_state(mxd_engine *e);
 /* Counters since the start, for /metrics. */
 typedef struct mxd_engine_metrics {
     uint64_t prompt_tokens, generated_tokens, requests_done, requests_failed, requests_cancelled;
+    uint64_t cached_tokens; /* of the prompt tokens: not computed */
     uint64_t epochs, replays, steps;
     uint32_t running, waiting, slots, nodes_live;
     uint64_t kv_tokens_used, kv_tokens_total;
@@ -148,7 +150,7 @@ typedef struct mxd_stream_event {
     mxd_finish finish;         /* DONE */
     const char *stop_matched;  /* DONE with STOP: the stop string, or NULL */
     int n_prompt, n_generated; /* DONE; the end-of-text token counts as generated */
-    int n_cached;              /* prompt tokens that needed no computing */
+    int n_cached;              /* DONE; prompt tokens that needed no computing */
     double prefill_ms, decode_ms, queue_ms;
 } mxd_stream_event; /* borrowed until the next call on the stream */
 

@@ -237,6 +237,7 @@ static mxd_rc give_done(mxd_stream *s, mxd_stream_event *ev, mxd_err *err) {
     *ev = (mxd_stream_event){.kind = MXD_STREAM_DONE,
                              .n_prompt = s->n_prompt,
                              .n_generated = s->n_read,
+                             .n_cached = s->end.n_cached,
                              .queue_ms = (double)s->end.queue_ms,
                              .prefill_ms = (double)s->end.prefill_ms,
                              .decode_ms = (double)s->end.decode_ms};

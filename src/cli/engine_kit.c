@@ -114,6 +114,8 @@ mxd_rc mxd_engine_kit_fill(mxd_engine_kit *kit, const mxd_options *o, mxd_err *e
     e->ctx = (int)mxd_opt_int(o, MXD_OPT_CTX_SIZE);
     e->parallel = has(o, MXD_OPT_PARALLEL) ? (int)mxd_opt_int(o, MXD_OPT_PARALLEL) : 1;
     e->prefill_rows = (int)mxd_opt_int(o, MXD_OPT_PREFILL_STEP_SIZE);
+    e->no_prefix_cache = !has(o, MXD_OPT_NO_PREFIX_CACHE) || /* who measures wants work done */
+                         mxd_opt_int(o, MXD_OPT_NO_PREFIX_CACHE);
     if (has(o, MXD_OPT_CHAT_TEMPLATE)) {
         const char *file = mxd_opt_text(o, MXD_OPT_CHAT_TEMPLATE_FILE);
         e->chat_template = mxd_opt_text(o, MXD_OPT_CHAT_TEMPLATE);

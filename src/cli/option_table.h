@@ -111,6 +111,9 @@ X(PARALLEL, "parallel", "-np --decode-concurrency", ON(SERVER) | ON(PLAN), COMPU
 X(PREFILL_STEP_SIZE, "prefill-step-size", "", MXD_ON_SERVE_ENGINE, COMPUTE, INT, "N", 1, \
   MXD_MAX_STEP_TOKENS, "256", NULL, \
   "Prompt tokens of one micro-batch.") \
+X(NO_PREFIX_CACHE, "no-prefix-cache", "--no-cache-prompt --no-enable-prefix-caching", \
+  ON(SERVER) | ON(GENERATE), COMPUTE, FLAG, NULL, 0, 0, NULL, NULL, \
+  "Compute every prompt from its first token, also where it begins as an earlier one did.") \
 X(THREADS, "threads", "-t", MXD_ON_COMPUTE & ~ON(BENCH), COMPUTE, INT, "N", 0, MXD_MAX_THREADS, "0", NULL, \
   "Compute threads of each worker on this machine; 0: one per core, for stages take turns.") \
 X(BACKEND, "backend", "", MXD_ON_COMPUTE, COMPUTE, CHOICE, NULL, 0, 0, "auto", "auto|cpu|mlx", \

@@ -183,6 +183,7 @@ static void done(mxd_cluster *c, const mxd_coord_action *a) {
     const mxd_request_end end = {.how = how[a->done.how],
                                  .rc = a->done.rc,
                                  .text = a->text ? a->text : "",
+                                 .n_cached = a->done.n_cached,
                                  .queue_ms = a->done.queue_ms,
                                  .prefill_ms = a->done.prefill_ms,
                                  .decode_ms = a->done.decode_ms};

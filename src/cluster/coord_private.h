@@ -66,6 +66,7 @@ struct mxd_cluster {
     mxd_welcome welcome;
     mxd_model_sizes *sizes;
     int n_vocab;
+    bool recurrent;        /* the model */
     mxd_pem ca, own;       /* PEM texts; cert and key */
     mxd_loopback_hub *hub; /* in-process worker; NULL with processes or remote workers */
     mxd_worker *worker;    /* that worker */

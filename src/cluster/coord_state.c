@@ -163,6 +163,7 @@ static void counters_call(mxd_cluster *c, void *arg) {
                                                           .requests_failed = v.n_failed,
                                                           .requests_cancelled = v.n_cancelled,
                                                           .prompt_tokens = v.n_prompt_tokens,
+                                                          .cached_tokens = v.n_cached_tokens,
                                                           .generated_tokens = v.n_generated_tokens,
                                                           .running = v.running,
                                                           .waiting = v.waiting,

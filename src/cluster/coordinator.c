@@ -417,6 +417,7 @@ static mxd_rc read_model(mxd_cluster *c, mxd_err *err) {
     snprintf(w->kernels, sizeof w->kernels, "%s", o->kernels ? o->kernels : "");
     memcpy(w->tensors_hash, mxd_st_hash(mxd_model_tensors(m)), sizeof w->tensors_hash);
     c->n_vocab = hp->n_vocab;
+    c->recurrent = mxd_model_recurrent(m);
     mxd_model_sizes_get(m, w->max_rows, o->activations == MXD_ACT_F32 ? 4 : 2, c->sizes);
     mxd_rc rc = MXD_OK;
     if (o->local_workers > hp->n_layers || o->local_workers < 0)
@@ -451,6 +452,8 @@ static mxd_rc open_core(mxd_cluster *c, mxd_err *err) {
                          .ctx = c->welcome.ctx,
                          .n_slots = c->welcome.slots,
                          .max_rows = c->welcome.max_rows,
+                         .recurrent = c->recurrent,
+                         .no_prefix_cache = c->opts.no_prefix_cache,
                          .local_ids = c->local_id_list,
                          .n_local = n_local,
                          .min_nodes = n_local > 0 ? n_local : 1};

@@ -33,7 +33,8 @@ typedef struct mxd_cluster_opts { /* zero: default. Strings are copied */
     int ctx, parallel;
     int min_nodes;    /* the first plan waits for so many nodes; 0: the local ones */
     int prefill_rows; /* 0: 256 */
-    int n_split;      /* layers per node, in node order */
+    bool no_prefix_cache;
+    int n_split; /* layers per node, in node order */
     int split[MXD_MAX_NODES];
     /* Takes one use of a join secret; false: not valid. On the transport's thread. NULL: nobody
      * can enrol. */
@@ -71,6 +72,7 @@ json_t *mxd_cluster_state_json(mxd_cluster *c);
 typedef struct mxd_cluster_counters {
     uint64_t epochs, replays, steps, requests_done, requests_failed, requests_cancelled;
     uint64_t prompt_tokens, generated_tokens;
+    uint64_t cached_tokens; /* of the prompt tokens: not computed */
     uint32_t running, waiting, slots, nodes_live;
     uint64_t kv_tokens_used, kv_tokens_total;
 } mxd_cluster_counters;
@@ -84,6 +86,7 @@ typedef struct mxd_request_end {
     mxd_end how;
     mxd_rc rc; /* ERROR: why */
     const char *text;
+    int n_cached; /* prompt tokens that were not computed */
     int64_t queue_ms, prefill_ms, decode_ms;
 } mxd_request_end;
 

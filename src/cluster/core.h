@@ -10,8 +10,8 @@
  * and grammars are functions of it and may be lost at any time;
  *   - an epoch names one immutable plan. Frames and results carry it; what does not match the
  *     installed one is refused. Installing a plan empties the KV;
- *   - a worker computes a run only where its KV ends; the coordinator appends a token only where
- *     its list ends;
+ *   - a worker computes a run only where its KV ends, or behind positions that it holds for a list
+ *     that begins alike; the coordinator appends a token only where its list ends;
  *   - whatever looks wrong (a death, a NACK, silence, a late step) makes a new epoch: plan over the
  *     nodes that live, install, replay every list by prefill. A wrong suspicion costs time, never a
  *     token.
@@ -44,7 +44,8 @@
  *   (C5) every stage of the plan is a node that lives; stages cover [0, n_layers) once;
  *   (C6) in flight <= stages + 1; waiting <= MXD_MAX_WAITING;
  *   (C7) two living nodes never have the same id;
- *   (C8) with no node and none on its way there are no requests.
+ *   (C8) with no node and none on its way there are no requests;
+ *   (C9) what a request begins with was sent to the pipeline, in this epoch and before its frame.
  *
  * Worker
  *   EMPTY --PLAN--> LOADING --LOADED--> READY      on_plan, on_loaded
@@ -52,7 +53,8 @@
  *   READY --PLAN, same layers--> READY             on_plan: FORGET, the weights stay
  *   any --UNINSTALL--> EMPTY                       on_uninstall
  *   LOADING --LOADED, it failed--> EMPTY           failed
- *   (W1) a frame is computed only in READY, in the installed epoch, where every slot ends;
+ *   (W1) a frame is computed only in READY, in the installed epoch, where every slot ends, or where
+ *   it begins with positions that a slot holds for the request it names;
  *   (W2) epochs never go back;  (W3) steps leave in the order in which they came.
  *   A frame that comes before its plan is loaded is refused. It is never held: the coordinator
  *   sends the first frame only when every stage has said READY, so such a frame is from another
@@ -119,7 +121,11 @@ typedef struct mxd_core_run {
     uint64_t request;
     uint32_t pos; /* of the first row */
     uint16_t slot, n;
-    bool sample;             /* choose the token behind the last row */
+    bool sample; /* choose the token behind the last row */
+    bool keep;  /* recurrent models: the slot's state behind the run is kept beside, one for each */
+    bool begin; /* pos > 0: the slot first takes over the first pos positions of slot `from` */
+    uint16_t from;           /* maybe itself; another: pos is a multiple of the page */
+    uint64_t from_request;   /* whose KV is in `from` */
     const int32_t *ids;      /* [n] borrowed until the next step of the core */
     const mxd_sampling *how; /* borrowed likewise; its bias until DONE */
 } mxd_core_run;
@@ -251,6 +257,7 @@ typedef struct mxd_core_done {
     mxd_core_end how;
     mxd_rc rc; /* ERROR: E_TIMEOUT its deadline; E_PEER workers lost; E_NOFIT no plan; ... */
     int n_prompt, n_out; /* tokens; a final stop id counts */
+    int n_cached;        /* of the prompt: not computed, their KV was there */
     int n_replays;
     int64_t queue_ms, prefill_ms, decode_ms;
 } mxd_core_done;
@@ -308,10 +315,13 @@ typedef mxd_rc (*mxd_core_plan_fn)(void *ctx, const mxd_plan_node *nodes, int n,
 typedef struct mxd_coord_cfg { /* zero: default. Times in ms */
     mxd_core_plan_fn plan;     /* needed */
     void *plan_ctx;
-    int n_layers, n_vocab, ctx;   /* needed */
-    int n_slots;                  /* sequences at once; 4 */
-    int max_rows;                 /* of one micro-batch; 256 */
-    int chunk;                    /* prompt rows of one sequence in a micro-batch; max_rows */
+    int n_layers, n_vocab, ctx; /* needed */
+    int n_slots;                /* sequences at once; 4 */
+    int max_rows;               /* of one micro-batch; 256 */
+    int chunk;                  /* prompt rows of one sequence in a micro-batch; max_rows */
+    int page;                   /* positions of a KV page; MXD_KV_PAGE_TOKENS */
+    bool no_prefix_cache;       /* every prompt is computed from its first token */
+    bool recurrent; /* state that cannot be cut back: reused is all of it, or what was kept */
     const char *const *local_ids; /* [n_local] workers that SPAWN starts; copied */
     int n_local;
     int min_nodes;       /* the first plan waits for this many nodes; 1 */
@@ -339,7 +349,7 @@ mxd_coord *mxd_coord_init(void *memory, const mxd_coord_cfg *cfg);
 
 void mxd_coord_step(mxd_coord *c, const mxd_coord_event *event, mxd_coord_actions *out);
 
-/* Asserts (C1) to (C8). O(slots + nodes). Simulator and tests call it after each step. */
+/* Asserts (C1) to (C9). O(slots + nodes). Simulator and tests call it after each step. */
 void mxd_coord_check(const mxd_coord *c);
 
 /* ---------------------------------------------------------------------- coordinator: view */
@@ -390,6 +400,7 @@ typedef struct mxd_coord_view {
     const char *determinism; /* of the plan in force: the weakest of its stages; "" unknown */
     uint64_t n_epochs, n_replays, n_steps, n_done, n_failed, n_cancelled;
     uint64_t n_prompt_tokens, n_generated_tokens;
+    uint64_t n_cached_tokens; /* of the prompt tokens: not computed */
     uint32_t running, waiting, slots, in_flight, nodes_live;
     uint64_t kv_used, kv_total; /* tokens */
 } mxd_coord_view;

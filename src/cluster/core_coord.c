@@ -11,6 +11,7 @@ static mxd_coord_cfg with_defaults(const mxd_coord_cfg *cfg) {
     d.n_slots = or_int(d.n_slots, 4);
     d.max_rows = or_int(d.max_rows, 256);
     d.chunk = or_int(d.chunk, d.max_rows);
+    d.page = or_int(d.page, MXD_KV_PAGE_TOKENS);
     d.min_nodes = or_int(d.min_nodes, 1);
     d.dead_ms = or_ms(d.dead_ms, MXD_DEAD_AFTER_MS);
     d.drop_ms = or_ms(d.drop_ms, 10000);
@@ -32,6 +33,7 @@ static bool valid(const mxd_coord_cfg *d) {
     if (d->n_slots < 1 || d->n_slots > MXD_MAX_SEQS) return false;
     if (d->max_rows < 1 || d->max_rows > MXD_MAX_STEP_TOKENS) return false;
     if (d->chunk < 1 || d->chunk > d->max_rows) return false;
+    if (d->page < 1 || d->page > MXD_MAX_CONTEXT) return false;
     if (d->n_local < 0 || d->n_local > MXD_MAX_NODES) return false;
     if (d->min_nodes < 1 || d->min_nodes > MXD_MAX_NODES) return false;
     return d->epoch0 < MXD_CORE_MAX_EPOCH / 2;
@@ -65,7 +67,7 @@ static size_t lay_out(mxd_coord *c, unsigned char *base, const mxd_coord_cfg *d)
     p->flights = part(&l, CORE_MAX_FLIGHTS, sizeof *p->flights);
     p->requests = part(&l, n_requests, sizeof *p->requests);
     p->waiting = part(&l, MXD_MAX_WAITING, sizeof *p->waiting);
-    p->slot_request = part(&l, n_slots, sizeof *p->slot_request);
+    p->slots = part(&l, n_slots, sizeof *p->slots);
     p->actions = part(&l, (size_t)cap_actions(d), sizeof *p->actions);
     p->tokens = part(&l, n_slots * (size_t)d->ctx, sizeof *p->tokens);
     return l.used;
@@ -86,7 +88,8 @@ mxd_coord *mxd_coord_init(void *memory, const mxd_coord_cfg *cfg) {
     c->n_requests = d.n_slots + MXD_MAX_WAITING;
     c->cap_actions = cap_actions(&d);
     memset(c->requests, 0, (size_t)c->n_requests * sizeof *c->requests);
-    for (int i = 0; i < d.n_slots; i++) c->slot_request[i] = -1;
+    memset(c->slots, 0, (size_t)d.n_slots * sizeof *c->slots);
+    for (int i = 0; i < d.n_slots; i++) c->slots[i].request = -1;
     mxd_sched_init(&c->sched, d.n_slots, d.max_rows, d.chunk);
     c->epoch = c->epoch_seen = d.epoch0;
     c->tick_ms = c->start_ms = -1;

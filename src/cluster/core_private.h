@@ -4,13 +4,14 @@
  *   core_node.c    membership: who lives, who is trusted with a stage, who is started again
  *   core_epoch.c   plan, install, serve
  *   core_request.c queue, slots, tokens
+ *   core_prefix.c  which KV is there already
  *   core_view.c    what others may see; the invariants
  */
 #ifndef MXD_CLUSTER_CORE_PRIVATE_H
 #define MXD_CLUSTER_CORE_PRIVATE_H
 
 #include "cluster/core.h"
-#include "cluster/core_mutants.h"
+#include "runtime/mutants.h"
 #include "runtime/sched.h"
 
 enum {
@@ -70,9 +71,24 @@ typedef struct core_request {
     int slot;
     mxd_core_submit in; /* its pointers are the driver's */
     int n_out, n_replays;
+    int n_cached; /* positions that it began with, the first time; -1: not yet */
     int64_t submit_ms, start_ms, first_ms;
     int64_t stalled_ms; /* since when recovery goes without a token; -1: not */
 } core_request;
+
+/* What the pipeline holds for a slot in this epoch, and what the slot's request begins with. */
+typedef struct core_slot {
+    int request;     /* -1: free */
+    uint64_t owner;  /* the request whose KV it is; 0: none */
+    uint32_t held;   /* it is the KV of so many tokens at the beginning of the slot's list */
+    uint32_t kept;   /* recurrent: its state of this position is kept beside; 0: none is */
+    uint32_t shared; /* positions up to here may be in pages of other slots too */
+    bool pick;       /* choose `from` anew */
+    int from;        /* while nothing is sent: begins with positions of this slot, maybe itself */
+    uint32_t reuse;  /* so many */
+    uint64_t order;  /* of admission */
+    uint64_t used;   /* when it was last of use, in order; 0: it holds nothing */
+} core_slot;
 
 typedef struct core_flight {
     uint64_t step;
@@ -121,16 +137,17 @@ struct mxd_coord {
     int n_requests;
     int *waiting; /* [MXD_MAX_WAITING] requests, oldest first */
     int n_waiting;
-    int *slot_request; /* [n_slots] -1: free */
+    core_slot *slots; /* [n_slots] */
     int n_running;
-    int32_t *tokens; /* [n_slots, ctx] the truth */
+    uint64_t n_admitted, n_uses; /* the last of order and used */
+    int32_t *tokens;             /* [n_slots, ctx] the truth */
     bool draining, drained;
 
     mxd_coord_action *actions; /* [cap_actions] */
     int n_actions, cap_actions;
     bool changed;
     uint64_t n_epochs, n_replays, n_steps, n_done, n_failed, n_cancelled;
-    uint64_t n_prompt_tokens, n_generated;
+    uint64_t n_prompt_tokens, n_cached, n_generated;
 };
 
 /* core_coord.c */
@@ -169,13 +186,26 @@ void core_on_failed(mxd_coord *c, int i, const mxd_core_failed *f);
 void core_on_nack(mxd_coord *c, int i, const mxd_core_nack *n);
 void core_on_neighbour(mxd_coord *c, int i, const mxd_core_neighbour *n);
 
+/* core_prefix.c */
+void core_prefix_reset(mxd_coord *c);                            /* a new epoch holds nothing */
+int core_prefix_slot(const mxd_coord *c, const core_request *r); /* -1: none is free */
+void core_prefix_admit(mxd_coord *c, int slot,
+                       const core_request *r); /* before its list is there */
+void core_prefix_leave(mxd_coord *c, int slot);
+void core_prefix_begin(mxd_coord *c);
+void core_prefix_fill(const mxd_coord *c, mxd_core_run *run); /* begin, from, keep */
+void core_prefix_sent(mxd_coord *c, const mxd_core_run *run);
+void core_prefix_check(const mxd_coord *c); /* (C9) */
+
 /* core_request.c */
+int32_t *core_list(const mxd_coord *c,
+                   int slot); /* [ctx] its request's tokens, or the last one's */
 void core_on_submit(mxd_coord *c, const mxd_core_submit *s);
 void core_on_cancel(mxd_coord *c, uint64_t id);
 void core_on_result(mxd_coord *c, const mxd_core_result *r);
 void core_requests_tick(mxd_coord *c);
 void core_requests_settle(mxd_coord *c);
-void core_requests_restart(mxd_coord *c); /* replay: every list from position 0 */
+void core_requests_restart(mxd_coord *c); /* replay: nothing of any list has been sent */
 void core_requests_stall(mxd_coord *c);   /* recovery begins */
 void core_requests_fail_all(mxd_coord *c, mxd_rc rc, const char *text);
 core_flight *core_flight_at(mxd_coord *c, int i);

@@ -3,7 +3,7 @@
 #include "cluster/core_private.h"
 
 static int n_tokens(const core_request *r) { return r->in.n_prompt + r->n_out; }
-static int32_t *list_of(mxd_coord *c, int slot) {
+int32_t *core_list(const mxd_coord *c, int slot) {
     return c->tokens + (size_t)slot * (size_t)c->cfg.ctx;
 }
 
@@ -16,8 +16,8 @@ static core_request *find(mxd_coord *c, uint64_t id) {
 
 static core_request *running(mxd_coord *c, uint64_t id) {
     for (int s = 0; s < c->cfg.n_slots; s++)
-        if (c->slot_request[s] >= 0 && c->requests[c->slot_request[s]].in.request == id)
-            return &c->requests[c->slot_request[s]];
+        if (c->slots[s].request >= 0 && c->requests[c->slots[s].request].in.request == id)
+            return &c->requests[c->slots[s].request];
     return NULL;
 }
 
@@ -36,9 +36,9 @@ static void leave_queue(mxd_coord *c, const core_request *r) {
 }
 
 static void leave_slot(mxd_coord *c, const core_request *r) {
-    mxd_sched_remove(&c->sched, r->slot);
-    c->slot_request[r->slot] = -1;
+    c->slots[r->slot].request = -1;
     c->n_running--;
+    core_prefix_leave(c, r->slot);
 }
 
 static void count_end(mxd_coord *c, mxd_core_end how) {
@@ -63,6 +63,7 @@ static void request_end(mxd_coord *c, core_request *r, mxd_core_end how, mxd_rc 
                               .rc = rc,
                               .n_prompt = r->in.n_prompt,
                               .n_out = r->n_out,
+                              .n_cached = r->n_cached > 0 ? r->n_cached : 0,
                               .n_replays = r->n_replays,
                               .queue_ms = start - r->submit_ms,
                               .prefill_ms = first - start,
@@ -122,6 +123,7 @@ void core_on_submit(mxd_coord *c, const mxd_core_submit *s) {
                         .start_ms = -1,
                         .first_ms = -1,
                         .stalled_ms = -1,
+                        .n_cached = -1,
                         .slot = -1};
     r->in.how.n_prompt = (uint32_t)s->n_prompt;
     c->waiting[c->n_waiting++] = k;
@@ -135,15 +137,15 @@ void core_on_cancel(mxd_coord *c, uint64_t id) {
 
 static void request_admit(mxd_coord *c, int slot) {
     core_request *r = &c->requests[c->waiting[0]];
-    c->slot_request[slot] = c->waiting[0];
+    core_prefix_admit(c, slot, r);
+    c->slots[slot].request = c->waiting[0];
     c->n_waiting--;
     memmove(c->waiting, c->waiting + 1, (size_t)c->n_waiting * sizeof *c->waiting);
     c->n_running++;
     r->state = REQUEST_RUNNING;
     r->slot = slot;
     r->start_ms = c->now_ms;
-    memcpy(list_of(c, slot), r->in.prompt, (size_t)r->in.n_prompt * sizeof *r->in.prompt);
-    mxd_sched_add(&c->sched, slot, (uint32_t)r->in.n_prompt);
+    memcpy(core_list(c, slot), r->in.prompt, (size_t)r->in.n_prompt * sizeof *r->in.prompt);
     c->n_prompt_tokens += (uint64_t)r->in.n_prompt;
     c->changed = true;
 }
@@ -155,14 +157,15 @@ core_flight *core_flight_at(mxd_coord *c, int i) {
 }
 
 static void fill_run(mxd_coord *c, const mxd_sched_run *from, mxd_core_run *to) {
-    const core_request *r = &c->requests[c->slot_request[from->slot]];
+    const core_request *r = &c->requests[c->slots[from->slot].request];
     *to = (mxd_core_run){.request = r->in.request,
                          .pos = from->pos,
                          .slot = from->slot,
                          .n = from->n,
                          .sample = from->sample,
-                         .ids = list_of(c, from->slot) + from->pos,
+                         .ids = core_list(c, from->slot) + from->pos,
                          .how = &r->in.how};
+    core_prefix_fill(c, to);
 }
 
 /* (I2) Every frame is cut from the coordinator's own lists. */
@@ -177,6 +180,7 @@ static void send_step(mxd_coord *c, const mxd_sched_step *next) {
     f->n_sample = 0;
     for (int i = 0; i < next->n_runs; i++) {
         fill_run(c, &next->runs[i], &f->runs[i]);
+        core_prefix_sent(c, &f->runs[i]);
         f->n_sample += next->runs[i].sample;
     }
     mxd_coord_action *a = core_act_node(c, MXD_ACT_STEP, c->plan.stages[0].node);
@@ -189,15 +193,19 @@ static void send_step(mxd_coord *c, const mxd_sched_step *next) {
 
 void core_requests_settle(mxd_coord *c) {
     if (c->state != MXD_COORD_SERVING) return;
-    for (int s = 0; s < c->cfg.n_slots && c->n_waiting; s++)
-        if (c->slot_request[s] < 0) request_admit(c, s);
-    while (mxd_sched_next(&c->sched, &c->next_step)) send_step(c, &c->next_step);
+    while (c->n_waiting && c->n_running < c->cfg.n_slots)
+        request_admit(c, core_prefix_slot(c, &c->requests[c->waiting[0]]));
+    core_prefix_begin(c);
+    while (mxd_sched_next(&c->sched, &c->next_step)) {
+        send_step(c, &c->next_step);
+        core_prefix_begin(c);
+    }
 }
 
 void core_requests_stall(mxd_coord *c) {
     for (int s = 0; s < c->cfg.n_slots; s++) {
-        if (c->slot_request[s] < 0) continue;
-        core_request *r = &c->requests[c->slot_request[s]];
+        if (c->slots[s].request < 0) continue;
+        core_request *r = &c->requests[c->slots[s].request];
         if (r->stalled_ms < 0) r->stalled_ms = c->now_ms;
     }
 }
@@ -211,8 +219,9 @@ void core_requests_restart(mxd_coord *c) {
         return;
     }
     mxd_sched_restart(&c->sched, c->plan.n_stages);
+    core_prefix_reset(c);
     for (int s = 0; s < c->cfg.n_slots; s++)
-        if (c->slot_request[s] >= 0) c->requests[c->slot_request[s]].n_replays++;
+        if (c->slots[s].request >= 0) c->requests[c->slots[s].request].n_replays++;
     c->n_replays += (uint64_t)c->n_running;
 }
 
@@ -235,7 +244,7 @@ static void show(mxd_coord *c, const core_request *r, const mxd_sampled *sampled
 
 static void append(mxd_coord *c, core_request *r, const mxd_sampled *sampled) {
     MXD_ASSERT(n_tokens(r) < c->cfg.ctx);
-    list_of(c, r->slot)[n_tokens(r)] = sampled->token;
+    core_list(c, r->slot)[n_tokens(r)] = sampled->token;
     r->n_out++;
     r->stalled_ms = -1;
     if (r->first_ms < 0) r->first_ms = c->now_ms;

@@ -63,6 +63,7 @@ void mxd_coord_view_get(const mxd_coord *c, mxd_coord_view *out) {
                             .n_failed = c->n_failed,
                             .n_cancelled = c->n_cancelled,
                             .n_prompt_tokens = c->n_prompt_tokens,
+                            .n_cached_tokens = c->n_cached,
                             .n_generated_tokens = c->n_generated,
                             .running = (uint32_t)c->n_running,
                             .waiting = (uint32_t)c->n_waiting,
@@ -71,8 +72,8 @@ void mxd_coord_view_get(const mxd_coord *c, mxd_coord_view *out) {
                             .nodes_live = (uint32_t)core_lives(c),
                             .kv_total = (uint64_t)c->cfg.n_slots * (uint64_t)c->cfg.ctx};
     for (int s = 0; s < c->cfg.n_slots; s++) {
-        if (c->slot_request[s] < 0) continue;
-        const core_request *r = &c->requests[c->slot_request[s]];
+        if (c->slots[s].request < 0) continue;
+        const core_request *r = &c->requests[c->slots[s].request];
         out->kv_used += (uint64_t)(r->in.n_prompt + r->n_out);
     }
 }
@@ -82,14 +83,14 @@ void mxd_coord_view_get(const mxd_coord *c, mxd_coord_view *out) {
 static void check_slots(const mxd_coord *c) {
     int used = 0;
     for (int s = 0; s < c->cfg.n_slots; s++) {
-        MXD_ASSERT(c->sched.seqs[s].used == (c->slot_request[s] >= 0));
-        if (c->slot_request[s] < 0) continue;
-        const core_request *r = &c->requests[c->slot_request[s]];
+        MXD_ASSERT(!c->sched.seqs[s].used || c->slots[s].request >= 0);
+        if (c->slots[s].request < 0) continue;
+        const core_request *r = &c->requests[c->slots[s].request];
         int n = r->in.n_prompt + r->n_out;
         used++;
-        MXD_ASSERT(r->state == REQUEST_RUNNING && r->slot == s);    /* C2 */
-        MXD_ASSERT(n <= c->cfg.ctx && r->n_out < r->in.max_tokens); /* C3 */
-        MXD_ASSERT(c->sched.seqs[s].n_tokens == (uint32_t)n);       /* C3 */
+        MXD_ASSERT(r->state == REQUEST_RUNNING && r->slot == s);                        /* C2 */
+        MXD_ASSERT(n <= c->cfg.ctx && r->n_out < r->in.max_tokens);                     /* C3 */
+        MXD_ASSERT(!c->sched.seqs[s].used || c->sched.seqs[s].n_tokens == (uint32_t)n); /* C3 */
     }
     MXD_ASSERT(used == c->n_running); /* C2 */
 }
@@ -102,8 +103,8 @@ static void check_flights(const mxd_coord *c) {
     for (int s = 0; s < c->cfg.n_slots; s++) {
         int samples = 0;
         int64_t end = -1;
-        if (c->slot_request[s] < 0) continue;
-        uint64_t me = c->requests[c->slot_request[s]].in.request;
+        if (c->slots[s].request < 0) continue;
+        uint64_t me = c->requests[c->slots[s].request].in.request;
         for (int i = 0; i < c->n_flights; i++) {
             const core_flight *f = &c->flights[(c->first_flight + i) % CORE_MAX_FLIGHTS];
             for (int k = 0; k < f->n_runs; k++) {
@@ -142,6 +143,7 @@ static void check_nodes(const mxd_coord *c) {
 
 void mxd_coord_check(const mxd_coord *c) {
     check_slots(c);
+    core_prefix_check(c);
     check_flights(c);
     check_plan(c);
     check_nodes(c);

@@ -1,7 +1,7 @@
 /* The worker's state machine: which frames are computed, which plan is loaded. */
 #include <string.h>
 #include "cluster/core.h"
-#include "cluster/core_mutants.h"
+#include "runtime/mutants.h"
 
 enum { MAX_JOBS = 256, MAX_ACTIONS = 16 }; /* of one event: far less than MAX_ACTIONS happen */
 
@@ -177,9 +177,22 @@ static bool well_formed(const mxd_wcore *w, const mxd_wcore_event *e) {
     for (int i = 0; i < e->frame.n_runs; i++) {
         const mxd_core_run *r = &e->frame.runs[i];
         if (r->slot >= w->cfg.n_slots || r->n < 1) return false;
+        if (r->begin && r->from >= w->cfg.n_slots) return false;
         if ((uint64_t)r->pos + r->n > (uint64_t)w->cfg.ctx) return false;
         for (int k = 0; k < i; k++)
             if (e->frame.runs[k].slot == r->slot) return false;
+    }
+    return true;
+}
+
+/* Does slot `from` hold what the run begins with, and still will when the run's turn comes? */
+static bool begins(const mxd_wcore *w, const mxd_wcore_event *e, const mxd_core_run *r) {
+    const worker_slot *s = &w->slots[r->from];
+    if (MUTANT(NO_SOURCE_CHECK)) return true;
+    if (s->request != r->from_request || s->len < r->pos) return false;
+    for (int i = 0; i < e->frame.n_runs; i++) {
+        const mxd_core_run *other = &e->frame.runs[i];
+        if (other != r && other->slot == r->from && (other->begin || other->pos == 0)) return false;
     }
     return true;
 }
@@ -190,6 +203,10 @@ static bool continues(const mxd_wcore *w, const mxd_wcore_event *e) {
         const mxd_core_run *r = &e->frame.runs[i];
         const worker_slot *s = &w->slots[r->slot];
         if (r->pos == 0) continue;
+        if (r->begin) {
+            if (!begins(w, e, r)) return false;
+            continue;
+        }
         if (s->request != r->request && !MUTANT(NO_REQUEST_CHECK)) return false;
         if (s->len != r->pos && !MUTANT(NO_POSITION_CHECK)) return false;
     }

@@ -386,6 +386,11 @@ void mxd_wire_put_step(mxd_buf *out, uint64_t epoch, uint64_t step, const mxd_co
         w->slot = r->slot;
         w->pos = r->pos;
         w->n = r->n;
+        w->keep = r->keep;
+        if (r->begin) {
+            w->begin_with = r->from + 1u;
+            w->from_request = r->from_request;
+        }
         MXD_ASSERT(o.n_ids + r->n <= MXD_MAX_STEP_TOKENS);
         for (int k = 0; k < r->n; k++) s.ids[o.n_ids++] = (uint32_t)r->ids[k];
         if (!r->sample) continue;
@@ -427,6 +432,7 @@ static mxd_rc get_sampling(mxd_sampling *o, const PB(Sampling) * h, mxd_err *err
 static mxd_rc get_run(mxd_wire_step *m, int i, int row, const PB(Run) * w, mxd_err *err) {
     RANGE(w->slot, MXD_MAX_SEQS - 1, "slot");
     RANGE(w->pos, MXD_MAX_CONTEXT, "position");
+    RANGE(w->begin_with, MXD_MAX_SEQS, "slot to begin with");
     if (!w->n || w->n > (uint32_t)(m->n_rows - row))
         return mxd_fail(err, MXD_E_FORMAT, "run of %u rows where %d are left", w->n,
                         m->n_rows - row);
@@ -435,6 +441,10 @@ static mxd_rc get_run(mxd_wire_step *m, int i, int row, const PB(Run) * w, mxd_e
                                 .slot = (uint16_t)w->slot,
                                 .n = (uint16_t)w->n,
                                 .sample = w->sampling != NULL,
+                                .begin = w->begin_with > 0,
+                                .keep = w->keep,
+                                .from = (uint16_t)(w->begin_with ? w->begin_with - 1 : 0),
+                                .from_request = w->begin_with ? w->from_request : 0,
                                 .ids = m->ids + row,
                                 .how = &m->how[i]};
     m->how[i] = (mxd_sampling){0};

@@ -92,7 +92,13 @@ static mxd_rc compute(mxd_worker_engine *e, mxd_task *job) {
     mxd_step_run runs[MXD_MAX_STEP_RUNS];
     for (int i = 0; i < job->step.n_runs; i++) {
         const mxd_core_run *r = &job->step.runs[i];
-        runs[i] = (mxd_step_run){.slot = r->slot, .n = r->n, .pos = r->pos, .sample = r->sample};
+        runs[i] = (mxd_step_run){.slot = r->slot,
+                                 .n = r->n,
+                                 .pos = r->pos,
+                                 .begin = r->begin,
+                                 .keep = r->keep,
+                                 .from = r->from,
+                                 .sample = r->sample};
         if (r->sample) runs[i].how = *r->how;
     }
     mxd_step step = {

@@ -93,7 +93,8 @@ static void make_task(mxd_plan_task *t, const mxd_plan_link *links, int n_links,
     for (int l = 0; l < t->model->n_layers; l++) {
         t->weights_to[l + 1] = t->weights_to[l] + (double)t->model->layer_bytes[l];
         t->kv_to[l + 1] = t->kv_to[l] + (double)t->model->layer_kv_bytes[l];
-        t->state_to[l + 1] = t->state_to[l] + (double)t->model->layer_state_bytes[l];
+        /* the last state of a sequence, and the one that is kept beside it (runtime/shard.h) */
+        t->state_to[l + 1] = t->state_to[l] + 2.0 * (double)t->model->layer_state_bytes[l];
     }
 }
 

@@ -25,12 +25,12 @@ void mxd_sched_restart(mxd_sched *s, int n_stages) {
     MXD_ASSERT(n_stages >= 1);
     s->n_stages = n_stages;
     s->in_flight = s->decode_in_flight = 0;
-    for (int i = 0; i < s->n_slots; i++) s->seqs[i].n_sent = 0;
+    for (int i = 0; i < s->n_slots; i++) s->seqs[i].used = false;
 }
 
-void mxd_sched_add(mxd_sched *s, int slot, uint32_t n_tokens) {
-    MXD_ASSERT(slot >= 0 && slot < s->n_slots && !s->seqs[slot].used && n_tokens >= 1);
-    s->seqs[slot] = (seq){.used = true, .n_tokens = n_tokens};
+void mxd_sched_add(mxd_sched *s, int slot, uint32_t n_tokens, uint32_t n_sent, uint32_t edge) {
+    MXD_ASSERT(slot >= 0 && slot < s->n_slots && !s->seqs[slot].used && n_sent < n_tokens);
+    s->seqs[slot] = (seq){.used = true, .n_tokens = n_tokens, .n_sent = n_sent, .edge = edge};
 }
 
 void mxd_sched_remove(mxd_sched *s, int slot) {
@@ -89,7 +89,9 @@ static void take_prefills(mxd_sched *s, mxd_sched_step *step) {
         int slot = (first + k) % s->n_slots, room = s->max_rows - step->n_rows;
         if (room <= 0 || step->n_runs == MXD_MAX_STEP_RUNS) return;
         if (!can_prefill(&s->seqs[slot])) continue;
-        uint32_t n = rest(&s->seqs[slot]);
+        const seq *q = &s->seqs[slot];
+        uint32_t n = rest(q);
+        if (q->n_sent < q->edge && n > q->edge - q->n_sent) n = q->edge - q->n_sent;
         if (n > (uint32_t)s->chunk) n = (uint32_t)s->chunk;
         if (n > (uint32_t)room) n = (uint32_t)room;
         put(s, step, slot, n);

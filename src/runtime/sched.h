@@ -6,7 +6,8 @@
  * and then the sequence waits until its token has come back and the list is longer by one.
  *
  *   IDLE --add--> PREFILL --last chunk--> AWAIT --token--> DECODE --next--> AWAIT ...
- *   any --remove--> IDLE        any but IDLE --restart--> PREFILL (from position 0)
+ *   any --remove, restart--> IDLE
+ *   It may be added with positions that need no sending: then it begins behind them.
  *   May be trusted: n_sent <= n_tokens; AWAIT is n_sent == n_tokens; DECODE is one token left of a
  *   sequence that has begun.
  *
@@ -47,17 +48,20 @@ typedef struct mxd_sched {
     struct mxd_sched_seq {
         bool used;
         uint32_t n_tokens, n_sent;
+        uint32_t edge; /* no run goes over this position; 0: none */
     } seqs[MXD_MAX_SEQS];
 } mxd_sched;
 
 /* n_slots <= MXD_MAX_SEQS; max_rows <= MXD_MAX_STEP_TOKENS; chunk <= max_rows. */
 void mxd_sched_init(mxd_sched *s, int n_slots, int max_rows, int chunk);
 
-/* A new pipeline: nothing is in flight, every sequence starts over at position 0. */
+/* A new pipeline: nothing is in flight, and there are no sequences. */
 void mxd_sched_restart(mxd_sched *s, int n_stages);
 
-void mxd_sched_add(mxd_sched *s, int slot, uint32_t n_tokens); /* n_tokens >= 1 */
-void mxd_sched_remove(mxd_sched *s, int slot);                 /* its steps may be in flight */
+/* n_sent < n_tokens: so many are in the pipeline already. A run ends at `edge` when it comes there;
+ * 0: none. */
+void mxd_sched_add(mxd_sched *s, int slot, uint32_t n_tokens, uint32_t n_sent, uint32_t edge);
+void mxd_sched_remove(mxd_sched *s, int slot); /* its steps may be in flight */
 
 /* The token that the sequence awaited has been appended to its list. */
 void mxd_sched_token(mxd_sched *s, int slot);

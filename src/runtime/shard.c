@@ -3,12 +3,12 @@
 #include <string.h>
 
 #include "model/model.h"
+#include "runtime/pages.h"
 
 typedef struct slot {
-    uint32_t len;   /* positions with KV, and ids known */
-    int n_pages;    /* pages[0 .. n_pages) belong to the slot */
-    int32_t *pages; /* [ceil(ctx / page)] */
-    int32_t *ids;   /* [ctx] */
+    mxd_page_table kv; /* kv.len: positions with KV, and ids known */
+    uint32_t kept;     /* recurrent: state n_slots + slot is that of this position; 0: of none */
+    int32_t *ids;      /* [ctx] */
 } slot;
 
 struct mxd_shard {
@@ -21,8 +21,7 @@ struct mxd_shard {
 
     mxd_arena arena; /* everything below; frozen before the first step */
     slot *slots;     /* [n_slots] */
-    int32_t *free_pages;
-    int n_free;
+    mxd_pages pages;
     mxd_run *runs; /* [MXD_MAX_STEP_RUNS] */
     int *rows;     /* [MXD_MAX_STEP_RUNS] rows that sample */
     float *logits; /* [MXD_MAX_STEP_RUNS, vocab], only with the head */
@@ -57,9 +56,9 @@ static size_t arena_bytes(const mxd_shard *s) {
     size_t vocab = s->has_head ? (size_t)mxd_model_hparams(s->model)->n_vocab : 1;
     size_t logits = (size_t)s->max_logits * vocab * sizeof(float);
     return n_slots * (sizeof(slot) + (size_t)s->opts.ctx * sizeof(int32_t)) +
-           2 * pages * sizeof(int32_t) + MXD_MAX_STEP_RUNS * (sizeof(mxd_run) + sizeof(int)) +
-           logits + vocab * (sizeof(float) + sizeof(int32_t) + sizeof(uint16_t)) +
-           (2 * n_slots + 16) * 64;
+           pages * (2 * sizeof(int32_t) + sizeof(uint16_t)) +
+           MXD_MAX_STEP_RUNS * (sizeof(mxd_run) + sizeof(int)) + logits +
+           vocab * (sizeof(float) + sizeof(int32_t) + sizeof(uint16_t)) + (2 * n_slots + 16) * 64;
 }
 
 static mxd_rc take_tables(mxd_shard *s, mxd_err *err) {
@@ -67,14 +66,15 @@ static mxd_rc take_tables(mxd_shard *s, mxd_err *err) {
     mxd_arena *a = &s->arena;
     int n_pages = s->opts.n_slots * s->pages_per_slot;
     s->slots = MXD_TAKE(a, (size_t)s->opts.n_slots, slot);
-    s->free_pages = MXD_TAKE(a, (size_t)n_pages, int32_t);
+    s->pages.free = MXD_TAKE(a, (size_t)n_pages, int32_t);
+    s->pages.refs = MXD_TAKE(a, (size_t)n_pages, uint16_t);
     s->runs = MXD_TAKE(a, MXD_MAX_STEP_RUNS, mxd_run);
     s->rows = MXD_TAKE(a, MXD_MAX_STEP_RUNS, int);
     for (int i = 0; i < s->opts.n_slots; i++) {
-        s->slots[i].pages = MXD_TAKE(a, (size_t)s->pages_per_slot, int32_t);
+        s->slots[i].kv.table = MXD_TAKE(a, (size_t)s->pages_per_slot, int32_t);
         s->slots[i].ids = MXD_TAKE(a, (size_t)s->opts.ctx, int32_t);
     }
-    for (int i = 0; i < n_pages; i++) s->free_pages[s->n_free++] = n_pages - 1 - i;
+    mxd_pages_init(&s->pages, MXD_KV_PAGE_TOKENS, n_pages);
     if (s->has_head) {
         int vocab = mxd_model_hparams(s->model)->n_vocab;
         s->logits = MXD_TAKE(a, (size_t)s->max_logits * (size_t)vocab, float);
@@ -95,7 +95,7 @@ static mxd_rc open_all(mxd_shard *s, mxd_err *err) {
                           .max_logits = s->max_logits,
                           .n_pages = s->opts.n_slots * s->pages_per_slot,
                           .max_context = s->opts.ctx,
-                          .n_states = s->opts.n_slots,
+                          .n_states = 2 * s->opts.n_slots, /* each with one beside it */
                           .progress = s->opts.progress,
                           .progress_ctx = s->opts.progress_ctx};
     MXD_TRY(mxd_model_load(s->model, s->backend, &load, err));
@@ -136,27 +136,39 @@ const char *mxd_shard_determinism(const mxd_shard *s) { return s->backend->ops->
 /* ------------------------------------------------------------------------------------------ slots
  */
 
-static void empty_slot(mxd_shard *s, slot *t) {
-    while (t->n_pages) s->free_pages[s->n_free++] = t->pages[--t->n_pages];
-    t->len = 0;
+static void empty_slot(mxd_shard *s, int i) {
+    mxd_pages_cut(&s->pages, &s->slots[i].kv, 0);
+    s->slots[i].kept = 0;
 }
 
 void mxd_shard_forget(mxd_shard *s) {
-    for (int i = 0; i < s->opts.n_slots; i++) empty_slot(s, &s->slots[i]);
+    for (int i = 0; i < s->opts.n_slots; i++) empty_slot(s, i);
 }
 
-/* Pages for positions [0, len). There is one for every position of every slot, so this cannot
- * fail. */
-static void cover(mxd_shard *s, slot *t, uint32_t len) {
-    int want = (int)((len + MXD_KV_PAGE_TOKENS - 1) / MXD_KV_PAGE_TOKENS);
-    while (t->n_pages < want) {
-        MXD_ASSERT(s->n_free > 0);
-        t->pages[t->n_pages++] = s->free_pages[--s->n_free];
-    }
-}
+int mxd_shard_free_pages(const mxd_shard *s) { return s->pages.n_free; }
 
 /* ------------------------------------------------------------------------------------------- steps
  */
+
+/* Does slot `from` hold the positions that the run begins with, and may they be gone on from? */
+static bool can_begin(const mxd_shard *s, const mxd_step_run *r) {
+    const mxd_page_table *kv = &s->slots[r->from].kv;
+    if (r->pos > kv->len) return false;
+    if (mxd_model_recurrent(s->model))
+        return r->from == r->slot && (r->pos == kv->len || r->pos == s->slots[r->from].kept);
+    if (r->from != r->slot && r->pos % MXD_KV_PAGE_TOKENS) return false;
+    return mxd_pages_can_cut(&s->pages, kv, r->pos);
+}
+
+static mxd_rc check_begin(const mxd_shard *s, const mxd_step_run *r, mxd_err *err) {
+    if (r->from >= s->opts.n_slots)
+        return mxd_fail(err, MXD_E_INVAL, "step: slot %d begins with slot %d", r->slot, r->from);
+    if (can_begin(s, r)) return MXD_OK;
+    return mxd_fail(err, MXD_E_STALE,
+                    "step: slot %d begins with %u positions of slot %d, which has %u and cannot be "
+                    "divided there",
+                    r->slot, r->pos, r->from, s->slots[r->from].kv.len);
+}
 
 static mxd_rc check_run(const mxd_shard *s, const mxd_step_run *r, mxd_err *err) {
     if (r->slot >= s->opts.n_slots || r->n < 1)
@@ -164,9 +176,27 @@ static mxd_rc check_run(const mxd_shard *s, const mxd_step_run *r, mxd_err *err)
     if (r->pos > (uint32_t)s->opts.ctx || r->n > (uint32_t)s->opts.ctx - r->pos)
         return mxd_fail(err, MXD_E_INVAL, "step: positions %u to %u, the context is %d", r->pos,
                         r->pos + r->n, s->opts.ctx);
-    if (r->pos != 0 && r->pos != s->slots[r->slot].len)
+    if (r->pos == 0) return MXD_OK;
+    if (r->begin) return check_begin(s, r, err);
+    if (r->pos != s->slots[r->slot].kv.len)
         return mxd_fail(err, MXD_E_STALE, "step: slot %d has %u positions, the frame starts at %u",
-                        r->slot, s->slots[r->slot].len, r->pos);
+                        r->slot, s->slots[r->slot].kv.len, r->pos);
+    return MXD_OK;
+}
+
+/* Runs are prepared one after the other: what one begins with must not be gone by then. */
+static mxd_rc check_sources(const mxd_step *step, mxd_err *err) {
+    for (int i = 0; i < step->n_runs; i++) {
+        const mxd_step_run *r = &step->runs[i];
+        if (!r->begin || r->pos == 0) continue;
+        for (int k = 0; k < step->n_runs; k++) {
+            const mxd_step_run *other = &step->runs[k];
+            if (k != i && other->slot == r->from && (other->begin || other->pos == 0))
+                return mxd_fail(err, MXD_E_STALE,
+                                "step: slot %d begins with slot %d, which begins anew", r->slot,
+                                r->from);
+        }
+    }
     return MXD_OK;
 }
 
@@ -190,9 +220,24 @@ static mxd_rc check_step(const mxd_shard *s, const mxd_step *step, const mxd_ste
         if (step->ids[i] < 0 || step->ids[i] >= vocab)
             return mxd_fail(err, MXD_E_INVAL, "step: token %d, the vocabulary has %d", step->ids[i],
                             vocab);
+    MXD_TRY(check_sources(step, err));
     if ((!s->has_embed && !step->hidden) || (!s->has_head && !result->hidden))
         return mxd_fail(err, MXD_E_INVAL, "step: hidden states are missing");
     return MXD_OK;
+}
+
+static void begin(mxd_shard *s, const mxd_step_run *r) {
+    slot *t = &s->slots[r->slot];
+    if (t->kept > r->pos) t->kept = 0;
+    if (!r->begin || r->pos == 0 || r->from == r->slot) {
+        if (r->pos > 0 && r->pos < t->kv.len && mxd_model_recurrent(s->model))
+            s->backend->ops->state_copy(s->backend, r->slot, s->opts.n_slots + r->slot);
+        mxd_pages_cut(&s->pages, &t->kv, r->pos);
+        return;
+    }
+    const slot *from = &s->slots[r->from];
+    mxd_pages_share(&s->pages, &t->kv, &from->kv, r->pos);
+    memcpy(t->ids, from->ids, r->pos * sizeof *t->ids);
 }
 
 /* Puts the ids in place and fills s->runs and s->rows; returns how many rows sample. */
@@ -201,15 +246,23 @@ static int prepare(mxd_shard *s, const mxd_step *step) {
     for (int i = 0; i < step->n_runs; i++) {
         const mxd_step_run *r = &step->runs[i];
         slot *t = &s->slots[r->slot];
-        if (r->pos == 0) empty_slot(s, t);
-        cover(s, t, r->pos + r->n);
+        begin(s, r);
+        mxd_pages_cover(&s->pages, &t->kv, r->pos + r->n);
         memcpy(t->ids + r->pos, step->ids + row, r->n * sizeof *t->ids);
-        t->len = r->pos + r->n;
-        s->runs[i] = (mxd_run){row, r->n, (int)r->pos, t->pages, r->slot};
+        s->runs[i] = (mxd_run){row, r->n, (int)r->pos, t->kv.table, r->slot};
         row += r->n;
         if (r->sample) s->rows[n_sample++] = row - 1;
     }
     return n_sample;
+}
+
+static void keep_states(mxd_shard *s, const mxd_step *step) {
+    for (int i = 0; i < step->n_runs; i++) {
+        const mxd_step_run *r = &step->runs[i];
+        if (!r->keep || !mxd_model_recurrent(s->model)) continue;
+        s->backend->ops->state_copy(s->backend, s->opts.n_slots + r->slot, r->slot);
+        s->slots[r->slot].kept = r->pos + r->n;
+    }
 }
 
 static void sample_all(mxd_shard *s, const mxd_step *step, mxd_step_result *result) {
@@ -223,7 +276,7 @@ static void sample_all(mxd_shard *s, const mxd_step *step, mxd_step_result *resu
             memcpy(result->logits + (size_t)k * vocab, logits, vocab * sizeof *logits);
         const slot *t = &s->slots[r->slot];
         if (result->tokens)
-            mxd_sample(&s->sampler, logits, &r->how, t->ids, t->len, &result->tokens[k]);
+            mxd_sample(&s->sampler, logits, &r->how, t->ids, t->kv.len, &result->tokens[k]);
         k++;
     }
     result->n_tokens = k;
@@ -242,9 +295,10 @@ mxd_rc mxd_shard_step(mxd_shard *s, const mxd_step *step, mxd_step_result *resul
                            .logits = s->logits};
     mxd_rc rc = mxd_model_forward(s->model, &f, err);
     if (rc) {
-        for (int i = 0; i < step->n_runs; i++) empty_slot(s, &s->slots[step->runs[i].slot]);
+        for (int i = 0; i < step->n_runs; i++) empty_slot(s, step->runs[i].slot);
         return rc;
     }
+    keep_states(s, step);
     if (s->has_head) sample_all(s, step, result);
     return MXD_OK;
 }

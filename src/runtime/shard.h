@@ -5,9 +5,11 @@
  * sequences. A slot keeps the KV pages and the token ids of one sequence.
  *
  *   slot: EMPTY --run at position 0--> FILLING --run at position len--> FILLING ...
- *   a run at position 0 always starts the slot anew; a run at any other position than the slot's
- *   length is refused with E_STALE and changes nothing. mxd_shard_forget empties all slots.
- *   May be trusted: 0 <= len <= ctx; pages[] covers len; a page belongs to one slot or is free.
+ *   a run at position 0 always starts the slot anew; one that begins (mxd_step_run) starts it with
+ *   positions that are here already: its own, cut back, or whole pages of another slot, which the
+ *   two share from then on (pages.h). A run at any other position than the slot's length is refused
+ *   with E_STALE and changes nothing. mxd_shard_forget empties all slots.
+ *   May be trusted: 0 <= len <= ctx; the page table covers len; no shared page is ever written.
  *
  * Lifetime: session. Threads: the engine thread.
  */
@@ -38,9 +40,13 @@ void mxd_shard_close(mxd_shard *s); /* NULL is fine */
 
 typedef struct mxd_step_run {
     uint16_t slot;
-    uint16_t n;       /* rows, >= 1 */
-    uint32_t pos;     /* position of the first row */
-    bool sample;      /* choose the token that follows the last row (head holder only) */
+    uint16_t n;    /* rows, >= 1 */
+    uint32_t pos;  /* position of the first row */
+    bool keep;     /* recurrent models: keep the state behind the run beside, one for each slot */
+    bool begin;    /* first the slot takes over the first pos positions of slot `from` */
+    uint16_t from; /* itself, or another with pos a multiple of MXD_KV_PAGE_TOKENS; with a
+                    * recurrent model itself, and all of it or what was kept */
+    bool sample;   /* choose the token that follows the last row (head holder only) */
     mxd_sampling how; /* when sample */
 } mxd_step_run;
 
@@ -58,13 +64,16 @@ typedef struct mxd_step_result {
     int n_tokens;        /* out */
 } mxd_step_result;
 
-/* Errors: E_STALE a slot's length is not the run's position; E_INVAL the step is malformed (ids out
- * of the vocabulary, rows do not add up, context exceeded); backend errors: then the slots of the
- * step are emptied. */
+/* Errors: E_STALE a slot's length is not the run's position, or a run begins with positions that
+ * its source has not, shares with others or starts anew in this very step; E_INVAL the step is
+ * malformed (ids out of the vocabulary, rows do not add up, context exceeded); backend errors: then
+ * the slots of the step are emptied. */
 mxd_rc mxd_shard_step(mxd_shard *s, const mxd_step *step, mxd_step_result *result,
                       mxd_err *err) MXD_MUST_USE;
 
 void mxd_shard_forget(mxd_shard *s); /* empties every slot */
+
+int mxd_shard_free_pages(const mxd_shard *s); /* of n_slots * ceil(ctx / MXD_KV_PAGE_TOKENS) */
 
 int mxd_shard_hidden(const mxd_shard *s);
 int mxd_shard_vocab(const mxd_shard *s);

@@ -47,6 +47,11 @@ static void engine(mxd_buf *out, mxd_engine *e) {
     mxd_engine_metrics m = {0};
     mxd_engine_metrics_get(e, &m);
     one(out, "mlxd_prompt_tokens_total", "counter", "Prompt tokens taken in.", m.prompt_tokens);
+    one(out, "mlxd_prompt_tokens_cached_total", "counter",
+        "Prompt tokens whose KV was there: of an earlier prompt that began alike.",
+        m.cached_tokens);
+    one(out, "mlxd_prompt_tokens_computed_total", "counter",
+        "Prompt tokens that had to be computed.", m.prompt_tokens - m.cached_tokens);
     one(out, "mlxd_generated_tokens_total", "counter", "Tokens generated.", m.generated_tokens);
     head(out, "mlxd_generations_total", "counter", "Generations that ended, by how.");
     mxd_buf_printf(out,

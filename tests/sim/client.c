@@ -3,25 +3,51 @@
 #include <string.h>
 #include "sim.h"
 
+/* Prompts begin as others do. */
+static void begin_alike(sim_client *c) {
+    bool crowd = W.swarm.crowd;
+    const sim_client *other = &W.clients[crowd ? 0 : sim_pick(0, W.n_clients - 1)];
+    int n = sim_chance(.7) ? sim_pick(0, c->n_prompt) : 0;
+    if (crowd) n = c->n_prompt - sim_pick(0, 9);
+    for (int i = 0; i < n && i < other->n_prompt; i++) c->prompt[i] = other->prompt[i];
+}
+
 static void draw(sim_client *c) {
-    c->n_prompt = sim_pick(1, sim_chance(.3) ? 28 : 8);
+    c->n_prompt = sim_pick(1, sim_chance(W.swarm.crowd ? .8 : .3) ? W.cfg.ctx - 4 : 8);
     c->max_tokens = sim_pick(1, 30);
     c->min_tokens = sim_chance(.3) ? sim_pick(0, 6) : 0;
     c->n_stop = sim_chance(.5) ? sim_pick(1, 2) : 0;
     c->ignore_eos = sim_chance(.1);
     c->seed = sim_chance(.5) ? sim_rnd() : 0;
+    c->n_turns = sim_pick(0, 3);
     for (int i = 0; i < c->n_prompt; i++) c->prompt[i] = sim_pick(0, SIM_VOCAB - 1);
+    begin_alike(c);
     for (int i = 0; i < c->n_stop; i++) c->stop[i] = sim_pick(0, SIM_VOCAB - 1);
 }
 
 void sim_clients_draw(void) {
-    W.n_clients = sim_pick(1, SIM_REQUESTS);
+    bool crowd = W.swarm.crowd;
+    W.n_clients = sim_pick(1, crowd ? SIM_REQUESTS : SIM_REQUESTS / 2);
+    int from = crowd ? sim_pick(W.swarm.faults_ms / 2, W.swarm.faults_ms) : 1;
+    int to = crowd ? from + 30 : W.swarm.faults_ms;
     for (int i = 0; i < W.n_clients; i++) {
         draw(&W.clients[i]);
-        sim_event *e = sim_event_new(EV_CLIENT, sim_pick(1, W.swarm.faults_ms));
+        sim_event *e = sim_event_new(EV_CLIENT, sim_pick(from, to));
         e->node = i;
         sim_event_push(e);
     }
+}
+
+/* A chat goes on: the answer, or most of it, and another question. */
+static bool next_turn(sim_client *c) {
+    int n = c->n_prompt, keep = sim_chance(.7) ? c->n_out : sim_pick(0, c->n_out);
+    int more = sim_pick(0, 6);
+    if (!c->n_turns || n + keep + more + 1 >= W.cfg.ctx) return false;
+    c->n_turns--;
+    memcpy(c->prompt + n, c->out, (size_t)keep * sizeof *c->out);
+    for (int i = 0; i < more; i++) c->prompt[n + keep + i] = sim_pick(0, SIM_VOCAB - 1);
+    c->n_prompt = n + keep + more;
+    return true;
 }
 
 /* What the oracle's own model makes of one more position. */
@@ -36,7 +62,9 @@ static void submit(sim_client *c) {
     c->ended = c->last_stop = c->wants_cancel = false;
     c->n_out = c->n_journal = 0;
     c->submit_ms = c->token_ms = W.now;
-    c->cancel_at = W.faults && sim_chance(.1) ? W.now + sim_pick(0, 3000) : 0;
+    c->cancel_at = W.faults && sim_chance(W.swarm.crowd ? .4 : .1)
+                       ? W.now + sim_pick(1, sim_chance(.5) ? 300 : 3000)
+                       : 0;
     c->deadline_ms = W.faults && sim_chance(.1) ? W.now + sim_pick(100, 9000) : 0;
     memset(c->kv, 0, sizeof c->kv);
     for (int i = 0; i < c->n_prompt; i++) feed(c, c->prompt[i]);
@@ -65,7 +93,8 @@ void sim_client_event(sim_event *e) {
     if (c->ever_ok)
         sim_event_free(e);
     else
-        sim_event_again(e, W.now + 200);
+        sim_event_again(e, c->cancel_at > W.now && c->cancel_at < W.now + 200 ? c->cancel_at
+                                                                              : W.now + 200);
 }
 
 bool sim_clients_done(void) {
@@ -138,7 +167,11 @@ static void on_done(sim_client *c, const mxd_coord_action *a) {
         on_error(c, a);
         break;
     }
-    if (a->done.how == MXD_CORE_STOP || a->done.how == MXD_CORE_LENGTH) c->ever_ok = true;
+    if (a->done.n_cached < 0 || a->done.n_cached >= c->n_prompt)
+        sim_fail("SAFETY: nothing is left to sample from");
+    W.n_prompt_tokens += (uint64_t)c->n_prompt;
+    W.n_cached_tokens += (uint64_t)a->done.n_cached;
+    if (a->done.how == MXD_CORE_STOP || a->done.how == MXD_CORE_LENGTH) c->ever_ok = !next_turn(c);
 }
 
 static sim_client *client_of(uint64_t request) {

@@ -86,6 +86,10 @@ static void step(const mxd_coord_action *a) {
                                .seed = r->how->seed,
                                .pos = r->pos,
                                .slot = r->slot,
+                               .begin = r->begin,
+                               .keep = r->keep,
+                               .from = r->from,
+                               .from_request = r->from_request,
                                .n = r->n,
                                .sample = r->sample};
         memcpy(e->ids + e->n_rows, r->ids, r->n * sizeof *r->ids);
@@ -269,7 +273,7 @@ void sim_coord_boot(void) {
                             .n_layers = SIM_LAYERS,
                             .n_vocab = SIM_VOCAB,
                             .ctx = sim_pick(SIM_CTX / 2, SIM_CTX),
-                            .n_slots = sim_pick(1, SIM_SLOTS),
+                            .n_slots = sim_chance(.3) ? 1 : sim_pick(1, SIM_SLOTS),
                             .max_rows = sim_pick(4, SIM_ROWS),
                             .local_ids = local_ids,
                             .n_local = W.n_local,
@@ -282,7 +286,10 @@ void sim_coord_boot(void) {
                             .drop_ms = 4000,
                             .recovery_ms = 20000,
                             .listed_ms = sim_chance(.5) ? 1000 : 300000};
-    W.cfg.chunk = sim_pick(1, W.cfg.max_rows);
+    W.cfg.chunk = sim_pick(1, W.swarm.crowd ? 4 : sim_chance(.3) ? 2 : W.cfg.max_rows);
+    W.cfg.page = sim_pick(1, SIM_PAGE);
+    W.cfg.no_prefix_cache = sim_chance(W.swarm.crowd ? .4 : .1);
+    W.cfg.recurrent = sim_chance(.2);
     W.coord = mxd_coord_init(W.coord_memory, &W.cfg);
     sim_event_push(sim_event_new(EV_COORD_TICK, 1));
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """mutants.py CC SOURCE_ROOT WORK_DIR [seeds [one mutant]]: does the simulator have teeth?
 
-Builds the control core once per mutant of src/cluster/core_mutants.h (one rule taken away) and
+Builds the control core once per mutant of src/runtime/mutants.h (one rule taken away) and
 runs seeds until one fails. Prints TAP; a mutant that survives is a failure: the rule is not
 needed, or the oracle is blind."""
 import pathlib
@@ -11,13 +11,13 @@ import sys
 
 
 def mutants(root: pathlib.Path) -> list[tuple[int, str, str]]:
-    text = (root / "src/cluster/core_mutants.h").read_text()
+    text = (root / "src/runtime/mutants.h").read_text()
     found = re.findall(r'X\((\d+),\s*(\w+),\s*"([^"]*)"\)', text)
     return [(int(n), name, what) for n, name, what in found]
 
 
 def build(cc: str, root: pathlib.Path, out: pathlib.Path, mutant: int) -> None:
-    sources = sorted((root / "src/cluster").glob("core_*.c")) + [root / "src/runtime/sched.c"]
+    sources = sorted((root / "src/cluster").glob("core_*.c")) + [root / "src/runtime/sched.c", root / "src/runtime/pages.c"]
     sources += sorted((root / "tests/sim").glob("*.c"))
     subprocess.run([*cc.split(), "-std=c17", "-O1", "-D_GNU_SOURCE", "-w", f"-DMXD_MUTANT={mutant}",
                     f"-I{root / 'src'}", "-o", str(out), *map(str, sources)], check=True)

@@ -24,29 +24,79 @@ static void dial_later(int p) {
 
 /* The second oracle, where the work is done: (W1) to the letter, even where it does not show in a
  * token. */
-static void check_run(sim_proc *q, uint64_t epoch, const sim_run *r) {
-    struct sim_slot *s = &q->slots[r->slot];
-    if (r->pos && s->request != r->request) sim_fail("SAFETY: another request's KV is continued");
-    if (r->pos && s->len != r->pos) sim_fail("SAFETY: computed where the KV does not end");
-    if (r->pos && s->epoch != epoch) sim_fail("SAFETY: another epoch's KV is continued");
-    *s = (struct sim_slot){r->request, epoch, r->pos + r->n};
+static void check_run(const sim_proc *q, uint64_t epoch, const sim_run *r) {
+    const struct sim_slot *s = &q->slots[r->begin ? r->from : r->slot];
+    if (!r->pos) return;
+    if (s->request != (r->begin ? r->from_request : r->request))
+        sim_fail("SAFETY: another request's KV is continued");
+    if (r->begin ? s->len < r->pos : s->len != r->pos)
+        sim_fail("SAFETY: computed where the KV does not end");
+    if (s->epoch != epoch) sim_fail("SAFETY: another epoch's KV is continued");
+    if (r->begin && W.cfg.no_prefix_cache) sim_fail("SAFETY: nobody wanted a prefix cache");
+    bool state = r->from == r->slot && (s->len == r->pos || s->kept == r->pos);
+    if (r->begin && W.cfg.recurrent && !state) sim_fail("SAFETY: recurrent state is cut back");
 }
 
 static void empty_slots(sim_proc *q) {
+    int page = W.cfg.page, per_slot = (W.cfg.ctx + page - 1) / page;
     memset(q->kv, 0, sizeof q->kv);
     memset(q->slots, 0, sizeof q->slots);
+    q->pages.refs = q->page_refs;
+    q->pages.free = q->page_free;
+    mxd_pages_init(&q->pages, (uint32_t)page, W.cfg.n_slots * per_slot);
+    for (int i = 0; i < SIM_SLOTS; i++) q->slots[i].table.table = q->page_of[i];
+}
+
+static uint64_t *kv_at(sim_proc *q, const sim_run *r, uint32_t pos) {
+    uint32_t page = q->pages.page;
+    return q->kv[(uint32_t)q->slots[r->slot].table.table[pos / page] * page + pos % page];
+}
+
+/* As the shard does it. */
+static void begin_run(sim_proc *q, uint64_t epoch, const sim_run *r) {
+    struct sim_slot *s = &q->slots[r->slot];
+    if (r->begin && r->from != r->slot) {
+        mxd_pages_share(&q->pages, &s->table, &q->slots[r->from].table, r->pos);
+    } else {
+        if (!mxd_pages_can_cut(&q->pages, &s->table, r->pos))
+            sim_fail("SAFETY: a shared page is cut");
+        mxd_pages_cut(&q->pages, &s->table, r->pos);
+    }
+    mxd_pages_cover(&q->pages, &s->table, r->pos + r->n);
+    s->request = r->request;
+    s->epoch = epoch;
+    if (W.cfg.recurrent && r->begin && r->pos < s->len)
+        memcpy(kv_at(q, r, r->pos - 1), s->kept_kv, sizeof s->kept_kv);
+    s->len = r->pos + r->n;
+    if (s->kept > r->pos) s->kept = 0;
+}
+
+static void forward_row(sim_proc *q, const sim_run *r, uint32_t pos, uint64_t *act) {
+    int32_t page = q->slots[r->slot].table.table[pos / q->pages.page];
+    if (q->pages.refs[page] != 1) sim_fail("SAFETY: a shared page is written");
+    for (int l = q->layer0; l < q->layer1; l++) {
+        uint64_t kv = pos ? kv_at(q, r, pos - 1)[l] : 0;
+        sim_layer(&kv, l, act);
+        kv_at(q, r, pos)[l] = kv;
+    }
 }
 
 static void forward_rows(sim_proc *q, sim_event *f) {
     int row = 0;
     for (int i = 0; i < f->n_runs; i++) {
         sim_run *r = &f->runs[i];
-        if (r->pos == 0) memset(q->kv[r->slot], 0, sizeof q->kv[r->slot]);
         check_run(q, f->epoch, r);
+        if (W.failure) return;
+        begin_run(q, f->epoch, r);
         for (int k = 0; k < r->n; k++, row++) {
             uint64_t act = q->layer0 ? f->act[row] : sim_embed(f->ids[row]);
-            for (int l = q->layer0; l < q->layer1; l++) sim_layer(&q->kv[r->slot][l], l, &act);
+            forward_row(q, r, r->pos + (uint32_t)k, &act);
             f->act[row] = act;
+        }
+        if (r->keep) {
+            struct sim_slot *s = &q->slots[r->slot];
+            s->kept = s->len;
+            memcpy(s->kept_kv, kv_at(q, r, s->len - 1), sizeof s->kept_kv);
         }
         if (r->sample && q->layer1 == SIM_LAYERS)
             r->token = sim_sample(f->act[row - 1], r->seed, r->pos + r->n);
@@ -301,6 +351,9 @@ static void on_frame(int p, const sim_event *e) {
         runs[i] = (mxd_core_run){.request = e->runs[i].request,
                                  .pos = e->runs[i].pos,
                                  .slot = e->runs[i].slot,
+                                 .begin = e->runs[i].begin,
+                                 .from = e->runs[i].from,
+                                 .from_request = e->runs[i].from_request,
                                  .n = e->runs[i].n,
                                  .sample = e->runs[i].sample};
     mxd_wcore_event ev = {.kind = MXD_WCORE_FRAME};

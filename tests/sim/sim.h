@@ -16,21 +16,24 @@
 #define MXD_SIM_H
 
 #include "cluster/core.h"
+#include "runtime/pages.h"
 
 enum {
     SIM_LAYERS = 8,
     SIM_PROCS = 6,         /* worker processes at most, one of them maybe under another one's id */
     SIM_COORD = SIM_PROCS, /* as an end of a link */
-    SIM_REQUESTS = 6,
+    SIM_REQUESTS = 10,
     SIM_SLOTS = 4,
     SIM_CTX = 64,
+    SIM_PAGE = 8, /* positions of a KV page, at most */
+    SIM_POSITIONS = SIM_SLOTS * (SIM_CTX + SIM_PAGE),
     SIM_ROWS = 16,
     SIM_RUNS = SIM_SLOTS,
     SIM_VOCAB = 97,
     SIM_LINKS = 4096,
     SIM_EVENTS = 4096,
     SIM_JOBS = 300,
-    SIM_GIVE_UP_MS = 240000, /* everything must be over by then */
+    SIM_GIVE_UP_MS = 600000, /* everything must be over by then */
     SIM_EPOCHS_AFTER_HEAL = 24,
 };
 
@@ -66,10 +69,10 @@ typedef enum sim_kind {
 } sim_kind;
 
 typedef struct sim_run {
-    uint64_t request, seed;
+    uint64_t request, seed, from_request;
     uint32_t pos;
-    uint16_t slot, n;
-    bool sample;
+    uint16_t slot, n, from;
+    bool sample, begin, keep;
     int32_t token; /* of a result */
 } sim_run;
 
@@ -125,10 +128,15 @@ typedef struct sim_proc {
     int64_t data_ms; /* first-in first-out to the next stage */
     /* what computes */
     int layer0, layer1;
-    uint64_t kv[SIM_SLOTS][SIM_LAYERS];
+    uint64_t kv[SIM_POSITIONS][SIM_LAYERS];
+    mxd_pages pages; /* the product's own */
+    uint16_t page_refs[SIM_POSITIONS];
+    int32_t page_free[SIM_POSITIONS], page_of[SIM_SLOTS][SIM_CTX + 1];
     struct sim_slot {
         uint64_t request, epoch;
-        uint32_t len;
+        uint32_t len, kept;
+        uint64_t kept_kv[SIM_LAYERS]; /* recurrent state is no history: what counts is this copy */
+        mxd_page_table table;
     } slots[SIM_SLOTS];
     bool dirty;           /* there is KV, or will be when the queued jobs are done */
     uint64_t ready_epoch; /* of the last READY */
@@ -139,7 +147,7 @@ typedef struct sim_proc {
 typedef struct sim_client {
     uint64_t id; /* of the present request; 0: not submitted */
     bool ended, wants_cancel, ever_ok;
-    int n_prompt, max_tokens, min_tokens, n_stop, n_out, n_journal;
+    int n_prompt, max_tokens, min_tokens, n_stop, n_out, n_journal, n_turns;
     bool ignore_eos;
     int32_t prompt[SIM_CTX], out[SIM_CTX], stop[2];
     uint64_t seed;
@@ -153,6 +161,7 @@ typedef struct sim_swarm { /* drawn anew for every seed, so that runs differ in 
     double lose, dup, late, cut, heal, crash, restart, pause, hang, link_break, leave, spawn_fails,
         load_fails, silent_death;
     int delay_min_ms, delay_max_ms, faults_ms, tick_ms;
+    bool crowd; /* requests come together, much alike, in small chunks, and are often cancelled */
 } sim_swarm;
 
 typedef struct sim_world {
@@ -175,7 +184,7 @@ typedef struct sim_world {
     void *coord_memory, *proc_memory[SIM_PROCS];
     int64_t coord_paused_until;
     int n_left, plan_turn;
-    uint64_t epochs_at_heal;
+    uint64_t epochs_at_heal, n_prompt_tokens, n_cached_tokens;
 } sim_world;
 
 extern sim_world W;

@@ -159,8 +159,12 @@ static void push_twice(sim_event *e) {
     sim_event_push(e);
 }
 
-static bool lost(int from, int to) {
-    return W.cut[from][to] || (W.faults && sim_chance(W.swarm.lose));
+/* Frames that begin a sequence are lost more often: what follows them must not be taken for it. */
+static bool lost(const sim_event *e, int from, int to) {
+    double p = W.swarm.lose;
+    for (int i = 0; e->kind == M_FRAME && i < e->n_runs; i++)
+        if (e->runs[i].pos == 0 || e->runs[i].begin) p = 10 * W.swarm.lose;
+    return W.cut[from][to] || (W.faults && sim_chance(p));
 }
 
 void sim_send(sim_event *e, sim_lane lane, bool from_coord) {
@@ -170,7 +174,7 @@ void sim_send(sim_event *e, sim_lane lane, bool from_coord) {
         sim_event_free(e);
         return;
     }
-    if (lost(from, to)) {
+    if (lost(e, from, to)) {
         doom(e->link);
         sim_event_free(e);
         return;
@@ -188,7 +192,7 @@ void sim_send_data(sim_event *e, int from, int to) {
     sim_proc *p = &W.procs[from];
     e->proc = to;
     e->life = W.procs[to].life;
-    if (!W.procs[to].up || lost(from, to)) {
+    if (!W.procs[to].up || lost(e, from, to)) {
         if (sim_chance(.5)) {
             sim_event *n = sim_event_new(EV_NEIGHBOUR, W.now + sim_pick(0, 1000));
             n->proc = from;

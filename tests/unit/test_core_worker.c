@@ -138,6 +138,52 @@ TEST(wcore_refuses_malformed_runs) {
     CHECK(did(MXD_WACT_COMPUTE));
 }
 
+static void beginning(uint64_t step, mxd_core_run run, const mxd_core_run *second) {
+    mxd_core_run runs[2] = {run};
+    mxd_wcore_event e = {.kind = MXD_WCORE_FRAME};
+    if (second) runs[1] = *second;
+    e.frame.epoch = 5;
+    e.frame.step = step;
+    e.frame.n_runs = second ? 2 : 1;
+    e.frame.runs = runs;
+    give(e);
+}
+
+TEST(wcore_begins_only_with_what_is_there) {
+    serving();
+    frame(5, 1, 7, 0, 8); /* slot 0 holds 8 positions of request 7 */
+    const mxd_core_run good = {
+        .request = 9, .slot = 1, .pos = 8, .n = 1, .begin = true, .from = 0, .from_request = 7};
+    mxd_core_run r = good;
+    r.pos = 9;
+    beginning(2, r, NULL);
+    check_nack(MXD_E_STALE);
+    r = good, r.from_request = 6;
+    beginning(2, r, NULL);
+    check_nack(MXD_E_STALE);
+    r = good, r.from = 1;
+    beginning(2, r, NULL);
+    check_nack(MXD_E_STALE);
+    r = good, r.from = 2;
+    beginning(2, r, NULL);
+    check_nack(MXD_E_FORMAT);
+    mxd_core_run anew = {.request = 8, .slot = 0, .pos = 0, .n = 1}; /* in the same step */
+    beginning(2, good, &anew);
+    check_nack(MXD_E_STALE);
+    mxd_core_run on = {.request = 7, .slot = 0, .pos = 8, .n = 1};
+    beginning(2, good, &on);
+    CHECK(did(MXD_WACT_COMPUTE));
+    r = (mxd_core_run){
+        .request = 4, .slot = 0, .pos = 5, .n = 2, .begin = true, .from = 0, .from_request = 7};
+    beginning(3, r, NULL); /* cut back */
+    CHECK(did(MXD_WACT_COMPUTE));
+    frame(5, 4, 4, 7, 1);
+    CHECK(did(MXD_WACT_COMPUTE));
+    r = good, r.pos = 9, r.from_request = 7; /* request 4 has it now */
+    beginning(5, r, NULL);
+    check_nack(MXD_E_STALE);
+}
+
 TEST(wcore_a_frame_that_comes_twice_is_computed_once) {
     serving();
     frame(5, 1, 7, 0, 4);

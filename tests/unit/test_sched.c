@@ -12,7 +12,7 @@ static int drain_steps(void) {
 }
 
 static void prefilled(int slot) { /* as if its prompt had been computed and its token were there */
-    mxd_sched_add(&s, slot, 2);
+    mxd_sched_add(&s, slot, 2, 0, 0);
     s.seqs[slot].n_sent = 2;
     mxd_sched_token(&s, slot);
 }
@@ -20,7 +20,7 @@ static void prefilled(int slot) { /* as if its prompt had been computed and its 
 TEST(sched_prompt_is_chunked_and_the_last_chunk_samples) {
     mxd_sched_init(&s, 2, 8, 4);
     mxd_sched_restart(&s, 4);
-    mxd_sched_add(&s, 1, 10);
+    mxd_sched_add(&s, 1, 10, 0, 0);
     const uint32_t pos[] = {0, 4, 8}, n[] = {4, 4, 2};
     for (int i = 0; i < 3; i++) {
         CHECK(mxd_sched_next(&s, &step));
@@ -43,7 +43,7 @@ TEST(sched_at_most_stages_plus_one_in_flight) {
     for (int stages = 1; stages <= 4; stages++) {
         mxd_sched_init(&s, 1, 1, 1);
         mxd_sched_restart(&s, stages);
-        mxd_sched_add(&s, 0, 100);
+        mxd_sched_add(&s, 0, 100, 0, 0);
         CHECK_EQ(drain_steps(), stages + 1);
         mxd_sched_done(&s, false);
         CHECK_EQ(drain_steps(), 1);
@@ -52,7 +52,7 @@ TEST(sched_at_most_stages_plus_one_in_flight) {
 
 TEST(sched_decode_goes_before_prefill_in_one_batch) {
     mxd_sched_init(&s, 3, 8, 8);
-    mxd_sched_add(&s, 0, 100);
+    mxd_sched_add(&s, 0, 100, 0, 0);
     prefilled(1);
     prefilled(2);
     CHECK(mxd_sched_next(&s, &step));
@@ -102,8 +102,8 @@ TEST(sched_stages_share_the_sequences) {
 TEST(sched_prompts_take_turns) {
     mxd_sched_init(&s, 2, 4, 4);
     mxd_sched_restart(&s, 4);
-    mxd_sched_add(&s, 0, 100);
-    mxd_sched_add(&s, 1, 8);
+    mxd_sched_add(&s, 0, 100, 0, 0);
+    mxd_sched_add(&s, 1, 8, 0, 0);
     const int slots[] = {0, 1, 0, 1, 0};
     for (int i = 0; i < 5; i++) {
         CHECK(mxd_sched_next(&s, &step));
@@ -111,20 +111,50 @@ TEST(sched_prompts_take_turns) {
     }
 }
 
-TEST(sched_restart_replays_from_the_beginning) {
+TEST(sched_restart_begins_with_nothing) {
     mxd_sched_init(&s, 2, 64, 64);
     prefilled(0);
     CHECK(mxd_sched_next(&s, &step));
     mxd_sched_restart(&s, 2);
+    CHECK(!mxd_sched_next(&s, &step));
+    mxd_sched_add(&s, 0, 3, 0, 0);
     CHECK(mxd_sched_next(&s, &step));
     CHECK_EQ(step.runs[0].pos, 0);
     CHECK_EQ(step.runs[0].n, 3);
     CHECK(step.runs[0].sample && !step.decode);
 }
 
+TEST(sched_begins_behind_what_the_pipeline_holds) {
+    mxd_sched_init(&s, 2, 8, 8);
+    mxd_sched_restart(&s, 2);
+    mxd_sched_add(&s, 1, 20, 14, 0);
+    CHECK(mxd_sched_next(&s, &step));
+    CHECK_EQ(step.runs[0].pos, 14);
+    CHECK_EQ(step.runs[0].n, 6);
+    CHECK(step.runs[0].sample && !step.decode);
+    mxd_sched_add(&s, 0, 10, 9, 0); /* all but the last: as one that decodes */
+    CHECK(mxd_sched_next(&s, &step));
+    CHECK_EQ(step.runs[0].pos, 9);
+    CHECK_EQ(step.runs[0].n, 1);
+    CHECK(step.runs[0].sample && step.decode);
+}
+
+TEST(sched_a_run_ends_at_the_edge) {
+    mxd_sched_init(&s, 1, 8, 8);
+    mxd_sched_restart(&s, 4);
+    mxd_sched_add(&s, 0, 20, 2, 13);
+    const uint32_t pos[] = {2, 10, 13}, n[] = {8, 3, 7};
+    for (int i = 0; i < 3; i++) {
+        CHECK(mxd_sched_next(&s, &step));
+        CHECK_EQ(step.runs[0].pos, pos[i]);
+        CHECK_EQ(step.runs[0].n, n[i]);
+        CHECK_EQ(step.runs[0].sample, i == 2);
+    }
+}
+
 TEST(sched_limits_of_one_micro_batch) {
     mxd_sched_init(&s, MXD_MAX_SEQS, MXD_MAX_STEP_TOKENS, MXD_MAX_STEP_TOKENS);
-    for (int i = 0; i < MXD_MAX_SEQS; i++) mxd_sched_add(&s, i, 3);
+    for (int i = 0; i < MXD_MAX_SEQS; i++) mxd_sched_add(&s, i, 3, 0, 0);
     CHECK(mxd_sched_next(&s, &step));
     CHECK_EQ(step.n_runs, MXD_MAX_STEP_RUNS);
     CHECK_EQ(step.n_rows, 3 * MXD_MAX_STEP_RUNS);
@@ -132,10 +162,10 @@ TEST(sched_limits_of_one_micro_batch) {
 
 TEST(sched_removed_while_in_flight_leaves_nothing) {
     mxd_sched_init(&s, 1, 8, 8);
-    mxd_sched_add(&s, 0, 4);
+    mxd_sched_add(&s, 0, 4, 0, 0);
     CHECK(mxd_sched_next(&s, &step));
     mxd_sched_remove(&s, 0);
-    mxd_sched_add(&s, 0, 5);
+    mxd_sched_add(&s, 0, 5, 0, 0);
     CHECK(mxd_sched_next(&s, &step));
     CHECK_EQ(step.runs[0].pos, 0);
     CHECK_EQ(step.runs[0].n, 5);

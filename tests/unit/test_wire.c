@@ -118,6 +118,10 @@ static void sample_step(int n_runs, int n_rows, int n_bias) {
         runs[i] = (mxd_core_run){.request = UINT64_MAX - (uint64_t)i,
                                  .pos = MXD_MAX_CONTEXT - (uint32_t)i,
                                  .slot = (uint16_t)(MXD_MAX_SEQS - 1 - i),
+                                 .begin = i % 3 == 0,
+                                 .keep = i % 4 == 1,
+                                 .from = (uint16_t)(i % 3 ? 0 : MXD_MAX_SEQS - 1 - i / 3),
+                                 .from_request = i % 3 ? 0 : UINT64_MAX - 7,
                                  .n = (uint16_t)n,
                                  .sample = i % 5 != 4,
                                  .ids = ids + row,
@@ -462,6 +466,10 @@ static void check_step(int n_runs, int n_rows, int n_bias) {
         CHECK_EQ(a->slot, b->slot);
         CHECK_EQ(a->n, b->n);
         CHECK_EQ(a->sample, b->sample);
+        CHECK_EQ(a->begin, b->begin);
+        CHECK_EQ(a->keep, b->keep);
+        CHECK_EQ(a->from, b->from);
+        CHECK_EQ(a->from_request, b->from_request);
         CHECK(memcmp(a->ids, b->ids, b->n * sizeof *a->ids) == 0);
         if (a->sample) check_sampling(a->how, b->how);
     }
@@ -489,13 +497,16 @@ TEST(wire_step_lies) {
     static const struct {
         int n, pos, slot, n_top, n_bias, top_k, id;
         mxd_rc rc;
+        int from;
     } rows[] = {{1, 0, 0, 0, 0, 0, 0, MXD_OK},
                 {0, 0, 0, 0, 0, 0, 0, MXD_E_FORMAT},
                 {1, MXD_MAX_CONTEXT + 1, 0, 0, 0, 0, 0, MXD_E_FORMAT},
                 {1, 0, MXD_MAX_SEQS, 0, 0, 0, 0, MXD_E_FORMAT},
                 {1, 0, 0, MXD_MAX_TOP_LOGPROBS + 1, 0, 0, 0, MXD_E_FORMAT},
                 {1, 0, 0, 0, 0, -1, 0, MXD_E_FORMAT},
-                {1, 0, 0, 0, 0, 0, -1, MXD_E_FORMAT}};
+                {1, 0, 0, 0, 0, 0, -1, MXD_E_FORMAT},
+                {1, 1, 0, 0, 0, 0, 0, MXD_OK, MXD_MAX_SEQS - 1},
+                {1, 1, 0, 0, 0, 0, 0, MXD_E_FORMAT, MXD_MAX_SEQS}};
     begin();
     for (size_t i = 0; i < MXD_COUNT(rows); i++) {
         int32_t id = rows[i].id;
@@ -504,6 +515,8 @@ TEST(wire_step_lies) {
                           .pos = (uint32_t)rows[i].pos,
                           .slot = (uint16_t)rows[i].slot,
                           .n = (uint16_t)rows[i].n,
+                          .begin = rows[i].from > 0,
+                          .from = (uint16_t)rows[i].from,
                           .sample = true,
                           .ids = &id,
                           .how = &s};
@@ -711,13 +724,13 @@ TEST(wire_texts_are_repaired) {
 TEST(wire_texts_over_the_limit_are_refused) {
     begin();
     mxd_err err = {0};
-    char p[200] = "\x08\x01\x12\x40"; /* Hello: version 1, node of 64 bytes */
+    char p[200] = "\x08\x02\x12\x40"; /* Hello: version 2, node of 64 bytes */
     memset(p + 4, 'n', 64);
     CHECK_EQ(get_hello(p, 68, &err), MXD_E_FORMAT);
     p[3] = 63;
     CHECK_OK(get_hello(p, 67, &err), &err);
-    p[1] = 2;
+    p[1] = 1;
     CHECK_EQ(get_hello(p, 67, &err), MXD_E_UNSUPPORTED);
-    CHECK(strstr(err.msg, "version 2"));
+    CHECK(strstr(err.msg, "version 1"));
     end();
 }

@@ -211,7 +211,7 @@ static void fetch(const unsigned char *p, size_t n) {
 static void block_scores(block *bl) {
     const attend_job *j = bl->j;
     const cpu_backend *b = j->b;
-    size_t tile = k_bytes(j->kv) / (MXD_KV_PAGE_TOKENS / 16);
+    size_t tile = j->kv->k_bytes / (MXD_KV_PAGE_TOKENS / 16);
     bl->start = bl->lo_min / 16 * 16;
     for (size_t pos = bl->start; pos < bl->hi_max; pos += 16) {
         if (pos + KEYS_AHEAD < bl->hi_max) fetch(key_tile(bl, pos + KEYS_AHEAD), tile);

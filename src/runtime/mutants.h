@@ -1,11 +1,11 @@
-/* core_mutants.h - rules that a build of the simulator can take away, to see that it notices.
+/* mutants.h - rules that a build of the simulator can take away, to see that it notices.
  *
  * A normal build has MXD_MUTANT 0 and every MUTANT(x) is the constant false. tests/sim builds the
- * core once per mutant; each must fail. A mutant that survives is news: a rule that is not needed,
- * or an oracle that is blind.
+ * control core and the page tables once per mutant; each must fail. A mutant that survives is news:
+ * a rule that is not needed, or an oracle that is blind.
  */
-#ifndef MXD_CLUSTER_CORE_MUTANTS_H
-#define MXD_CLUSTER_CORE_MUTANTS_H
+#ifndef MXD_RUNTIME_MUTANTS_H
+#define MXD_RUNTIME_MUTANTS_H
 
 #ifndef MXD_MUTANT
 #define MXD_MUTANT 0
@@ -32,7 +32,17 @@
     X(17, TOKEN_FIRST,       "a token is shown before it is in the journal")          \
     X(18, REINSTALL,         "a repeated plan empties the KV again")                  \
     X(19, NO_REJOIN,         "a degraded plan is never mended")                       \
-    X(20, STOP_IGNORED,      "a stop id does not end the answer")
+    X(20, STOP_IGNORED,      "a stop id does not end the answer")                     \
+    X(21, KEEP_WARM,         "a new epoch takes the old one's idle slots for warm")   \
+    X(22, ONE_TOO_MANY,      "a prompt begins with one token more than is common")    \
+    X(23, SHARE_PARTIAL,     "another slot's last page is shared half full")          \
+    X(24, CUT_SHARED,        "a slot goes on in the middle of a shared page")         \
+    X(25, FREE_SHARED,       "a page is free while another sequence uses it")         \
+    X(26, STALE_SOURCE,      "a slot is reused that another was to begin with")       \
+    X(27, LOST_LEADER,       "who waits for another's prefix waits after its end")    \
+    X(28, NO_SOURCE_CHECK,   "a worker begins with whatever a slot holds")            \
+    X(29, CUT_STATE,         "recurrent state is taken for what it was earlier")      \
+    X(30, OLD_STATE,         "a kept state outlives the sequence that it is of")
 /* clang-format on */
 
 enum {
