@@ -8,11 +8,19 @@
 #include "formats/json.h"
 #include "model/tensors.h"
 
+/* clang-format off */
 /* Adding a family is one file and one line here. */
 static const mxd_family *const families[] = {
-    &mxd_family_llama,     &mxd_family_phi3,       &mxd_family_qwen2,   &mxd_family_qwen3,
-    &mxd_family_qwen3_moe, &mxd_family_qwen3_next, &mxd_family_qwen3_5, &mxd_family_qwen3_5_moe,
+    &mxd_family_llama,
+    &mxd_family_phi3,
+    &mxd_family_qwen2,
+    &mxd_family_qwen3,
+    &mxd_family_qwen3_moe,
+    &mxd_family_qwen3_next,
+    &mxd_family_qwen3_5,
+    &mxd_family_qwen3_5_moe,
 };
+/* clang-format on */
 
 /* Names that mean another family. */
 static const struct {
