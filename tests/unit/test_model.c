@@ -489,31 +489,6 @@ static const struct {
     {"qwen3_moe", "mlp_only_layers", "[1]", MXD_E_FORMAT, "layers.1.mlp.gate_proj"},
     {"qwen3_moe", "mlp_only_layers", "[\"1\"]", MXD_E_FORMAT, "numbers of layers"},
     {"qwen3_moe", "mlp_only_layers", "1", MXD_E_FORMAT, "must be a list"},
-    {"qwen3_5_text", "full_attention_interval", "2", MXD_OK, NULL},
-    {"qwen3_5_text", "full_attention_interval", "1", MXD_E_FORMAT, "layers.0.self_attn.q_proj"},
-    {"qwen3_5_text", "full_attention_interval", "null", MXD_E_FORMAT,
-     "layers.1.linear_attn"}, /* 4 */
-    {"qwen3_5_text", "full_attention_interval", "0", MXD_E_FORMAT, "must be 1 to"},
-    {"qwen3_5_text", "linear_num_key_heads", "null", MXD_E_FORMAT,
-     "'linear_num_key_heads' is missing"},
-    {"qwen3_5_text", "linear_num_key_heads", "3", MXD_E_FORMAT, "2 value heads over 3 key heads"},
-    {"qwen3_5_text", "linear_num_value_heads", "1025", MXD_E_FORMAT, "must be 1 to 1024"},
-    {"qwen3_5_text", "linear_key_head_dim", "24", MXD_E_UNSUPPORTED, "multiples of 16"},
-    {"qwen3_5_text", "linear_value_head_dim", "32", MXD_E_FORMAT, "in_proj_qkv.weight'"},
-    {"qwen3_5_text", "linear_conv_kernel_dim", "3", MXD_E_FORMAT, "conv1d.weight' must be [192]"},
-    {"qwen3_5_text", "linear_conv_kernel_dim", "17", MXD_E_FORMAT, "must be 1 to 16"},
-    {"qwen3_5_text", "rope_parameters", "{\"type\":\"mrope\"}", MXD_OK, NULL},
-    {"qwen3_5_text", "rope_parameters", "{\"partial_rotary_factor\":0.3}", MXD_E_FORMAT, "9 of 32"},
-    {"qwen3_5_text", "partial_rotary_factor", "0", MXD_E_FORMAT, "0 of 32"},
-    {"qwen3_5_text", "attention_bias", "true", MXD_E_FORMAT, "layers.1.self_attn.q_proj.bias'"},
-    {"qwen3_5_text", "num_experts", "4", MXD_E_FORMAT, "'num_experts_per_tok' is missing"},
-    {"qwen3_5_text", "intermediate_size", "null", MXD_E_FORMAT, "'intermediate_size' is missing"},
-    {"qwen3_5_text", "model_type", "\"qwen3_5\"", MXD_OK, NULL}, /* a wrapper by name only */
-    {"qwen3_5_text", "model_type", "\"qwen3_5_moe\"", MXD_OK, NULL},
-    {"qwen3_5_text", "model_type", "\"qwen3_next\"", MXD_E_FORMAT, "in_proj_qkvz"},
-    {"qwen3_next", "model_type", "\"qwen3_next\"", MXD_OK, NULL},
-    {"qwen3_next", "model_type", "\"qwen3_5_text\"", MXD_E_FORMAT, "in_proj_qkv."},
-    {"qwen3_next", "num_experts", "1025", MXD_E_FORMAT, "must be 0 to 1024"},
 };
 
 /* Replaces the modules `parts`, which follow each other, by one of all their rows. */
@@ -551,52 +526,12 @@ static void become_sparse(repo *r) {
     add(r, name, "BF16", 4, D);
 }
 
-enum { D_KEYS = 1, D_VALUES = 2, D_DIM = 16, D_CONV = 4 };
-enum { D_Z = D_VALUES * D_DIM, D_CHANNELS = 2 * D_KEYS * D_DIM + D_Z };
-
-/* A gated delta net in place of the attention of the first layer; the second has a gate. */
-static void become_recurrent(repo *r, bool fused) {
-    static const char *const names[] = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"};
-    char name[96];
-    json_object_update_new(
-        r->config, json_pack("{s:i, s:i, s:i, s:i, s:i, s:i}", "full_attention_interval", 2,
-                             "linear_num_key_heads", D_KEYS, "linear_num_value_heads", D_VALUES,
-                             "linear_key_head_dim", D_DIM, "linear_value_head_dim", D_DIM,
-                             "linear_conv_kernel_dim", D_CONV));
-    for (size_t i = 0; i < MXD_COUNT(names); i++) {
-        snprintf(name, sizeof name, "model.layers.0.self_attn.%s.weight", names[i]);
-        drop(r, name);
-    }
-#define LINEAR "model.layers.0.linear_attn."
-    if (fused) {
-        add(r, LINEAR "in_proj_qkvz.weight", "BF16", D_CHANNELS + D_Z, D);
-        add(r, LINEAR "in_proj_ba.weight", "BF16", 2 * D_VALUES, D);
-    } else {
-        add(r, LINEAR "in_proj_qkv.weight", "BF16", D_CHANNELS, D);
-        add(r, LINEAR "in_proj_z.weight", "BF16", D_Z, D);
-        add(r, LINEAR "in_proj_b.weight", "BF16", D_VALUES, D);
-        add(r, LINEAR "in_proj_a.weight", "BF16", D_VALUES, D);
-    }
-    add(r, LINEAR "conv1d.weight", "BF16", D_CHANNELS, D_CONV);
-    r->t[r->n - 1].n_dims = 3;
-    r->t[r->n - 1].shape[2] = 1;
-    add(r, LINEAR "A_log", "F32", 0, D_VALUES);
-    add(r, LINEAR "dt_bias", "BF16", 0, D_VALUES);
-    add(r, LINEAR "norm.weight", "F32", 0, D_DIM);
-    add(r, LINEAR "out_proj.weight", "BF16", D, D_Z);
-    find(r, "model.layers.1.self_attn.q_proj.weight")->shape[0] *= 2;
-}
-
 static void become(repo *r, const char *type) {
     static const char *const qkv[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"},
                              *const gate_up[] = {"mlp.gate_proj", "mlp.up_proj"};
     json_object_set_new(r->config, "model_type", json_string(type));
     if (strcmp(type, "qwen3_moe") == 0) {
         become_sparse(r);
-        return;
-    }
-    if (strcmp(type, "qwen3_next") == 0 || strcmp(type, "qwen3_5_text") == 0) {
-        become_recurrent(r, strcmp(type, "qwen3_next") == 0);
         return;
     }
     for (int l = 0; l < LAYERS; l++) {
@@ -621,46 +556,6 @@ TEST(model_family_rows) {
         snprintf(row, sizeof row, "%s: %s = %s", family_rows[i].type, family_rows[i].key,
                  family_rows[i].value);
         check_open(&r, family_rows[i].rc, family_rows[i].says, row);
-        deinit(&r);
-    }
-}
-
-/* State is counted for each sequence, KV for each position, and a layer has one of them. */
-TEST(model_recurrent_layers) {
-    static mxd_model_sizes s;
-    mxd_err err = {0};
-    mxd_model *m;
-    repo r;
-    init(&r);
-    become(&r, "qwen3_5_text");
-    warned[0] = '\0';
-    mxd_log_set_sink(note, NULL);
-    check_open(&r, MXD_OK, NULL, "qwen3_5_text");
-    mxd_log_set_sink(NULL, NULL);
-    CHECK_STR(warned, "");
-    CHECK_OK(mxd_model_sizes_read(&s, &mxd_alloc_libc, r.dir, 16, 2, &err), &err);
-    CHECK_EQ(s.layer_kv_bytes[0], 0);
-    CHECK_EQ(s.layer_state_bytes[0], 4 * ((D_CONV - 1) * D_CHANNELS + D_VALUES * D_DIM * D_DIM));
-    CHECK_EQ(s.layer_kv_bytes[1], 2 * KV * HEAD_DIM * 2);
-    CHECK_EQ(s.layer_state_bytes[1], 0);
-    CHECK_OK(mxd_model_open(&m, &mxd_alloc_libc, r.dir, &err), &err);
-    CHECK(mxd_model_recurrent(m));
-    mxd_model_close(m);
-    deinit(&r);
-}
-
-/* [C, 1, inputs] is the convolution before conversion: Qwen 3.5 is read as it is, Qwen3-Next (whose
- * experts are in pieces then) is not. */
-TEST(model_unconverted_convolution) {
-    for (int fused = 0; fused < 2; fused++) {
-        repo r;
-        init(&r);
-        become(&r, fused ? "qwen3_next" : "qwen3_5_text");
-        tensor *t = find(&r, LINEAR "conv1d.weight");
-        t->shape[1] = 1;
-        t->shape[2] = D_CONV;
-        check_open(&r, fused ? MXD_E_UNSUPPORTED : MXD_OK, fused ? "a converted repository" : NULL,
-                   "unconverted");
         deinit(&r);
     }
 }

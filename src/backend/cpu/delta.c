@@ -1,9 +1,9 @@
 /* delta.c - the gated delta rule (Gated Delta Networks, arXiv 2412.06464) and its state.
  *
- * Heads of the convolution go first: each (sequence, head of q, k or v) convolves its channels in
- * place, from the last row to the first, and norms q and k. Then each (sequence, value head) walks
- * the rows, a few rows at a time for two tiles of S, which stay in the first cache meanwhile. Rows
- * of S do not see each other, so nothing depends on how rows and tiles are cut.
+ * A task is a key head of a sequence with its value heads: nothing of it meets another. It takes
+ * some rows through the convolution, in place, from the last row to the first, and then walks them
+ * for two tiles of S at a time, so that rows and tiles are read from the near caches. Rows of S do
+ * not see each other, so nothing depends on how rows and tiles are cut.
  *
  * The state of a sequence in a layer: S [n_v][d_v / 16 tiles][d_k][16 rows], then the last conv - 1
  * inputs [conv - 1][channels], oldest first. */
@@ -34,20 +34,6 @@ size_t cpu_state_place(cpu_state *s, const mxd_state_spec *spec) {
     return s->floats;
 }
 
-static float *state_of(const delta_job *j, const mxd_run *run) {
-    return j->state->data + (size_t)run->state * j->state->floats;
-}
-
-/* ------------------------------------------------------------------------------------- the gates
- */
-
-static void gates_task(void *ctx, int row, int thread) {
-    (void)thread;
-    delta_job *j = ctx;
-    j->b->k->delta_gates(cpu_row(j->a, row), cpu_row(j->beta, row), j->how->a_log->vector,
-                         j->how->dt_bias->vector, (size_t)j->how->n_v);
-}
-
 /* ------------------------------------------------------------------------------- the convolution
  */
 
@@ -69,84 +55,100 @@ static conv_head head_of(const delta_job *j, size_t i) {
     return h;
 }
 
-/* n channels of a run, in place; kept [conv - 1] rows of `channels`, and moved on. */
-static void convolve(const delta_job *j, const mxd_run *run, const conv_head *h, float *kept) {
+/* n rows from row0, some channels of a head, in place; kept [conv - 1] rows of all channels, moved
+ * on. */
+static void convolve(const delta_job *j, int row0, int n, const conv_head *h, float *kept) {
     size_t taps = (size_t)j->how->conv, old = taps - 1, ld = (size_t)j->state->spec.channels;
-    size_t rows = (size_t)run->n, bytes = h->n * sizeof(float);
+    size_t rows = (size_t)n, bytes = h->n * sizeof(float);
     float next[MXD_MAX_CONV - 1][PIECE];
     const float *in[MXD_MAX_CONV];
     for (size_t t = 0; t < old; t++) { /* the last of (kept, rows) */
-        size_t from = rows + t;
-        memcpy(next[t],
-               from < old ? kept + from * ld : cpu_row(j->x, run->row0 + (int)(from - old)) + h->at,
+        size_t at = rows + t;
+        memcpy(next[t], at < old ? kept + at * ld : cpu_row(j->x, row0 + (int)(at - old)) + h->at,
                bytes);
     }
     for (size_t row = rows; row-- > 0;) {
         for (size_t t = 0; t < taps; t++)
             in[t] = row + t < old ? kept + (row + t) * ld
-                                  : cpu_row(j->x, run->row0 + (int)(row + t - old)) + h->at;
-        j->b->k->conv(cpu_row(j->x, run->row0 + (int)row) + h->at, in,
+                                  : cpu_row(j->x, row0 + (int)(row + t - old)) + h->at;
+        j->b->k->conv(cpu_row(j->x, row0 + (int)row) + h->at, in,
                       j->how->conv_w->vector + h->channel, ld, taps, h->n);
     }
     for (size_t t = 0; t < old; t++) memcpy(kept + t * ld, next[t], bytes);
 }
 
-static void conv_task(void *ctx, int task, int thread) {
-    (void)thread;
-    delta_job *j = ctx;
+/* Head i of q, k or v: convolution, silu, and for q and k the norm `unit`. */
+static void prepare(const delta_job *j, float *state, int row0, int n, size_t i,
+                    const float *unit) {
     const mxd_kernels *k = j->b->k;
-    int heads = 2 * j->how->n_k + j->how->n_v, i = task % heads;
-    const mxd_run *run = &j->b->batch->runs[task / heads];
-    conv_head h = head_of(j, (size_t)i);
-    float *kept = state_of(j, run) + j->state->kept + h.channel;
-    for (int t = 0; t < j->how->conv - 1 && run->pos0 == 0; t++)
-        memset(kept + (size_t)t * (size_t)j->state->spec.channels, 0, h.n * sizeof *kept);
+    const conv_head h = head_of(j, i);
+    float *kept = state + j->state->kept + h.channel;
     for (size_t c = 0; c < h.n; c += PIECE) {
-        conv_head piece = {h.channel + c, h.at + c, h.n - c < PIECE ? h.n - c : PIECE};
-        convolve(j, run, &piece, kept + c);
+        const conv_head piece = {h.channel + c, h.at + c, h.n - c < PIECE ? h.n - c : PIECE};
+        convolve(j, row0, n, &piece, kept + c);
     }
-    for (int row = run->row0; row < run->row0 + run->n; row++) {
+    for (int row = row0; row < row0 + n; row++) {
         float *x = cpu_row(j->x, row) + h.at;
         k->silu_mul(x, x, j->b->ones, h.n);
-        if (i < 2 * j->how->n_k) /* eps is added to the sum of squares, not to their mean */
-            k->rms_norm(x, x, i < j->how->n_k ? j->q_norm : j->k_norm, h.n, 1e-6f / (float)h.n);
+        /* eps is added to the sum of squares, not to their mean */
+        if (unit) k->rms_norm(x, x, unit, h.n, 1e-6f / (float)h.n);
     }
 }
 
 /* --------------------------------------------------------------------------------- the recurrence
  */
 
-/* Rows [row, row + n) of x, some tiles of S; y takes the place of v. */
-static void walk(const delta_job *j, float *s, int row, int n, size_t tile, size_t n_tiles,
-                 int head) {
-    const conv_head v = head_of(j, (size_t)(2 * j->how->n_k + head));
-    const size_t key = (size_t)head / j->group;
-    const conv_head q = head_of(j, key), k = head_of(j, key + (size_t)j->how->n_k);
-    for (int t = row; t < row + n; t++) {
-        float *x = cpu_row(j->x, t), *y = x + v.at + tile * MXD_TILE_ROWS;
-        j->b->k->delta_step(y, s + tile * j->d_k * MXD_TILE_ROWS, y, x + k.at, x + q.at, j->d_k,
-                            n_tiles, cpu_row(j->a, t)[head], cpu_row(j->beta, t)[head]);
+/* n rows from row0 and all of a value head's S [d_v / 16][d_k][16]; y takes the place of v. */
+static void walk(const delta_job *j, float *s, int row0, int n, size_t head) {
+    const size_t n_k = (size_t)j->how->n_k, key = head / j->group;
+    const size_t q = head_of(j, key).at, k = head_of(j, n_k + key).at;
+    const size_t v = head_of(j, 2 * n_k + head).at, tiles = j->d_v / MXD_TILE_ROWS;
+    for (size_t t = 0; t < tiles; t += TILES)
+        for (int row = row0; row < row0 + n; row++) {
+            float *x = cpu_row(j->x, row), *y = x + v + t * MXD_TILE_ROWS;
+            j->b->k->delta_step(y, s + t * j->d_k * MXD_TILE_ROWS, y, x + k, x + q, j->d_k,
+                                tiles - t < TILES ? tiles - t : TILES, cpu_row(j->a, row)[head],
+                                cpu_row(j->beta, row)[head]);
+        }
+    for (int row = row0; row < row0 + n; row++) {
+        float *y = cpu_row(j->x, row) + v;
+        j->b->k->rms_norm(y, y, j->how->norm->vector, j->d_v, j->how->eps);
+        j->b->k->silu_mul(cpu_row(j->dst, row) + head * j->d_v, cpu_row(j->z, row) + head * j->d_v,
+                          y, j->d_v);
     }
 }
 
-static void head_task(void *ctx, int task, int thread) {
+/* A sequence that starts has zeros behind it. */
+static void clear(const delta_job *j, float *state, size_t key) {
+    size_t n_k = (size_t)j->how->n_k, first = key * j->group, ld = (size_t)j->state->spec.channels;
+    memset(state + first * j->state->matrix, 0, j->group * j->state->matrix * sizeof *state);
+    for (size_t t = 0; t + 1 < (size_t)j->how->conv; t++) {
+        float *kept = state + j->state->kept + t * ld;
+        memset(kept + key * j->d_k, 0, j->d_k * sizeof *kept);
+        memset(kept + (n_k + key) * j->d_k, 0, j->d_k * sizeof *kept);
+        memset(kept + 2 * n_k * j->d_k + first * j->d_v, 0, j->group * j->d_v * sizeof *kept);
+    }
+}
+
+static void key_task(void *ctx, int task, int thread) {
     (void)thread;
-    delta_job *j = ctx;
-    const mxd_kernels *k = j->b->k;
-    int head = task % j->how->n_v;
-    const mxd_run *run = &j->b->batch->runs[task / j->how->n_v];
-    float *s = state_of(j, run) + (size_t)head * j->state->matrix;
-    size_t at = head_of(j, (size_t)(2 * j->how->n_k + head)).at, out = (size_t)head * j->d_v;
-    size_t tiles = j->d_v / MXD_TILE_ROWS;
-    if (run->pos0 == 0) memset(s, 0, j->state->matrix * sizeof *s);
-    for (int row = run->row0, n; row < run->row0 + run->n; row += n) {
-        n = run->row0 + run->n - row < ROWS ? run->row0 + run->n - row : ROWS;
-        for (size_t t = 0; t < tiles; t += TILES)
-            walk(j, s, row, n, t, tiles - t < TILES ? tiles - t : TILES, head);
-        for (int t = row; t < row + n; t++) {
-            float *y = cpu_row(j->x, t) + at;
-            k->rms_norm(y, y, j->how->norm->vector, j->d_v, j->how->eps);
-            k->silu_mul(cpu_row(j->dst, t) + out, cpu_row(j->z, t) + out, y, j->d_v);
+    const delta_job *j = ctx;
+    const mxd_run *run = &j->b->batch->runs[task / j->how->n_k];
+    size_t n_k = (size_t)j->how->n_k, key = (size_t)(task % j->how->n_k), first = key * j->group;
+    float *state = j->state->data + (size_t)run->state * j->state->floats;
+    if (run->pos0 == 0) clear(j, state, key);
+    for (int at = 0, n; at < run->n; at += n) {
+        int row0 = run->row0 + at;
+        n = run->n - at < ROWS ? run->n - at : ROWS;
+        for (int row = row0; row < row0 + n; row++)
+            j->b->k->delta_gates(cpu_row(j->a, row) + first, cpu_row(j->beta, row) + first,
+                                 j->how->a_log->vector + first, j->how->dt_bias->vector + first,
+                                 j->group);
+        prepare(j, state, row0, n, key, j->q_norm);
+        prepare(j, state, row0, n, n_k + key, j->k_norm);
+        for (size_t h = first; h < first + j->group; h++) {
+            prepare(j, state, row0, n, 2 * n_k + h, NULL);
+            walk(j, state + h * j->state->matrix, row0, n, h);
         }
     }
 }
@@ -191,12 +193,8 @@ void cpu_delta_net(mxd_backend *base, int layer, int dst, int x, int z, int beta
         j.k_norm[i] = 1.0f / sqrtf((float)how->d_k);
     }
     cpu_set_rows(j.dst, j.x->rows);
-    double rows = j.x->rows, channels = j.x->width;
-    cpu_run(b, gates_task, &j, j.x->rows, 64.0 * rows * how->n_v);
-    cpu_run(b, conv_task, &j, b->batch->n_runs * (2 * how->n_k + how->n_v),
-            rows * channels * (8 + how->conv));
-    cpu_run(b, head_task, &j, b->batch->n_runs * how->n_v,
-            4 * rows * (double)j.state->matrix * how->n_v);
+    double each = 4.0 * (double)j.state->matrix * how->n_v + (8.0 + how->conv) * j.x->width;
+    cpu_run(b, key_task, &j, b->batch->n_runs * how->n_k, j.x->rows * each);
 }
 
 void cpu_state_copy(mxd_backend *base, int to, int from) {
