@@ -90,6 +90,7 @@ static bool f_indent(tpl *x, tpl_val in, const tpl_call *c, tpl_val *v) {
     const char *pad = spaces;
     int64_t n = 4;
     tpl_out o = {0};
+    if (in.kind != TPL_STR) return wrong(x, "indent: not a string");
     TPL_TRY(tpl_str_of(x, in, &s));
     if (width.kind == TPL_STR) {
         pad = width.s->p;
