@@ -77,14 +77,14 @@ static bool is_letter(uint32_t cp) {
 bool tpl_case(tpl *x, const tpl_str *s, char how, tpl_val *v) {
     tpl_out o = {0};
     bool inside = false;
-    size_t run = 0, begin = 0;
+    size_t run = 0;
     TPL_TRY(tpl_spend(x, s->n / 16));
     for (size_t i = 0; i < s->n;) {
         uint32_t cp = 0;
         char text[4];
         int k = mxd_utf8_next(s->p + i, s->n - i, &cp);
         if (k <= 0) k = 1;
-        while (s->n_runs && run < s->n_runs && s->runs[run].end <= i) begin = s->runs[run++].end;
+        while (s->n_runs && run < s->n_runs && s->runs[run].end <= i) run++;
         bool trusted = s->n_runs ? s->runs[run].trusted : s->trusted;
         char as = how == 'T' ? 't' : how;
         if (cp == 0x130 && as == 'l') {
@@ -99,7 +99,6 @@ bool tpl_case(tpl *x, const tpl_str *s, char how, tpl_val *v) {
         inside = how == 'c' ? true : how == 'T' ? !(tpl_is_blank(cp) || breaks) : is_letter(cp);
         i += (size_t)k;
     }
-    (void)begin;
     return tpl_out_done(x, &o, v);
 }
 
@@ -207,8 +206,7 @@ static bool split(tpl *x, const tpl_str *s, const tpl_call *c, bool right, tpl_v
     return true;
 }
 
-/* The bytes of the line boundary at s, as str.splitlines has them; 0 when there is none. */
-static size_t line_end(const char *s, size_t n) {
+size_t tpl_line_end(const char *s, size_t n) {
     uint32_t cp = 0;
     int k = mxd_utf8_next(s, n, &cp);
     if (k <= 0) return 0;
@@ -227,7 +225,7 @@ static bool split_lines(tpl *x, const tpl_str *s, const tpl_call *c, tpl_val *v)
         size_t e = at;
         tpl_val part;
         size_t k = 0;
-        while (e < s->n && !(k = line_end(s->p + e, s->n - e))) e++;
+        while (e < s->n && !(k = tpl_line_end(s->p + e, s->n - e))) e++;
         size_t next = e + k;
         TPL_TRY(tpl_sub(x, s, at, keep ? next : e, &part));
         TPL_TRY(add_part(x, v, &cap, part));
@@ -355,6 +353,12 @@ static bool justify(tpl *x, const tpl_str *s, const tpl_call *c, char how, tpl_v
     for (int64_t i = left; i < room; i++)
         TPL_TRY(tpl_spend(x, 0) && tpl_out_put(x, &o, pad, n_pad, true));
     return tpl_out_done(x, &o, v);
+}
+
+bool tpl_is_word(uint32_t cp) {
+    utf8proc_category_t c = utf8proc_category((int32_t)cp);
+    return cp == '_' || is_letter(cp) || c == UTF8PROC_CATEGORY_ND || c == UTF8PROC_CATEGORY_NL ||
+           c == UTF8PROC_CATEGORY_NO;
 }
 
 /* d digits, a letters, n letters or digits, s space, u upper, l lower */

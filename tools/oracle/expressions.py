@@ -205,6 +205,9 @@ ACCESS = given(ACCESS_VARS,
 )
 
 FILTERS = given(FILTERS_VARS,
+    "{{ 'one\\r\\ntwo\\x0bthree\\u2028four é_½ ① e\\u0301f' | wordcount }}",
+    "{{ 'a\\x0bb\\u2028c\\rd\\r\\n\\r\\ne' | indent(2) }}|",
+    "{{ 'a\\n\\nb\\n' | indent }}|{{ 'a\\n\\nb\\n' | indent(2, true, true) }}|{{ '' | indent(2, true) }}|{{ '\\n' | indent(2) }}|",
     "{{ none | indent }}",
     "{{ missing | indent(2) }}",
     "{{ l | indent }}",
