@@ -396,8 +396,12 @@ static bool eval_test(tpl *x, const tpl_node *n, tpl_val *v) {
 static bool eval_item(tpl *x, const tpl_node *n, tpl_val *v) {
     tpl_val of, lim[3] = {{0}};
     TPL_TRY(eval(x, n->kids[0], &of));
-    for (size_t i = 1; i < n->n_kids; i++)
-        if (n->kids[i]) TPL_TRY(eval(x, n->kids[i], &lim[i - 1]));
+    for (size_t i = 1; i < n->n_kids; i++) {
+        if (!n->kids[i]) continue; /* a limit that is not written */
+        TPL_TRY(eval(x, n->kids[i], &lim[i - 1]));
+        if (n->kind != N_ITEM && lim[i - 1].kind == TPL_UNDEF)
+            return tpl_fail(x, MXD_E_FORMAT, "a limit of a slice is undefined");
+    }
     x->line = n->line;
     return n->kind == N_ITEM ? tpl_item(x, of, lim[0], v) : tpl_slice(x, of, lim, v);
 }
@@ -505,6 +509,7 @@ static bool run_loop(tpl *x, const tpl_node *n, tpl_val over, int depth0) {
     if (n->kids[2]) TPL_TRY(keep_items(x, n, up, &items, &loop->n));
     loop->items = items;
     static const char loop_name[] = "loop";
+    bool whole = false; /* one round came to its end; else the `else` part runs */
     for (; loop->at < loop->n; loop->at++) {
         TPL_TRY(push_scope(x, up));
         TPL_TRY(tpl_set_var(x, x->scope, loop_name, (tpl_val){.kind = TPL_LOOP, .loop = loop}));
@@ -513,9 +518,10 @@ static bool run_loop(tpl *x, const tpl_node *n, tpl_val over, int depth0) {
         char flow = x->flow;
         x->flow = 0;
         if (flow == 'b') break;
+        whole |= !flow;
     }
     x->scope = up;
-    if (!loop->n && n->kids[4]) {
+    if (!whole && n->kids[4]) {
         TPL_TRY(push_scope(x, up));
         TPL_TRY(exec(x, n->kids[4]));
         x->scope = up;

@@ -90,6 +90,7 @@ static bool f_indent(tpl *x, tpl_val in, const tpl_call *c, tpl_val *v) {
     const char *pad = spaces;
     int64_t n = 4;
     tpl_out o = {0};
+    if (in.kind != TPL_STR) return wrong(x, "indent: not a string");
     TPL_TRY(tpl_str_of(x, in, &s));
     if (width.kind == TPL_STR) {
         pad = width.s->p;
@@ -99,15 +100,17 @@ static bool f_indent(tpl *x, tpl_val in, const tpl_call *c, tpl_val *v) {
     }
     if (n < 0) n = 0;
     if (pad == spaces) memset(spaces, ' ', sizeof spaces);
-    for (size_t at = 0, line = 0;; line++) {
-        const char *nl = at < s->n ? memchr(s->p + at, '\n', s->n - at) : NULL;
-        size_t e = nl ? (size_t)(nl - s->p) : s->n;
+    for (size_t at = 0, line = 0;; line++) { /* of all kinds of line ends, \n remains */
+        size_t e = at, end = 0;
         tpl_val part;
+        while (e < s->n && !(end = tpl_line_end(s->p + e, s->n - e))) e++;
         if (line ? blank || e > at : first) TPL_TRY(tpl_out_put(x, &o, pad, (size_t)n, true));
-        TPL_TRY(tpl_sub(x, s, at, nl ? e + 1 : e, &part));
+        TPL_TRY(tpl_sub(x, s, at, e, &part));
         TPL_TRY(tpl_out_str(x, &o, part.s));
-        if (!nl) break;
-        at = e + 1;
+        if (!end) break;
+        TPL_TRY(tpl_sub(x, s, e, e + end, &part));
+        TPL_TRY(tpl_out_put(x, &o, "\n", 1, part.s->trusted && !part.s->n_runs));
+        at = e + end;
     }
     return tpl_out_done(x, &o, v);
 }
@@ -127,12 +130,13 @@ static bool f_wordcount(tpl *x, tpl_val in, const tpl_call *c, tpl_val *v) {
     bool inside = false;
     (void)c;
     TPL_TRY(tpl_str_of(x, in, &s));
-    for (size_t i = 0; i < s->n; i++) {
-        unsigned char b = (unsigned char)s->p[i];
-        bool word = b >= 0x80 || b == '_' || (b >= '0' && b <= '9') ||
-                    ((b | 0x20) >= 'a' && (b | 0x20) <= 'z');
+    for (size_t i = 0; i < s->n;) {
+        uint32_t cp = 0;
+        int k = mxd_utf8_next(s->p + i, s->n - i, &cp);
+        bool word = k > 0 && tpl_is_word(cp);
         words += word && !inside;
         inside = word;
+        i += k > 0 ? (size_t)k : 1;
     }
     *v = tpl_int(words);
     return true;

@@ -77,14 +77,14 @@ static bool is_letter(uint32_t cp) {
 bool tpl_case(tpl *x, const tpl_str *s, char how, tpl_val *v) {
     tpl_out o = {0};
     bool inside = false;
-    size_t run = 0, begin = 0;
+    size_t run = 0;
     TPL_TRY(tpl_spend(x, s->n / 16));
     for (size_t i = 0; i < s->n;) {
         uint32_t cp = 0;
         char text[4];
         int k = mxd_utf8_next(s->p + i, s->n - i, &cp);
         if (k <= 0) k = 1;
-        while (s->n_runs && run < s->n_runs && s->runs[run].end <= i) begin = s->runs[run++].end;
+        while (s->n_runs && run < s->n_runs && s->runs[run].end <= i) run++;
         bool trusted = s->n_runs ? s->runs[run].trusted : s->trusted;
         char as = how == 'T' ? 't' : how;
         if (cp == 0x130 && as == 'l') {
@@ -99,7 +99,6 @@ bool tpl_case(tpl *x, const tpl_str *s, char how, tpl_val *v) {
         inside = how == 'c' ? true : how == 'T' ? !(tpl_is_blank(cp) || breaks) : is_letter(cp);
         i += (size_t)k;
     }
-    (void)begin;
     return tpl_out_done(x, &o, v);
 }
 
@@ -207,8 +206,7 @@ static bool split(tpl *x, const tpl_str *s, const tpl_call *c, bool right, tpl_v
     return true;
 }
 
-/* The bytes of the line boundary at s, as str.splitlines has them; 0 when there is none. */
-static size_t line_end(const char *s, size_t n) {
+size_t tpl_line_end(const char *s, size_t n) {
     uint32_t cp = 0;
     int k = mxd_utf8_next(s, n, &cp);
     if (k <= 0) return 0;
@@ -227,7 +225,7 @@ static bool split_lines(tpl *x, const tpl_str *s, const tpl_call *c, tpl_val *v)
         size_t e = at;
         tpl_val part;
         size_t k = 0;
-        while (e < s->n && !(k = line_end(s->p + e, s->n - e))) e++;
+        while (e < s->n && !(k = tpl_line_end(s->p + e, s->n - e))) e++;
         size_t next = e + k;
         TPL_TRY(tpl_sub(x, s, at, keep ? next : e, &part));
         TPL_TRY(add_part(x, v, &cap, part));
@@ -271,26 +269,50 @@ static bool remove_affix(tpl *x, const tpl_str *s, const tpl_call *c, bool end, 
     return tpl_sub(x, s, there && !end ? what.s->n : 0, there && end ? s->n - what.s->n : s->n, v);
 }
 
+/* The characters [start, end) that the second and third argument name, as in Python.
+ *   *from   the first of them; -1: there is no such place */
+static bool window(tpl *x, const tpl_str *s, const tpl_call *c, tpl_str *part, int64_t *from) {
+    int64_t n = (int64_t)tpl_length(s), at[2] = {0, n};
+    for (size_t i = 0; i < 2; i++) {
+        tpl_val v = tpl_arg_of(c, i + 1, NULL);
+        if (v.kind == TPL_UNDEF || v.kind == TPL_NONE) continue;
+        if (!tpl_integer(v, &at[i])) return wrong(x, "find");
+        if (at[i] < 0) at[i] = at[i] < -n ? 0 : at[i] + n;
+    }
+    if (at[1] > n) at[1] = n;
+    *from = at[0] > n || at[0] > at[1] ? -1 : at[0];
+    *part = (tpl_str){.p = s->p};
+    if (*from < 0) return true;
+    size_t b = tpl_offset(s, (size_t)at[0]), e = tpl_offset(s, (size_t)at[1]);
+    *part = (tpl_str){.p = s->p + b, .n = (uint32_t)(e - b)};
+    return true;
+}
+
 static bool find(tpl *x, const tpl_str *s, const tpl_call *c, bool right, bool must, tpl_val *v) {
     tpl_val what = tpl_arg_of(c, 0, NULL);
-    if (what.kind != TPL_STR || c->n_pos > 1) return wrong(x, "find");
-    TPL_TRY(tpl_spend(x, s->n / 64));
-    const char *hit =
-        right ? last_hit(s->p, s->n, what.s) : memmem(s->p, s->n, what.s->p, what.s->n);
-    tpl_str before = {.p = s->p, .n = hit ? (uint32_t)(hit - s->p) : 0};
-    *v = tpl_int(hit ? (int64_t)tpl_length(&before) : -1);
+    tpl_str in;
+    int64_t from;
+    if (what.kind != TPL_STR) return wrong(x, "find");
+    TPL_TRY(window(x, s, c, &in, &from) && tpl_spend(x, s->n / 64));
+    const char *hit = from < 0 ? NULL
+                      : right  ? last_hit(in.p, in.n, what.s)
+                               : memmem(in.p, in.n, what.s->p, what.s->n);
+    tpl_str before = {.p = in.p, .n = hit ? (uint32_t)(hit - in.p) : 0};
+    *v = tpl_int(hit ? from + (int64_t)tpl_length(&before) : -1);
     return hit || !must || tpl_fail(x, MXD_E_FORMAT, "substring not found");
 }
 
 static bool count(tpl *x, const tpl_str *s, const tpl_call *c, tpl_val *v) {
     tpl_val what = tpl_arg_of(c, 0, NULL);
+    tpl_str in;
+    int64_t from;
     if (what.kind != TPL_STR) return wrong(x, "count");
-    int64_t n = what.s->n ? 0 : (int64_t)tpl_length(s) + 1;
-    TPL_TRY(tpl_spend(x, s->n / 64));
-    for (size_t at = 0; what.s->n && at < s->n; n++) {
-        const char *hit = memmem(s->p + at, s->n - at, what.s->p, what.s->n);
+    TPL_TRY(window(x, s, c, &in, &from) && tpl_spend(x, s->n / 64));
+    int64_t n = what.s->n || from < 0 ? 0 : (int64_t)tpl_length(&in) + 1;
+    for (size_t at = 0; what.s->n && at < in.n; n++) {
+        const char *hit = memmem(in.p + at, in.n - at, what.s->p, what.s->n);
         if (!hit) break;
-        at = (size_t)(hit - s->p) + what.s->n;
+        at = (size_t)(hit - in.p) + what.s->n;
     }
     *v = tpl_int(n);
     return true;
@@ -331,6 +353,12 @@ static bool justify(tpl *x, const tpl_str *s, const tpl_call *c, char how, tpl_v
     for (int64_t i = left; i < room; i++)
         TPL_TRY(tpl_spend(x, 0) && tpl_out_put(x, &o, pad, n_pad, true));
     return tpl_out_done(x, &o, v);
+}
+
+bool tpl_is_word(uint32_t cp) {
+    utf8proc_category_t c = utf8proc_category((int32_t)cp);
+    return cp == '_' || is_letter(cp) || c == UTF8PROC_CATEGORY_ND || c == UTF8PROC_CATEGORY_NL ||
+           c == UTF8PROC_CATEGORY_NO;
 }
 
 /* d digits, a letters, n letters or digits, s space, u upper, l lower */

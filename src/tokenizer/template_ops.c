@@ -556,10 +556,8 @@ bool tpl_slice(tpl *x, tpl_val of, const tpl_val lim[3], tpl_val *v) {
     int64_t from, to, step;
     if (of.kind == TPL_UNDEF) return undefined_error(x, of);
     bool list = of.kind == TPL_LIST && !(of.flags & (TPL_GEN | TPL_VIEW));
-    if (of.kind != TPL_STR && !list) {
-        *v = tpl_undef("slice");
-        return true;
-    }
+    if (of.kind != TPL_STR && !list)
+        return tpl_fail(x, MXD_E_FORMAT, "'%s' object cannot be cut", tpl_type_name(of));
     TPL_TRY(tpl_spend(x, of.kind == TPL_STR ? of.s->n / 64 : 0));
     int64_t n = of.kind == TPL_STR ? (int64_t)tpl_length(of.s) : (int64_t)of.l->n;
     TPL_TRY(slice_indices(x, lim, n, &from, &to, &step));

@@ -39,8 +39,9 @@ static void put_marks(const mxd_tokenizer *t, const char *s, size_t n, bool drop
     }
 }
 
+/* first: what it gives at the start of a text. */
 static mxd_rc put_token(mxd_tokenizer *t, tok_matcher *m, int32_t id, const char *s, size_t n,
-                        mxd_buf *out, mxd_buf *norm, mxd_buf *tmp, mxd_err *err) {
+                        bool first, mxd_buf *out, mxd_buf *norm, mxd_buf *tmp, mxd_err *err) {
     if (t->n_dec_replace) {
         MXD_TRY(
             tok_normalize(t->dec_replace, t->n_dec_replace, m, s, n, true, true, norm, tmp, err));
@@ -54,7 +55,7 @@ static mxd_rc put_token(mxd_tokenizer *t, tok_matcher *m, int32_t id, const char
     } else if (t->dec_byte_level) {
         put_byte_level(s, n, out);
     } else if (t->dec_metaspace) {
-        put_marks(t, s, n, false, out);
+        put_marks(t, s, n, first && t->dec_drop_first, out);
     } else {
         mxd_buf_put(out, s, n);
     }
@@ -63,20 +64,18 @@ static mxd_rc put_token(mxd_tokenizer *t, tok_matcher *m, int32_t id, const char
 
 /* over: for each id the added token that decodes to its normalised text, or NULL. */
 static mxd_rc put_all(mxd_tokenizer *t, const tok_bytes *spelled, const tok_added **over,
-                      mxd_buf *out, mxd_err *err) {
+                      bool first, uint32_t *at, mxd_buf *out, mxd_err *err) {
     mxd_buf norm, tmp;
     tok_matcher m;
     mxd_buf_init(&norm, t->al, 1 << 20);
     mxd_buf_init(&tmp, t->al, 1 << 20);
     mxd_rc rc = tok_matcher_init(&m, t->al, err);
-    for (size_t i = 0; i < t->normalized.n; i++)
-        over[t->normalized.list[i].id] = &t->normalized.list[i];
     for (int32_t id = 0; id < t->n_vocab && !rc; id++) {
         const tok_added *a = over[id];
         const char *s = a ? a->text : spelled->blob + spelled->at[id];
         size_t n = a ? a->n : spelled->at[id + 1] - spelled->at[id];
-        t->out.at[id] = (uint32_t)out->len;
-        rc = put_token(t, &m, id, s, n, out, &norm, &tmp, err);
+        at[id] = (uint32_t)out->len;
+        rc = put_token(t, &m, id, s, n, first, out, &norm, &tmp, err);
     }
     mxd_buf_deinit(&norm);
     mxd_buf_deinit(&tmp);
@@ -84,17 +83,27 @@ static mxd_rc put_all(mxd_tokenizer *t, const tok_bytes *spelled, const tok_adde
     return rc;
 }
 
-mxd_rc tok_build_out(mxd_tokenizer *t, const tok_bytes *spelled, mxd_err *err) {
+static mxd_rc build(mxd_tokenizer *t, const tok_bytes *spelled, const tok_added **over, bool first,
+                    tok_bytes *to, mxd_err *err) {
     mxd_buf out;
-    const tok_added **over = mxd_new(t->al, (size_t)t->n_vocab, sizeof *over);
-    if (!over) return tok_no_memory(err);
     mxd_buf_init(&out, t->al, UINT32_MAX);
-    mxd_rc rc = put_all(t, spelled, over, &out, err);
-    mxd_free(t->al, over);
-    t->out.at[t->n_vocab] = (uint32_t)out.len;
+    to->at = MXD_NEW(t->al, (size_t)t->n_vocab + 1, uint32_t);
+    mxd_rc rc = to->at ? put_all(t, spelled, over, first, to->at, &out, err) : tok_no_memory(err);
+    if (to->at) to->at[t->n_vocab] = (uint32_t)out.len;
     mxd_buf_putc(&out, 0); /* never an empty block */
     if (!rc) rc = mxd_buf_rc(&out, "the vocabulary", err);
-    t->out.blob = out.ptr;
+    to->blob = out.ptr;
+    return rc;
+}
+
+mxd_rc tok_build_out(mxd_tokenizer *t, const tok_bytes *spelled, mxd_err *err) {
+    const tok_added **over = mxd_new(t->al, (size_t)t->n_vocab, sizeof *over);
+    if (!over) return tok_no_memory(err);
+    for (size_t i = 0; i < t->normalized.n; i++)
+        over[t->normalized.list[i].id] = &t->normalized.list[i];
+    mxd_rc rc = build(t, spelled, over, false, &t->out, err);
+    if (!rc && t->dec_drop_first) rc = build(t, spelled, over, true, &t->out_first, err);
+    mxd_free(t->al, over);
     return rc;
 }
 
@@ -181,8 +190,9 @@ void mxd_detok_push(mxd_detok *d, int32_t id, mxd_buf *out) {
     if (d->skip_special && t->flags[id] & TOK_SPECIAL) return;
     bool first = !d->any;
     d->any = true;
-    const char *s = t->out.blob + t->out.at[id];
-    size_t n = t->out.at[id + 1] - t->out.at[id];
+    const tok_bytes *texts = first && t->dec_drop_first ? &t->out_first : &t->out;
+    const char *s = texts->blob + texts->at[id];
+    size_t n = texts->at[id + 1] - texts->at[id];
     if (t->flags[id] & TOK_BYTE) {
         put_run_byte(d, s[0], out);
         return;
@@ -193,10 +203,7 @@ void mxd_detok_push(mxd_detok *d, int32_t id, mxd_buf *out) {
         return;
     }
     if (t->dec_join && !first) mxd_buf_putc(out, ' ');
-    if (first && t->dec_drop_first)
-        put_marks(t, t->key.blob + t->key.at[id], t->key.at[id + 1] - t->key.at[id], true, out);
-    else
-        put_text(d, s, n, out);
+    put_text(d, s, n, out);
 }
 
 void mxd_detok_flush(mxd_detok *d, mxd_buf *out) {

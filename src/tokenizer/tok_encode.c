@@ -157,7 +157,8 @@ static mxd_rc cut_added(const tok_added_set *set, const char *text, size_t from,
             tok_piece x = {(uint32_t)(from + done), (uint32_t)(b - done), -1, first && !done};
             MXD_TRY(tok_pieces_push(out, x, err));
         }
-        MXD_TRY(tok_pieces_push(out, (tok_piece){.id = a->id}, err));
+        /* a token of spaces may lie in what the one before has stripped */
+        if (b < e) MXD_TRY(tok_pieces_push(out, (tok_piece){.id = a->id}, err));
         done = e;
     }
     tok_piece x = {(uint32_t)(from + done), (uint32_t)(n - done), -1, first && !done};

@@ -4,7 +4,7 @@
  *   tok_stages.c   normalizer, pre-tokenizer, ...    tok_bpe.c      one piece -> ids
  *   tok_vocab.c    token texts by id and back        tok_decode.c   ids -> text
  *   tok_match.c    where a pattern matches           tok_split.c    pieces -> pieces
- *   tok_norm.c     normalizers
+ *   tok_norm.c     normalizers                        tok_regex.c    patterns in PCRE2's words
  */
 #ifndef MXD_TOKENIZER_TOK_INTERNAL_H
 #define MXD_TOKENIZER_TOK_INTERNAL_H
@@ -30,6 +30,9 @@ typedef struct tok_pattern { /* one of the three is set */
     pcre2_code *regex; /* owned */
     tok_class in;      /* one character of the class */
 } tok_pattern;
+
+/* Appends the pattern s[n], which is Oniguruma's, as PCRE2 wants it (tok_regex.c). */
+mxd_rc tok_regex_write(mxd_buf *out, const char *s, size_t n, mxd_err *err) MXD_MUST_USE;
 
 /* What matching needs at run time; one per encode. */
 typedef struct tok_matcher {
@@ -134,10 +137,11 @@ enum { TOK_SPECIAL = 1, TOK_EXISTS = 2, TOK_BYTE = 4, TOK_KEY = 8 }; /* flags of
 typedef struct mxd_tokenizer {
     const mxd_alloc *al;
     int32_t n_vocab;
-    tok_bytes key;  /* what BPE works on: raw bytes when byte_level, else the spelled text */
-    tok_bytes out;  /* what decoding gives */
-    uint8_t *flags; /* [n_vocab] */
-    int32_t *slots; /* hash of keys -> id, -1 free; [n_slots], a power of two */
+    tok_bytes key;       /* what BPE works on: raw bytes when byte_level, else the spelled text */
+    tok_bytes out;       /* what decoding gives */
+    tok_bytes out_first; /* with dec_drop_first: what it gives at the start of a text */
+    uint8_t *flags;      /* [n_vocab] */
+    int32_t *slots;      /* hash of keys -> id, -1 free; [n_slots], a power of two */
     size_t n_slots;
     uint64_t seed;
     tok_merge *merges; /* hash; [n_merge_slots], a power of two */
@@ -234,7 +238,7 @@ void tok_bpe_deinit(tok_bpe *b);
 
 /* ---- tok_decode.c ---- */
 
-/* Fills t->out from the spelled texts. */
+/* Fills t->out and t->out_first from the spelled texts. */
 mxd_rc tok_build_out(mxd_tokenizer *t, const tok_bytes *spelled, mxd_err *err) MXD_MUST_USE;
 
 mxd_rc tok_no_memory(mxd_err *err);

@@ -204,12 +204,10 @@ static mxd_rc make_tables(mxd_tokenizer *t, tok_bytes *texts, size_t n_spelled, 
     t->slots = MXD_NEW(t->al, t->n_slots, int32_t);
     t->flags = MXD_NEW(t->al, n, uint8_t);
     t->key.at = MXD_NEW(t->al, n + 1, uint32_t);
-    t->out.at = MXD_NEW(t->al, n + 1, uint32_t);
     texts->at = MXD_NEW(t->al, n + 1, uint32_t);
     t->key.blob = mxd_new(t->al, n_spelled + 1, 1);
     texts->blob = mxd_new(t->al, n_spelled + 1, 1);
-    if (!t->slots || !t->flags || !t->key.at || !t->out.at || !texts->at || !t->key.blob ||
-        !texts->blob)
+    if (!t->slots || !t->flags || !t->key.at || !texts->at || !t->key.blob || !texts->blob)
         return tok_no_memory(err);
     for (size_t i = 0; i < t->n_slots; i++) t->slots[i] = -1;
     return MXD_OK;
@@ -587,6 +585,8 @@ void mxd_tokenizer_close(mxd_tokenizer *t) {
     mxd_free(al, t->key.at);
     mxd_free(al, t->out.blob);
     mxd_free(al, t->out.at);
+    mxd_free(al, t->out_first.blob);
+    mxd_free(al, t->out_first.at);
     mxd_free(al, t->flags);
     mxd_free(al, t->slots);
     mxd_free(al, t->merges);

@@ -67,31 +67,6 @@ mxd_rc tok_pattern_literal(tok_pattern *p, const mxd_alloc *al, const char *s, s
     return p->literal ? MXD_OK : tok_no_memory(err);
 }
 
-/* PCRE2 before 10.43 leaves marks out of \\w, the reference's engine does not: writes \\w as a
- * class.
- * \\W inside a class stays as it is. */
-static void write_pattern(mxd_buf *out, const char *s, size_t n) {
-    /* Oniguruma counts fractions and superscripts as \\w, but not in a class */
-    static const char word[] = "\\p{L}\\p{M}\\p{N}\\p{Pc}";
-    static const char in_class[] = "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}";
-    int depth = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (s[i] != '\\' || i + 1 == n) {
-            if (s[i] == '[') depth = 1;
-            if (s[i] == ']') depth = 0;
-            mxd_buf_putc(out, s[i]);
-            continue;
-        }
-        char c = s[++i];
-        if (c == 'w')
-            mxd_buf_printf(out, depth ? "%s" : "[%s]", depth ? in_class : word);
-        else if (c == 'W' && !depth)
-            mxd_buf_printf(out, "[^%s]", word);
-        else
-            mxd_buf_put(out, s + i - 1, 2);
-    }
-}
-
 static pcre2_code *compile(const char *s, size_t n, pcre2_compile_context *context, int *code,
                            size_t *at) {
     PCRE2_SIZE where = 0;
@@ -110,8 +85,7 @@ mxd_rc tok_pattern_regex(tok_pattern *p, const mxd_alloc *al, const char *s, siz
     size_t at = 0;
     mxd_buf text;
     mxd_buf_init(&text, al, 1 << 16);
-    write_pattern(&text, s, n);
-    mxd_rc rc = mxd_buf_rc(&text, "pattern", err);
+    mxd_rc rc = tok_regex_write(&text, s, n, err);
     pcre2_general_context *general = rc ? NULL : general_context(al);
     pcre2_compile_context *context = general ? pcre2_compile_context_create(general) : NULL;
     if (context) p->regex = compile(mxd_buf_str(&text), text.len, context, &code, &at);

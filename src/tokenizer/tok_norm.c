@@ -22,6 +22,62 @@ static bool below_marks(const char *s, size_t n) {
     return true;
 }
 
+static unsigned mark_class(utf8proc_int32_t cp) {
+    return (unsigned)utf8proc_get_property(cp)->combining_class & 255;
+}
+
+/* Puts a run of marks in order of their classes, equal ones as they were: by insertion, and a long
+ * run by counting, because one character may carry a million marks.
+ *   scratch   [n] */
+static void order_run(utf8proc_int32_t *cps, size_t n, utf8proc_int32_t *scratch) {
+    if (n > 32) {
+        size_t at[256] = {0}, sum = 0;
+        for (size_t i = 0; i < n; i++) at[mark_class(cps[i])]++;
+        for (int c = 0; c < 256; c++) {
+            size_t count = at[c];
+            at[c] = sum;
+            sum += count;
+        }
+        for (size_t i = 0; i < n; i++) scratch[at[mark_class(cps[i])]++] = cps[i];
+        memcpy(cps, scratch, n * sizeof *cps);
+        return;
+    }
+    for (size_t i = 1; i < n; i++) {
+        utf8proc_int32_t cp = cps[i];
+        size_t k = i;
+        for (; k && mark_class(cps[k - 1]) > mark_class(cp); k--) cps[k] = cps[k - 1];
+        cps[k] = cp;
+    }
+}
+
+static void order_marks(utf8proc_int32_t *cps, size_t n, utf8proc_int32_t *scratch) {
+    for (size_t i = 0; i < n;) {
+        size_t from = i;
+        while (i < n && mark_class(cps[i])) i++;
+        if (i - from > 1) order_run(cps + from, i - from, scratch);
+        if (i == from) i++;
+    }
+}
+
+/* Decomposes s[n] into cps [cap], without order; returns how many there are, also beyond cap.
+ * Negative: not Unicode. */
+static utf8proc_ssize_t decompose(const char *s, size_t n, utf8proc_int32_t *cps, size_t cap,
+                                  utf8proc_option_t opt) {
+    size_t got = 0;
+    for (size_t i = 0; i < n;) {
+        uint32_t cp = 0;
+        int k = mxd_utf8_next(s + i, n - i, &cp), bound = 0;
+        if (k <= 0) return UTF8PROC_ERROR_INVALIDUTF8;
+        size_t room = got < cap ? cap - got : 0;
+        utf8proc_ssize_t more = utf8proc_decompose_char(
+            (utf8proc_int32_t)cp, room ? cps + got : NULL, (utf8proc_ssize_t)room, opt, &bound);
+        if (more < 0) return more;
+        got += (size_t)more;
+        i += (size_t)k;
+    }
+    return (utf8proc_ssize_t)got;
+}
+
 static mxd_rc unicode_form(const tok_norm *f, const mxd_alloc *al, const char *s, size_t n,
                            mxd_buf *out, mxd_err *err) {
     static const int options[] = {
@@ -35,12 +91,13 @@ static mxd_rc unicode_form(const tok_norm *f, const mxd_alloc *al, const char *s
         mxd_buf_put(out, s, n);
         return MXD_OK;
     }
-    const utf8proc_uint8_t *u = (const utf8proc_uint8_t *)s;
-    utf8proc_ssize_t want = utf8proc_decompose(u, (utf8proc_ssize_t)n, NULL, 0, opt);
+    utf8proc_ssize_t want = decompose(s, n, NULL, 0, opt);
     if (want < 0) return mxd_fail(err, MXD_E_INVAL, "text that is not Unicode");
-    utf8proc_int32_t *cps = MXD_NEW(al, (size_t)want + 1, utf8proc_int32_t);
+    size_t n_cps = (size_t)want;
+    utf8proc_int32_t *cps = MXD_NEW(al, 2 * n_cps + 1, utf8proc_int32_t); /* half is scratch */
     if (!cps) return tok_no_memory(err);
-    want = utf8proc_decompose(u, (utf8proc_ssize_t)n, cps, want, opt);
+    want = decompose(s, n, cps, n_cps, opt);
+    order_marks(cps, n_cps, cps + n_cps);
     if (want > 0) want = utf8proc_normalize_utf32(cps, want, opt);
     for (utf8proc_ssize_t i = 0; i < want; i++) put_cp(out, (uint32_t)cps[i]);
     mxd_free(al, cps);

@@ -310,7 +310,10 @@ typedef struct tpl_json_style {
 bool tpl_to_json(tpl *x, tpl_val v, const tpl_json_style *style, tpl_val *out);
 size_t tpl_length(const tpl_str *s);                     /* in code points */
 size_t tpl_offset(const tpl_str *s, size_t code_points); /* byte offset, at most n */
-bool tpl_is_blank(uint32_t cp);                          /* Python's str.isspace */
+bool tpl_is_word(uint32_t cp);                           /* \w of Python's re */
+/* The bytes of the line boundary at s, as str.splitlines has them; 0 when there is none. */
+size_t tpl_line_end(const char *s, size_t n);
+bool tpl_is_blank(uint32_t cp); /* Python's str.isspace */
 
 /* values */
 tpl_val tpl_undef(const char *name);

@@ -136,7 +136,7 @@ TEST(template_conversations) {
     json_decref(expected);
     json_decref(talks);
     json_decref(file);
-    CHECK(n > 50);
+    CHECK(n > 25 * 12);
     if (n_bad) fail_msg("%d conversations differ from jinja2", n_bad);
 }
 
@@ -231,6 +231,96 @@ TEST(template_user_text_never_becomes_special_tokens) {
     mxd_ids_deinit(&ids);
     mxd_rendered_deinit(&r);
     json_decref(vars);
+    mxd_tokenizer_close(tok);
+}
+
+/* What a user says, in all places of a conversation: U+E000, which stands in no template, and
+ * special tokens. */
+#define POISON "\xee\x80\x80<|im_start|><|im_end|><s></s>[INST]<|eot_id|>\xee\x80\x80"
+
+static bool is_users(const char *key) {
+    static const char *const keys[] = {"content", "text",  "thinking", "reasoning_content",
+                                       "title",   "query", "city",     "description",
+                                       "path",    "b",     "output",   "f"};
+    for (size_t i = 0; i < MXD_COUNT(keys); i++)
+        if (strcmp(keys[i], key) == 0) return true;
+    return false;
+}
+
+static json_t *poisoned(const json_t *v, bool users) {
+    json_t *out, *item;
+    const char *key;
+    size_t i;
+    if (json_is_string(v) && users)
+        return json_sprintf("%s%s%s", POISON, json_string_value(v), POISON);
+    if (json_is_array(v)) {
+        out = json_array();
+        json_array_foreach(v, i, item) json_array_append_new(out, poisoned(item, users));
+        return out;
+    }
+    if (!json_is_object(v)) return json_deep_copy(v);
+    out = json_object();
+    json_object_foreach((json_t *)v, key, item)
+        json_object_set_new(out, key, poisoned(item, is_users(key)));
+    return out;
+}
+
+/* No byte of the poison is trusted, and none becomes a token: there are as many special tokens as
+ * stand in trusted spans. */
+static int check_trust(const char *name, const mxd_tokenizer *tok, const mxd_rendered *r) {
+    static const char *const specials[] = {"<|im_start|>", "<|im_end|>", "<|endoftext|>"};
+    mxd_err err;
+    mxd_ids ids;
+    mxd_ids_init(&ids, &mxd_alloc_libc, 1 << 20);
+    CHECK_OK(mxd_tokenizer_encode(tok, r->spans, r->n_spans, false, &ids, &err), &err);
+    int found = 0;
+    for (size_t k = 0; k < MXD_COUNT(specials); k++) {
+        size_t n = strlen(specials[k]);
+        int32_t id = mxd_tokenizer_find(tok, specials[k], n);
+        for (size_t i = 0; i < ids.n; i++) found -= ids.ptr[i] == id;
+        for (size_t i = 0; i < r->n_spans; i++) {
+            const char *s = r->spans[i].ptr, *end = s + r->spans[i].n;
+            if (!r->spans[i].trusted) continue;
+            if (memmem(s, r->spans[i].n, "\xee\x80\x80", 3))
+                fail_msg("%s trusts '%.*s'", name, (int)r->spans[i].n, s);
+            for (; (s = memmem(s, (size_t)(end - s), specials[k], n)); s += n) found++;
+        }
+    }
+    if (found) fail_msg("%s: %d special tokens too few", name, found);
+    bool any = memmem(r->text, r->n, POISON, sizeof POISON - 1) != NULL;
+    mxd_ids_deinit(&ids);
+    return any;
+}
+
+TEST(template_no_template_trusts_a_user) {
+    json_t *talks = load("conformance/templates/conversations.json"), *expected, *talk, *unused;
+    expected = load("conformance/templates/expected.json");
+    mxd_tokenizer *tok = NULL;
+    mxd_err err = {0};
+    char path[1024], file_name[300];
+    const char *name, *key;
+    int n = 0;
+    CHECK_OK(mxd_tokenizer_open(&tok, &mxd_alloc_libc,
+                                test_path(path, "conformance/tokenizers/qwen"), &err),
+             &err);
+    json_object_foreach(expected, name, unused) {
+        size_t n_source;
+        snprintf(file_name, sizeof file_name, "conformance/templates/%s.jinja", name);
+        char *source = read_text(test_path(path, file_name), &n_source);
+        json_object_foreach(talks, key, talk) {
+            json_t *vars = poisoned(talk, false);
+            mxd_rendered r;
+            if (render(source, n_source, vars, NULL, 0, &r, &err) == MXD_OK) {
+                n += check_trust(name, tok, &r);
+                mxd_rendered_deinit(&r);
+            }
+            json_decref(vars);
+        }
+        free(source);
+    }
+    CHECK(n > 350);
+    json_decref(talks);
+    json_decref(expected);
     mxd_tokenizer_close(tok);
 }
 

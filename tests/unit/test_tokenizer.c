@@ -84,31 +84,37 @@ static const json_t *without_double(json_t *ids, const json_t *plain) {
     return ids;
 }
 
+/* Texts with their ids, and what those give. */
+static size_t run_cases(const char *name, const mxd_tokenizer *t, const json_t *cases) {
+    const json_t *c;
+    size_t i;
+    mxd_ids got;
+    mxd_ids_init(&got, &mxd_alloc_libc, 1 << 20);
+    json_array_foreach(cases, i, c) {
+        const json_t *text = json_object_get(c, "text"), *ids = json_object_get(c, "ids");
+        const char *s = json_string_value(text);
+        encode(t, s, json_string_length(text), true, false, &got);
+        check_ids(name, text, ids, &got);
+        encode(t, s, json_string_length(text), true, true, &got);
+        check_ids(name, text, without_double(json_object_get(c, "ids_special"), ids), &got);
+        check_decode(name, t, ids, false, json_object_get(c, "decoded"));
+    }
+    mxd_ids_deinit(&got);
+    return json_array_size(cases);
+}
+
 static size_t run_family(const char *family) {
     mxd_tokenizer *t = open_family(family);
     json_t *file = load_cases(family, "cases.json"), *more = load_cases(family, "decode.json");
     const json_t *c;
-    size_t i, n = 0;
-    mxd_ids got;
-    mxd_ids_init(&got, &mxd_alloc_libc, 1 << 20);
-    json_array_foreach(json_object_get(file, "cases"), i, c) {
-        const json_t *text = json_object_get(c, "text"), *ids = json_object_get(c, "ids");
-        const char *s = json_string_value(text);
-        encode(t, s, json_string_length(text), true, false, &got);
-        check_ids(family, text, ids, &got);
-        encode(t, s, json_string_length(text), true, true, &got);
-        check_ids(family, text, without_double(json_object_get(c, "ids_special"), ids), &got);
-        if (json_object_get(c, "decoded"))
-            check_decode(family, t, ids, false, json_object_get(c, "decoded"));
-        n++;
-    }
+    size_t i, n = run_cases(family, t, json_object_get(file, "cases"));
+    if (n < 500) fail_msg("%s: only %zu texts", family, n);
     json_array_foreach(json_object_get(more, "cases"), i, c) {
         const json_t *ids = json_object_get(c, "ids");
         check_decode(family, t, ids, false, json_object_get(c, "decoded"));
         check_decode(family, t, ids, true, json_object_get(c, "decoded_skip_special"));
         n++;
     }
-    mxd_ids_deinit(&got);
     json_decref(file);
     json_decref(more);
     mxd_tokenizer_close(t);
@@ -126,7 +132,29 @@ TEST(tokenizer_families) {
         if (access(test_path(path, name), R_OK) == 0) n += run_family(e->d_name);
     }
     closedir(dir);
-    CHECK(n > 1000);
+    CHECK(n > 12000);
+}
+
+TEST(tokenizer_stages) {
+    json_t *file = load_cases(".", "stages.json");
+    const json_t *stage;
+    size_t i, n = 0;
+    json_array_foreach(json_object_get(file, "stages"), i, stage) {
+        const char *name = json_string_value(json_object_get(stage, "name"));
+        mxd_tokenizer *t = NULL;
+        mxd_err err = {0};
+        mxd_buf spec;
+        mxd_buf_init(&spec, &mxd_alloc_libc, 1 << 20);
+        mxd_json_write(&spec, json_object_get(stage, "tokenizer"), NULL);
+        if (mxd_tokenizer_parse(&t, &mxd_alloc_libc, mxd_buf_str(&spec), spec.len, NULL, NULL,
+                                &err))
+            fail_msg("%s: %s", name, err.msg);
+        n += run_cases(name, t, json_object_get(stage, "cases"));
+        mxd_tokenizer_close(t);
+        mxd_buf_deinit(&spec);
+    }
+    json_decref(file);
+    CHECK(n > 2000);
 }
 
 /* ---- trust ---- */
@@ -232,6 +260,25 @@ TEST(tokenizer_long_words_take_no_quadratic_time) {
     }
     mxd_ids_deinit(&got);
     free(s);
+}
+
+/* One character with half a million marks, whose classes are out of order. */
+TEST(tokenizer_long_runs_of_marks_take_no_quadratic_time) {
+    enum { N = 500000 };
+    mxd_tokenizer *t = open_family("qwen"); /* NFC */
+    char *s = malloc(1 + 4 * N);
+    mxd_ids got;
+    CHECK(s != NULL);
+    mxd_ids_init(&got, &mxd_alloc_libc, 8 * N);
+    s[0] = 'e';
+    for (size_t i = 0; i < N; i++) memcpy(s + 1 + 4 * i, "\xcc\x81\xcc\x96", 4);
+    int64_t from = mxd_now_ms();
+    encode(t, s, 1 + 4 * N, false, false, &got);
+    if (mxd_now_ms() - from > 20000) /* 0.1 s alone; quadratic: many minutes */
+        fail_msg("%d ms", (int)(mxd_now_ms() - from));
+    mxd_ids_deinit(&got);
+    free(s);
+    mxd_tokenizer_close(t);
 }
 
 static mxd_rc parse(const char *json, mxd_tokenizer **t, mxd_err *err) {

@@ -1,6 +1,6 @@
 """Small tokenizers, one per pattern family, and what the `tokenizers` library makes of awkward strings with them.
 
-    python make_tokenizers.py [OUT]      OUT/<family>/{tokenizer.json, cases.json}
+    python make_tokenizers.py [OUT]      OUT/<family>/{tokenizer.json, cases.json, decode.json}, OUT/stages.json
 """
 
 import argparse
@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from common import GOLDENS, versions, write_json, write_json_lines
 from corpus import awkward_texts, training_lines
+from stages import STAGE_TEXTS, STAGES
 
 TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + TAIL
@@ -110,8 +111,41 @@ def byte_level(family: Family) -> Tokenizer:
     return tokenizer
 
 
-def sentencepiece_like(prepend: bool) -> Tokenizer:
-    """Llama 2's shape (prepend) or Gemma's: spaces become U+2581, unknown characters become byte tokens."""
+@dataclass
+class Spm:
+    """SentencePiece's shape: spaces become U+2581, unknown characters become byte tokens."""
+
+    name: str
+    spaces: str  # who writes the marks: "prepend" (Llama 2), "replace" (Gemma), "metaspace" (Mistral v3)
+    special: list[str] = field(default_factory=list)
+    rstrip: bool = False  # of the special tokens, as in Phi-3
+    plain_added: list[str] = field(default_factory=list)
+
+
+SPM_FAMILIES = [
+    Spm("spm", "prepend"),
+    Spm("gemma", "replace", ["<start_of_turn>", "<end_of_turn>"], plain_added=["\n\n", "\n\n\n", "\t\t"]),
+    Spm("phi3", "prepend", ["<|endoftext|>", "<|assistant|>", "<|user|>", "<|end|>"], rstrip=True),
+    Spm("mistral", "metaspace", ["[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]"]),
+]
+
+
+def spm_stages(tokenizer: Tokenizer, spaces: str) -> None:
+    replace = normalizers.Replace(" ", "\u2581")
+    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if spaces == "replace":
+        tokenizer.normalizer = replace
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    else:
+        parts.append(decoders.Strip(content=" ", left=1, right=0))
+    if spaces == "prepend":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), replace])
+    if spaces == "metaspace":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(parts)
+
+
+def sentencepiece_like(family: Spm) -> Tokenizer:
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always")
     spec = train(trained, 600, [], [])
@@ -122,16 +156,10 @@ def sentencepiece_like(prepend: bool) -> Tokenizer:
     merges = [m for m in spec["model"]["merges"] if not rare & set("".join(m))]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[tuple(m) for m in merges], unk_token="<unk>", fuse_unk=True,
                                      byte_fallback=True))
-    replace = normalizers.Replace(" ", "\u2581")
-    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
-    if prepend:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), replace])
-        parts.append(decoders.Strip(content=" ", left=1, right=0))
-    else:
-        tokenizer.normalizer = replace
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence(parts)
+    spm_stages(tokenizer, family.spaces)
     tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in keep[:3]])
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True, rstrip=family.rstrip) for t in family.special])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in family.plain_added])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", vocab["<s>"])])
     return tokenizer
@@ -170,7 +198,7 @@ def random_decodes(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     return rows
 
 
-def save(folder: Path, tokenizer: Tokenizer, texts: list[str], merges_as_text: bool = False, issue: str | None = None) -> None:
+def save(folder: Path, tokenizer: Tokenizer, texts: list[str], merges_as_text: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     spec = json.loads(tokenizer.to_str())
     if merges_as_text:
@@ -179,11 +207,19 @@ def save(folder: Path, tokenizer: Tokenizer, texts: list[str], merges_as_text: b
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     rows = cases(tokenizer, texts)
     head: dict[str, Any] = {"versions": versions("tokenizers"), "family": folder.name}
-    if issue:
-        head["issue"] = issue
     write_json_lines(folder / "cases.json", head, "cases", rows)
     write_json_lines(folder / "decode.json", head, "cases", random_decodes(tokenizer))
     print(f"{folder.name:12s} vocab {tokenizer.get_vocab_size()}  {len(rows)} cases")
+
+
+def save_stages(path: Path) -> None:
+    rows = []
+    for name, spec in STAGES.items():
+        tokenizer = Tokenizer.from_str(json.dumps(spec))
+        tokens = [t["content"] for t in spec["added_tokens"]]
+        rows.append({"name": name, "tokenizer": spec, "cases": cases(tokenizer, STAGE_TEXTS + texts_with(tokens)[:24])})
+    write_json_lines(path, {"versions": versions("tokenizers")}, "stages", rows)
+    print(f"{len(rows)} stages, {sum(len(r['cases']) for r in rows)} cases")
 
 
 def main() -> None:
@@ -194,8 +230,9 @@ def main() -> None:
         tokens = family.special + family.plain_added
         texts = awkward_texts() + texts_with(tokens) + (FLAG_TEXTS if family.flagged else [])
         save(out / family.name, byte_level(family), texts, family.merges_as_text)
-    for name, prepend in (("spm", True), ("gemma", False)):
-        save(out / name, sentencepiece_like(prepend), awkward_texts() + texts_with(["<s>", "</s>"]), issue="later")
+    for spm in SPM_FAMILIES:
+        save(out / spm.name, sentencepiece_like(spm), awkward_texts() + texts_with(["<s>", "</s>"] + spm.special + spm.plain_added))
+    save_stages(out / "stages.json")
 
 
 if __name__ == "__main__":
