@@ -246,9 +246,11 @@ typedef struct mxd_backend_ops {
     void (*linear)(mxd_backend *b, int n, const int *dst, int src, const mxd_weight *const *w);
     /* reg [rows, n_heads * head_dim], in place, by the positions of the batch. */
     void (*rope)(mxd_backend *b, int reg, int n_heads, int head_dim, const mxd_rope *r);
-    /* Writes k, v [rows, n_kv * head_dim] to the pages of `layer` (index in the shard). */
+    /* Writes k [rows, n_kv * head_dim], v [rows, n_kv * v_dim] to the pages of `layer` (index in
+     * the shard). Latent KV: v is -1. */
     void (*kv_append)(mxd_backend *b, int layer, int k, int v);
-    /* dst [rows, n_heads * head_dim] = causal attention of q over the pages, after kv_append. */
+    /* dst [rows, n_heads * v_dim] = causal attention of q over the pages, after kv_append. `layer`
+     * may be another one, whose K and V are read. */
     void (*attend)(mxd_backend *b, int layer, int dst, int q, const mxd_attention *a);
     /* dst = act(gate, up), elementwise. dst may be gate. */
     void (*gated)(mxd_backend *b, int dst, int gate, int up, mxd_act_fn act);
@@ -284,8 +286,8 @@ typedef struct mxd_backend_ops {
     void (*split)(mxd_backend *b, int first, int second, int src, int n, int a, int c);
     /* The reverse, except that a second of one group [rows, c] is repeated for every group. */
     void (*join)(mxd_backend *b, int dst, int first, int second, int n, int a, int c);
-    /* w holds one [out, in] for each head: dst [rows, n out], head h = src's [rows, n in] head h *
-     * w_h^T. Not in place. */
+    /* w holds one [out, in] for each of n heads, in a multiple of 16: dst [rows, n out], head h =
+     * src's [rows, n in] head h * w_h^T + bias_h. Not in place. */
     void (*linear_heads)(mxd_backend *b, int dst, int src, const mxd_weight *w);
     /* dst [rows, n_v d_v] = the gated delta rule over x [rows, C], z [rows, n_v d_v], b and a
      * [rows, n_v]; moves the state of `layer` on. dst may be z. x is used up. */

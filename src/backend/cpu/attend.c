@@ -4,7 +4,10 @@
  * by softmax with the exact maximum, then the weighted sum of values, in blocks of MXD_ATTN_BLOCK
  * absolute positions. A task takes up to MXD_PANEL queries of one sequence and one KV head, so that
  * keys and values are read once for all of them; where their visible ranges differ, at the causal
- * edge and at the window's, values are added query by query. */
+ * edge and at the window's, values are added query by query.
+ *
+ * Latent KV (DeepSeek-V2, arXiv 2405.04434, section 2.1.2) keeps K alone: its first v_dim values
+ * are V. A task turns a page's tiles of keys into rows once, for all of its queries. */
 #include "backend/cpu/cpu.h"
 #include "kernels/math.h"
 
@@ -77,32 +80,32 @@ static unsigned char *page_head(const cpu_kv *kv, const mxd_run *run, size_t pos
     return kv->pages + page * kv->page_bytes + (size_t)h * kv->head_bytes;
 }
 
-static size_t k_bytes(const cpu_kv *kv) { return kv->head_bytes / 2; }
-
 typedef struct append_job {
     cpu_backend *b;
     const cpu_kv *kv;
-    const cpu_reg *k, *v;
+    const cpu_reg *k, *v; /* v: NULL when latent */
 } append_job;
 
 static void append_f16(const append_job *j, unsigned char *head, size_t slot, const float *k,
                        const float *v) {
     size_t d = (size_t)j->kv->head_dim, dp = j->kv->dp;
     uint16_t *kt = (uint16_t *)(void *)head + slot / 16 * dp * 16 + slot % 16;
-    uint16_t *vt = (uint16_t *)(void *)(head + k_bytes(j->kv)) + slot * dp;
     uint16_t half[MXD_MAX_HEAD_DIM];
     j->b->k->f16_from_f32(half, k, d);
     for (size_t i = 0; i < d; i++) kt[i * 16] = half[i];
-    j->b->k->f16_from_f32(vt, v, d);
+    if (!v) return;
+    uint16_t *vt = (uint16_t *)(void *)(head + j->kv->k_bytes) + slot * j->kv->vp;
+    j->b->k->f16_from_f32(vt, v, (size_t)j->kv->v_dim);
 }
 
 static void append_f32(const append_job *j, unsigned char *head, size_t slot, const float *k,
                        const float *v) {
     size_t d = (size_t)j->kv->head_dim, dp = j->kv->dp;
     float *kt = (float *)(void *)head + slot / 16 * dp * 16 + slot % 16;
-    float *vt = (float *)(void *)(head + k_bytes(j->kv)) + slot * dp;
     for (size_t i = 0; i < d; i++) kt[i * 16] = k[i];
-    memcpy(vt, v, d * sizeof *vt);
+    if (!v) return;
+    float *vt = (float *)(void *)(head + j->kv->k_bytes) + slot * j->kv->vp;
+    memcpy(vt, v, (size_t)j->kv->v_dim * sizeof *vt);
 }
 
 static void append_task(void *ctx, int row, int thread) {
@@ -111,10 +114,10 @@ static void append_task(void *ctx, int row, int thread) {
     const mxd_run *run = &j->b->batch->runs[j->b->row_run[row]];
     size_t pos = (size_t)j->b->row_pos[row], slot = pos % MXD_KV_PAGE_TOKENS;
     for (int h = 0; h < j->kv->n_kv; h++) {
-        size_t at = (size_t)h * (size_t)j->kv->head_dim;
+        const float *k = cpu_row(j->k, row) + (size_t)h * (size_t)j->kv->head_dim;
+        const float *v = j->v ? cpu_row(j->v, row) + (size_t)h * (size_t)j->kv->v_dim : NULL;
         (j->b->kv_type == MXD_F16 ? append_f16 : append_f32)(j, page_head(j->kv, run, pos, h), slot,
-                                                             cpu_row(j->k, row) + at,
-                                                             cpu_row(j->v, row) + at);
+                                                             k, v);
     }
 }
 
@@ -122,10 +125,12 @@ void cpu_kv_append(mxd_backend *base, int layer, int k, int v) {
     cpu_backend *b = (cpu_backend *)base;
     if (!cpu_live(b)) return;
     MXD_ASSERT(layer >= 0 && layer < b->n_layers);
-    append_job j = {b, &b->kv[layer], &b->reg[k], &b->reg[v]};
+    append_job j = {b, &b->kv[layer], &b->reg[k], NULL};
+    if (!j.kv->latent) j.v = &b->reg[v];
     int width = j.kv->n_kv * j.kv->head_dim;
-    MXD_ASSERT(j.k->width == width && j.v->width == width);
-    MXD_ASSERT(j.k->rows == b->batch->n_rows && j.v->rows == b->batch->n_rows);
+    MXD_ASSERT(width && j.k->width == width && j.k->rows == b->batch->n_rows);
+    MXD_ASSERT(!j.v || j.v->width == j.kv->n_kv * j.kv->v_dim);
+    MXD_ASSERT(!j.v || j.v->rows == b->batch->n_rows);
     cpu_run(b, append_task, &j, j.k->rows, 4.0 * j.k->rows * width);
 }
 
@@ -155,6 +160,7 @@ typedef struct block { /* the queries of one task */
     int kv_head, n;
     size_t start; /* position of scores[.][0]: the first visible one, down to 16 */
     size_t lo_min, lo_max, hi_min, hi_max;
+    const unsigned char *v; /* [MXD_KV_PAGE_TOKENS, vp] of the page at hand */
     query q[MXD_PANEL];
 } block;
 
@@ -168,9 +174,10 @@ static void add_query(block *bl, int row, int head) {
     if (!bl->n || q->lo > bl->lo_max) bl->lo_max = q->lo;
     if (!bl->n || q->hi < bl->hi_min) bl->hi_min = q->hi;
     if (!bl->n || q->hi > bl->hi_max) bl->hi_max = q->hi;
-    memcpy(bl->s->q + (size_t)bl->n * j->kv->dp,
-           cpu_row(j->q, row) + (size_t)head * (size_t)j->a->head_dim,
-           (size_t)j->a->head_dim * sizeof(float));
+    size_t d = (size_t)j->kv->head_dim, dp = j->kv->dp;
+    float *to = bl->s->q + (size_t)bl->n * dp;
+    memcpy(to, cpu_row(j->q, row) + (size_t)head * d, d * sizeof *to);
+    memset(to + d, 0, (dp - d) * sizeof *to); /* where a wider layer has left something */
     bl->n++;
 }
 
@@ -178,7 +185,7 @@ static void add_query(block *bl, int row, int head) {
 static const unsigned char *key_tile(const block *bl, size_t pos) {
     const cpu_kv *kv = bl->j->kv;
     return page_head(kv, bl->run, pos, bl->kv_head) +
-           pos % MXD_KV_PAGE_TOKENS / 16 * (k_bytes(kv) / (MXD_KV_PAGE_TOKENS / 16));
+           pos % MXD_KV_PAGE_TOKENS / 16 * (kv->k_bytes / (MXD_KV_PAGE_TOKENS / 16));
 }
 
 /* scores [n, ld]: q . k for every key of the union of ranges, rounded out to tiles of 16. */
@@ -192,17 +199,16 @@ static void block_scores(block *bl) {
     }
 }
 
-/* Adds positions [lo, hi) of one page to the accumulators of n queries from t. */
+/* Adds positions [lo, hi) of the page bl->v to the accumulators of n queries from t. */
 static void mix(const block *bl, int t, int n, size_t lo, size_t hi) {
     if (lo >= hi || n < 1) return;
     const attend_job *j = bl->j;
     const cpu_backend *b = j->b;
-    size_t dp = j->kv->dp;
-    const unsigned char *v = page_head(j->kv, bl->run, lo, bl->kv_head) + k_bytes(j->kv);
-    v += lo % MXD_KV_PAGE_TOKENS * dp * mxd_ftype_bytes(b->kv_type);
-    b->k->attn_mix(bl->s->acc + (size_t)t * dp, dp,
-                   bl->s->scores + (size_t)t * b->score_ld + (lo - bl->start), b->score_ld, v,
-                   b->kv_type, hi - lo, dp, n);
+    size_t vp = j->kv->vp;
+    b->k->attn_mix(bl->s->acc + (size_t)t * vp, vp,
+                   bl->s->scores + (size_t)t * b->score_ld + (lo - bl->start), b->score_ld,
+                   bl->v + lo % MXD_KV_PAGE_TOKENS * vp * mxd_ftype_bytes(b->kv_type), b->kv_type,
+                   hi - lo, vp, n);
 }
 
 static size_t least(size_t a, size_t b) { return a < b ? a : b; }
@@ -217,9 +223,38 @@ static void mix_page(const block *bl, size_t lo, size_t hi) {
     for (int t = 0; t < bl->n; t++) mix(bl, t, 1, most(to, bl->q[t].lo), least(hi, bl->q[t].hi));
 }
 
+/* rows [16][vp] = the first vp values of a tile of keys [..][16], of 2 or 4 bytes each. */
+static void turn_tile_2(uint16_t *rows, const uint16_t *tile, size_t vp) {
+    for (size_t c = 0; c < vp; c += 16)
+        for (size_t r = 0; r < 16; r++)
+            for (size_t i = 0; i < 16; i++) rows[r * vp + c + i] = tile[(c + i) * 16 + r];
+}
+static void turn_tile_4(float *rows, const float *tile, size_t vp) {
+    for (size_t c = 0; c < vp; c += 16)
+        for (size_t r = 0; r < 16; r++)
+            for (size_t i = 0; i < 16; i++) rows[r * vp + c + i] = tile[(c + i) * 16 + r];
+}
+
+/* V [MXD_KV_PAGE_TOKENS, vp] of the page that holds positions [pos, end), none other of it read. */
+static const unsigned char *page_values(const block *bl, size_t pos, size_t end) {
+    const cpu_kv *kv = bl->j->kv;
+    if (!kv->latent) return page_head(kv, bl->run, pos, bl->kv_head) + kv->k_bytes;
+    size_t start = pos / MXD_KV_PAGE_TOKENS * MXD_KV_PAGE_TOKENS;
+    size_t tile_bytes = 16 * kv->vp * mxd_ftype_bytes(bl->j->b->kv_type);
+    for (size_t at = pos / 16 * 16; at < end; at += 16) {
+        unsigned char *to = bl->s->turned + (at - start) / 16 * tile_bytes;
+        const unsigned char *from = key_tile(bl, at);
+        if (bl->j->b->kv_type == MXD_F16)
+            turn_tile_2((uint16_t *)(void *)to, (const uint16_t *)(const void *)from, kv->vp);
+        else
+            turn_tile_4((float *)(void *)to, (const float *)(const void *)from, kv->vp);
+    }
+    return bl->s->turned;
+}
+
 static void block_values(block *bl) {
     const cpu_kv *kv = bl->j->kv;
-    size_t n = (size_t)bl->n * kv->dp;
+    size_t n = (size_t)bl->n * kv->vp;
     memset(bl->s->out, 0, n * sizeof(float));
     for (size_t first = bl->lo_min / MXD_ATTN_BLOCK * MXD_ATTN_BLOCK; first < bl->hi_max;
          first += MXD_ATTN_BLOCK) {
@@ -227,11 +262,24 @@ static void block_values(block *bl) {
         memset(bl->s->acc, 0, n * sizeof(float));
         for (size_t pos = most(first, bl->lo_min); pos < end;) {
             size_t page_end = (pos / MXD_KV_PAGE_TOKENS + 1) * MXD_KV_PAGE_TOKENS;
+            bl->v = page_values(bl, pos, least(page_end, end));
             mix_page(bl, pos, least(page_end, end));
             pos = page_end;
         }
         bl->j->b->k->add(bl->s->out, bl->s->acc, n);
     }
+}
+
+/* Scores x [n] of one query from position lo become weights; returns their sum. A sink is one more
+ * score, in the place behind the last key, whose weight nobody multiplies with a value. */
+static float weigh(const block *bl, float *x, size_t n, const query *q) {
+    const mxd_attention *a = bl->j->a;
+    const mxd_kernels *k = bl->j->b->k;
+    if (!a->softcap && !a->sinks) return k->softmax(x, n, a->scale, q->lo);
+    for (size_t i = 0; i < n; i++) x[i] *= a->scale;
+    if (a->softcap) k->softcap(x, n, a->softcap);
+    if (a->sinks) x[n++] = a->sinks->vector[q->head];
+    return k->softmax(x, n, 1, q->lo);
 }
 
 static void attend_block(block *bl) {
@@ -240,15 +288,15 @@ static void attend_block(block *bl) {
     block_scores(bl);
     for (int t = 0; t < bl->n; t++) {
         query *q = &bl->q[t];
-        q->sum = b->k->softmax(bl->s->scores + (size_t)t * b->score_ld + (q->lo - bl->start),
-                               q->hi - q->lo, j->a->scale, q->lo);
+        q->sum = weigh(bl, bl->s->scores + (size_t)t * b->score_ld + (q->lo - bl->start),
+                       q->hi - q->lo, q);
     }
     block_values(bl);
     for (int t = 0; t < bl->n; t++) {
         const query *q = &bl->q[t];
-        float *y = cpu_row(j->dst, q->row) + (size_t)q->head * (size_t)j->a->head_dim;
-        const float *o = bl->s->out + (size_t)t * j->kv->dp;
-        for (int i = 0; i < j->a->head_dim; i++) y[i] = o[i] / q->sum;
+        float *y = cpu_row(j->dst, q->row) + (size_t)q->head * (size_t)j->kv->v_dim;
+        const float *o = bl->s->out + (size_t)t * j->kv->vp;
+        for (int i = 0; i < j->kv->v_dim; i++) y[i] = o[i] / q->sum;
     }
 }
 
@@ -276,8 +324,10 @@ void cpu_attend(mxd_backend *base, int layer, int dst, int q, const mxd_attentio
     MXD_ASSERT(layer >= 0 && layer < b->n_layers);
     attend_job j = {b, &b->kv[layer], &b->reg[q], &b->reg[dst], a, 0, 0, 0, {0}};
     MXD_ASSERT(a->n_kv == j.kv->n_kv && a->head_dim == j.kv->head_dim && dst != q);
-    MXD_ASSERT(a->n_heads % a->n_kv == 0 && j.q->width == a->n_heads * a->head_dim);
-    MXD_ASSERT(j.dst->width == j.q->width && j.q->rows == b->batch->n_rows);
+    MXD_ASSERT((a->v_dim ? a->v_dim : a->head_dim) == j.kv->v_dim);
+    MXD_ASSERT(a->n_kv && a->n_heads % a->n_kv == 0 && j.q->width == a->n_heads * a->head_dim);
+    MXD_ASSERT(j.dst->width == a->n_heads * j.kv->v_dim && j.q->rows == b->batch->n_rows);
+    MXD_ASSERT(!a->sinks || (a->sinks->vector && a->sinks->in == a->n_heads));
     int per_head = a->n_heads / a->n_kv;
     j.heads_per_task = per_head < b->attn_rows ? per_head : b->attn_rows;
     j.rows_per_task = b->attn_rows / j.heads_per_task;

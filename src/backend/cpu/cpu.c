@@ -45,6 +45,7 @@ static void lay_out(cpu_backend *b, layout *l) {
     size_t panel_rows = (rows + MXD_PANEL - 1) / MXD_PANEL * MXD_PANEL;
     size_t pairs = rows * (size_t)b->moe.top_k;
     if (panel_rows < pairs) panel_rows = pairs;
+    b->panel_rows = panel_rows;
     for (int i = 0; i < b->n_regs; i++)
         b->reg[i].data = place(l, (size_t)b->reg[i].cap_rows, b->reg[i].ld * sizeof(float));
     b->panel_q = place(l, panel_rows * max_in, b->activations == MXD_ACT_I16 ? 2 : 1);
@@ -66,11 +67,19 @@ static void lay_out(cpu_backend *b, layout *l) {
         s->q = place(l, MXD_PANEL, b->max_dp * sizeof(float));
         s->acc = place(l, MXD_PANEL, b->max_dp * sizeof(float));
         s->out = place(l, MXD_PANEL, b->max_dp * sizeof(float));
+        s->turned = place(l, MXD_KV_PAGE_TOKENS, b->max_turned * mxd_ftype_bytes(b->kv_type));
     }
     b->row_pos = place(l, rows, sizeof(int32_t));
     b->row_run = place(l, rows, sizeof(int32_t));
     for (int i = 0; i < b->n_layers; i++)
         b->kv[i].pages = place(l, (size_t)b->n_pages, b->kv[i].page_bytes);
+}
+
+static bool good_kv(const mxd_kv_spec *s) {
+    if (!s->n_kv) return true;
+    int v_most = s->latent ? s->head_dim : MXD_MAX_HEAD_DIM;
+    return s->n_kv > 0 && s->n_kv <= MXD_MAX_HEADS && s->head_dim >= 1 &&
+           s->head_dim <= MXD_MAX_HEAD_DIM && s->v_dim >= 0 && s->v_dim <= v_most;
 }
 
 static mxd_rc check_shape(const mxd_step_shape *s, mxd_err *err) {
@@ -91,11 +100,33 @@ static mxd_rc check_shape(const mxd_step_shape *s, mxd_err *err) {
         return mxd_fail(err, MXD_E_INVAL, "%d experts of [%d, %d] for a row", moe->top_k,
                         moe->inner, moe->hidden);
     for (int i = 0; i < s->n_layers; i++)
-        if (s->kv[i].n_kv < 1 || s->kv[i].n_kv > MXD_MAX_HEADS || s->kv[i].head_dim < 1 ||
-            s->kv[i].head_dim > MXD_MAX_HEAD_DIM)
-            return mxd_fail(err, MXD_E_INVAL, "layer %d: %d KV heads of %d", i, s->kv[i].n_kv,
-                            s->kv[i].head_dim);
+        if (!good_kv(&s->kv[i]))
+            return mxd_fail(err, MXD_E_INVAL, "layer %d: %d KV heads of %d, V of %d", i,
+                            s->kv[i].n_kv, s->kv[i].head_dim, s->kv[i].v_dim);
     return MXD_OK;
+}
+
+static void take_kv(cpu_backend *b, const mxd_step_shape *s) {
+    b->max_dp = 16;
+    b->max_turned = 0;
+    for (int i = 0; i < s->n_layers; i++) {
+        const mxd_kv_spec *spec = &s->kv[i];
+        cpu_kv *kv = &b->kv[i];
+        *kv = (cpu_kv){.n_kv = spec->n_kv};
+        if (!kv->n_kv) continue;
+        kv->head_dim = spec->head_dim;
+        kv->v_dim = spec->v_dim ? spec->v_dim : spec->head_dim;
+        kv->latent = spec->latent;
+        kv->dp = up16((size_t)kv->head_dim);
+        kv->vp = up16((size_t)kv->v_dim);
+        size_t position = MXD_KV_PAGE_TOKENS * mxd_ftype_bytes(b->kv_type);
+        kv->k_bytes = position * kv->dp;
+        kv->head_bytes = kv->k_bytes + (kv->latent ? 0 : position * kv->vp);
+        kv->page_bytes = kv->head_bytes * (size_t)kv->n_kv;
+        if (kv->dp > b->max_dp) b->max_dp = kv->dp;
+        if (kv->vp > b->max_dp) b->max_dp = kv->vp;
+        if (kv->latent && kv->vp > b->max_turned) b->max_turned = kv->vp;
+    }
 }
 
 static void take_shape(cpu_backend *b, const mxd_step_shape *s) {
@@ -108,15 +139,7 @@ static void take_shape(cpu_backend *b, const mxd_step_shape *s) {
         b->reg[i] = (cpu_reg){.width = s->reg_width[i],
                               .cap_rows = s->reg_rows ? s->reg_rows[i] : s->max_rows,
                               .ld = up16((size_t)s->reg_width[i])};
-    b->max_dp = 16;
-    for (int i = 0; i < s->n_layers; i++) {
-        cpu_kv *kv = &b->kv[i];
-        *kv = (cpu_kv){.n_kv = s->kv[i].n_kv, .head_dim = s->kv[i].head_dim};
-        kv->dp = up16((size_t)kv->head_dim);
-        kv->head_bytes = 2 * MXD_KV_PAGE_TOKENS * kv->dp * mxd_ftype_bytes(b->kv_type);
-        kv->page_bytes = kv->head_bytes * (size_t)kv->n_kv;
-        if (kv->dp > b->max_dp) b->max_dp = kv->dp;
-    }
+    take_kv(b, s);
     b->moe = (cpu_moe){.top_k = s->moe.top_k, .hidden = s->moe.hidden, .inner = s->moe.inner};
     b->moe.wide_ld = up16((size_t)s->moe.hidden);
     b->moe.inner_ld = up16((size_t)s->moe.inner);
@@ -286,6 +309,7 @@ static const mxd_backend_ops ops = {
     .scale_positions = cpu_scale_positions,
     .split = cpu_split,
     .join = cpu_join,
+    .linear_heads = cpu_linear_heads,
 };
 
 mxd_rc cpu_open(mxd_backend **out, const mxd_alloc *al, const mxd_backend_opts *opts,

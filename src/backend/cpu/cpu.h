@@ -41,13 +41,15 @@ typedef struct cpu_reg {
     size_t ld; /* width rounded up to 16 */
 } cpu_reg;
 
-typedef struct cpu_kv {
-    int n_kv, head_dim;
-    size_t dp;                     /* head_dim rounded up to 16; what lies behind is zero */
-    size_t head_bytes, page_bytes; /* one head of one page; all heads */
+typedef struct cpu_kv { /* n_kv = 0: the layer keeps nothing */
+    int n_kv, head_dim, v_dim;
+    bool latent;                   /* V is the first v_dim values of K, and is not there */
+    size_t dp, vp;                 /* head_dim, v_dim rounded up to 16; behind them are zeros */
+    size_t k_bytes;                /* of one head of one page */
+    size_t head_bytes, page_bytes; /* with V; all heads */
     unsigned char *pages;          /* [n_pages][n_kv] heads, each K then V:
                                     * K [2 tiles][dp][16 positions]: plain tiles of 16 keys
-                                    * V [MXD_KV_PAGE_TOKENS][dp] */
+                                    * V [MXD_KV_PAGE_TOKENS][vp] */
 } cpu_kv;
 
 enum { CPU_ROPE_TABLES = 4 };
@@ -62,6 +64,7 @@ typedef struct cpu_rope_table { /* of this step; reused in turn */
 typedef struct cpu_scratch { /* of one thread */
     float *scores;           /* [attn_rows, score_ld] */
     float *q, *acc, *out;    /* [MXD_PANEL, max_dp] */
+    unsigned char *turned;   /* V of one page of latent KV, [MXD_KV_PAGE_TOKENS, max_turned] */
 } cpu_scratch;
 
 typedef struct cpu_moe_pair { /* a row at one of its experts */
@@ -106,10 +109,12 @@ typedef struct cpu_backend {
     size_t map_bytes;
     int max_rows, n_regs, n_layers, n_pages, max_context;
     cpu_reg reg[MXD_MAX_REGS];
-    cpu_kv *kv; /* [n_layers] */
-    size_t max_dp;
+    cpu_kv *kv;             /* [n_layers] */
+    size_t max_dp;          /* of K and V heads */
+    size_t max_turned;      /* of V heads of latent KV */
     unsigned char *panel_q; /* a panel of n tokens starts n * k codes after the one before */
     float *panel_s, *panel_b;
+    size_t panel_rows; /* of max_in columns */
     cpu_rope_table rope[CPU_ROPE_TABLES];
     int next_rope;
     cpu_moe moe;
@@ -153,6 +158,7 @@ void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w);
 
 /* linear.c */
 void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_weight *const *w);
+void cpu_linear_heads(mxd_backend *base, int dst, int src, const mxd_weight *w);
 
 /* What a weight's activations are grouped by; 0: used as floats. */
 static inline int cpu_act_group(const cpu_backend *b, const mxd_weight *w) {

@@ -4,6 +4,7 @@
  * into panels of MXD_PANEL, so that a tile is read once for all rows that need it. What a pair
  * gives depends on its row alone, and a row adds its pairs in the order of experts, so grouping
  * changes no bit. docs/numerics.md is the definition. */
+#include <math.h>
 #include "backend/cpu/cpu.h"
 #include "kernels/math.h"
 
@@ -30,21 +31,89 @@ static void choose(const float *p, int n, int top_k, bool *chosen) {
     }
 }
 
+/* The sum of the two largest of x [n]. */
+static float two_best(const float *x, int n) {
+    float first = -INFINITY, second = -INFINITY;
+    for (int i = 0; i < n; i++) {
+        if (x[i] > first) {
+            second = first;
+            first = x[i];
+        } else if (x[i] > second) {
+            second = x[i];
+        }
+    }
+    return first + second;
+}
+
+/* Scores of experts outside the best groups become 0. */
+static void keep_best_groups(const mxd_moe *how, float *score) {
+    int size = how->n_experts / how->n_group;
+    float worth[MXD_MAX_EXPERTS];
+    bool kept[MXD_MAX_EXPERTS] = {0};
+    for (int g = 0; g < how->n_group; g++) worth[g] = two_best(score + g * size, size);
+    choose(worth, how->n_group, how->topk_group, kept);
+    for (int e = 0; e < how->n_experts; e++)
+        if (!kept[e / size]) score[e] = 0;
+}
+
+/* p [n_experts]: logits become sigmoids. */
+static void choose_by_sigmoid(const mxd_moe *how, float *p, bool *chosen) {
+    float score[MXD_MAX_EXPERTS];
+    const float *correction = how->correction ? how->correction->vector : NULL;
+    for (int e = 0; e < how->n_experts; e++) {
+        p[e] = 1 / (1 + mxd_expf(-p[e]));
+        score[e] = correction ? p[e] + correction[e] : p[e];
+    }
+    if (how->n_group > 1) keep_best_groups(how, score);
+    choose(score, how->n_experts, how->top_k, chosen);
+}
+
+/* p [n_experts]: logits become what the router makes of them. */
+static void choose_experts(const mxd_kernels *k, const mxd_moe *how, float *p, bool *chosen) {
+    if (how->router == MXD_ROUTE_SIGMOID) {
+        choose_by_sigmoid(how, p, chosen);
+        return;
+    }
+    if (how->router == MXD_ROUTE_SOFTMAX) {
+        float sum = k->softmax(p, (size_t)how->n_experts, 1.0f, 0);
+        for (int e = 0; e < how->n_experts; e++) p[e] /= sum;
+    }
+    choose(p, how->n_experts, how->top_k, chosen);
+}
+
+/* Of the chosen, in ascending order of experts: p [top_k] become what they weigh. */
+static void weigh(const mxd_kernels *k, const mxd_moe *how, const cpu_moe_pair *pair, float *p) {
+    int n = how->top_k;
+    float sum = 0;
+    if (how->router == MXD_ROUTE_TOPK_SOFTMAX) {
+        sum = k->softmax(p, (size_t)n, 1.0f, 0);
+        for (int i = 0; i < n; i++) p[i] /= sum;
+        sum = 0;
+    }
+    for (int i = 0; i < n; i++) sum += p[i];
+    sum += how->norm_eps;
+    for (int i = 0; i < n; i++) {
+        if (how->norm_weights) p[i] /= sum;
+        if (how->weight_scale) p[i] *= how->weight_scale;
+        if (how->expert_scale) p[i] *= how->expert_scale->vector[pair[i].expert];
+    }
+}
+
 static void route_task(void *ctx, int row, int thread) {
     (void)thread;
     moe_job *j = ctx;
-    int n = j->how->n_experts, top_k = j->how->top_k, k = 0;
-    float *p = cpu_row(j->logits, row), sum = j->b->k->softmax(p, (size_t)n, 1.0f, 0), all = 0;
+    const mxd_moe *how = j->how;
+    float *p = cpu_row(j->logits, row), of_chosen[MXD_MAX_TOP_K];
     bool chosen[MXD_MAX_EXPERTS] = {0};
-    for (int e = 0; e < n; e++) p[e] /= sum;
-    choose(p, n, top_k, chosen);
-    cpu_moe_pair *pair = j->m->pairs + (size_t)row * (size_t)top_k;
-    for (int e = 0; e < n; e++) {
+    choose_experts(j->b->k, how, p, chosen);
+    cpu_moe_pair *pair = j->m->pairs + (size_t)row * (size_t)how->top_k;
+    for (int e = 0, k = 0; e < how->n_experts; e++) {
         if (!chosen[e]) continue;
-        pair[k++] = (cpu_moe_pair){.expert = e, .weight = p[e]};
-        all += p[e];
+        pair[k].expert = e;
+        of_chosen[k++] = p[e];
     }
-    for (k = 0; j->how->norm_weights && k < top_k; k++) pair[k].weight /= all;
+    weigh(j->b->k, how, pair, of_chosen);
+    for (int k = 0; k < how->top_k; k++) pair[k].weight = of_chosen[k];
 }
 
 /* Gives every pair its place behind the pairs of lower experts, and cuts groups and panels. */
@@ -122,6 +191,17 @@ static void multiply(const product *p, int i, int tile, const cpu_moe_panel *at,
     }
 }
 
+/* The expert's bias of one tile's rows, for n neighbouring pairs. */
+static void add_bias(const product *p, int i, int expert, int tile, int n, float *y) {
+    const mxd_weight *w = p->w[i];
+    int row0 = tile * MXD_TILE_ROWS, rows = w->rows - row0;
+    if (!w->bias) return;
+    if (rows > MXD_TILE_ROWS) rows = MXD_TILE_ROWS;
+    const float *bias = w->bias + (size_t)expert * (size_t)w->rows + row0;
+    for (int t = 0; t < n; t++)
+        for (int r = 0; r < rows; r++) y[(size_t)t * p->ldy + (size_t)r] += bias[r];
+}
+
 static void product_task(void *ctx, int task, int thread) {
     (void)thread;
     const product *p = ctx;
@@ -132,8 +212,11 @@ static void product_task(void *ctx, int task, int thread) {
     for (int n = 0; n < g->n_panels; n++) {
         const cpu_moe_panel *at = &p->j->m->panels[g->panel0 + n];
         float *y = p->y[i] + (size_t)at->first * p->ldy;
-        for (int tile = lo; tile < hi; tile++)
-            multiply(p, i, g->expert * n_tiles + tile, at, y + (size_t)tile * MXD_TILE_ROWS);
+        for (int tile = lo; tile < hi; tile++) {
+            float *to = y + (size_t)tile * MXD_TILE_ROWS;
+            multiply(p, i, g->expert * n_tiles + tile, at, to);
+            add_bias(p, i, g->expert, tile, at->n, to);
+        }
     }
 }
 
@@ -204,6 +287,11 @@ static void check(const moe_job *j) {
     MXD_ASSERT(h->gate->rows <= m->inner && h->down->rows == j->dst->width);
     MXD_ASSERT(h->gate->in == j->src->width && h->up->in == h->gate->in);
     MXD_ASSERT(j->src->width <= m->hidden && j->dst->width <= m->hidden);
+    MXD_ASSERT(!h->correction || h->correction->in == h->n_experts);
+    MXD_ASSERT(!h->expert_scale || h->expert_scale->in == h->n_experts);
+    MXD_ASSERT(h->n_group <= 1 ||
+               (h->n_experts % h->n_group == 0 && h->n_experts >= 2 * h->n_group &&
+                h->topk_group >= 1 && h->topk_group <= h->n_group));
 }
 
 void cpu_moe_run(mxd_backend *base, int dst, int src, int logits, const mxd_moe *how) {

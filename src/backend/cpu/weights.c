@@ -35,13 +35,19 @@ static mxd_rc check_2d(const mxd_weight_src *s, const mxd_st_tensor *t, uint64_t
         t->n_dims > 1 + more ? t->shape[1 + more] : 0, t->n_dims, rows, cols, s->experts);
 }
 
-static mxd_rc check_1d(const mxd_weight_src *s, const mxd_st_tensor *t, uint64_t n, mxd_err *err) {
-    if (t->n_dims == 1 && t->shape[0] == n && t->bytes == n * mxd_dtype_bytes(t->dtype))
+/* [out], or [experts, out]. */
+static mxd_rc check_bias(const mxd_weight_src *s, const mxd_st_tensor *t, uint64_t out,
+                         mxd_err *err) {
+    int more = s->experts > 0;
+    uint64_t n = more ? (uint64_t)s->experts : 1;
+    if (t->n_dims == 1 + more && t->shape[more] == out && (!more || t->shape[0] == n) &&
+        t->bytes == n * out * mxd_dtype_bytes(t->dtype))
         return MXD_OK;
     return mxd_fail(err, MXD_E_FORMAT,
-                    "%s: tensor '%s' has %d dimensions, first %" PRIu64
-                    "; the configuration wants [%" PRIu64 "]",
-                    s->name, t->name, t->n_dims, t->n_dims > 0 ? t->shape[0] : 0, n);
+                    "%s: tensor '%s' has %d dimensions, the last %" PRIu64
+                    "; the configuration wants [%" PRIu64 "], experts: %d",
+                    s->name, t->name, t->n_dims, t->n_dims > 0 ? t->shape[t->n_dims - 1] : 0, out,
+                    s->experts);
 }
 
 /* The bits of the tile that a format lives in; 0: there is no such format. Codes of 2 and 3 bits
@@ -126,10 +132,7 @@ static mxd_rc check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err)
         MXD_TRY(check_2d(s, s->weight, (uint64_t)s->out, (uint64_t)s->in, err));
         w->tile_bytes = mxd_ftile_bytes((size_t)s->in, w->type);
     }
-    if (s->bias && s->experts)
-        return mxd_fail(err, MXD_E_UNSUPPORTED, "%s: experts with a bias", s->name);
-    if (s->bias) MXD_TRY(check_1d(s, s->bias, (uint64_t)s->out, err));
-    return MXD_OK;
+    return s->bias ? check_bias(s, s->bias, (uint64_t)s->out, err) : MXD_OK;
 }
 
 /* ------------------------------------------------------------------------------------- reading */
@@ -303,6 +306,18 @@ static mxd_rc load_vector(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     return read_floats(b, s, s->weight, 0, (size_t)s->in, s->add, w->vector, err);
 }
 
+/* [rows], one after the other for experts. */
+static mxd_rc load_bias(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
+    size_t n = s->experts ? (size_t)s->experts : 1, rows = (size_t)w->rows;
+    w->bias = MXD_NEW(b->al, n * rows, float);
+    if (!w->bias) return mxd_fail(err, MXD_E_NOMEM, "%s: bias", s->name);
+    w->bytes += (uint64_t)(n * rows) * sizeof(float);
+    for (size_t e = 0; e < n; e++)
+        MXD_TRY(read_floats(b, s, s->bias, e * (size_t)s->out + (size_t)s->row0, rows, 0,
+                            w->bias + e * rows, err));
+    return MXD_OK;
+}
+
 static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
     MXD_TRY(check_matrix(s, w, err));
     if (w->tile_bytes > (SIZE_MAX - 64) / (size_t)w->n_tiles)
@@ -317,12 +332,7 @@ static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     cpu_want_large_pages(w->mem, w->mem_bytes);
     w->tiles = (unsigned char *)(((uintptr_t)w->mem + 63) & ~(uintptr_t)63);
     w->bytes += w->mem_bytes;
-    if (s->bias) {
-        w->bias = MXD_NEW(b->al, (size_t)w->rows, float);
-        if (!w->bias) return mxd_fail(err, MXD_E_NOMEM, "%s: bias", s->name);
-        w->bytes += (uint64_t)w->rows * sizeof(float);
-        MXD_TRY(read_floats(b, s, s->bias, (size_t)s->row0, (size_t)w->rows, 0, w->bias, err));
-    }
+    if (s->bias) MXD_TRY(load_bias(b, s, w, err));
     return load_tiles(b, s, w, err);
 }
 
