@@ -85,6 +85,8 @@ typedef struct mxd_weight_src {
     int col0, cols; /* LOOKUP only: the part along in, on group edges; cols = 0: all */
     int block_k;    /* canonical block along in: a multiple of quant.group (and of 16) */
     float add;      /* vectors: added to each element (gemma: 1 + w) */
+    int columns;    /* vectors: [in / columns, columns] in the file, column after column in memory;
+                     * 0: in the file's order */
     int experts;    /* matrices: [experts, out, in], one for each expert (or head); 0: plain. Their
                      * bias is [experts, out] */
 } mxd_weight_src;
@@ -101,7 +103,7 @@ typedef struct mxd_kv_spec { /* one layer of the shard */
 /* Recurrent state of one layer of the shard, for every sequence. channels = 0: none. */
 typedef struct mxd_state_spec {
     int channels, conv;    /* the last conv - 1 inputs of a causal convolution over channels */
-    int n_heads, d_v, d_k; /* a matrix [d_v, d_k] for each head, float32 */
+    int n_heads, d_v, d_k; /* a matrix [d_v, d_k] for each head, float32; multiples of 16 */
 } mxd_state_spec;
 
 /* What the `moe` operations of a step need at most; all 0: there are none. */
@@ -124,7 +126,7 @@ typedef struct mxd_step_shape {
     const mxd_state_spec *state; /* [n_layers]; NULL when n_states is 0 */
 } mxd_step_shape;
 
-enum { MXD_MAX_REGS = 32, MXD_MAX_EXPERTS = 1024, MXD_MAX_TOP_K = 64 };
+enum { MXD_MAX_REGS = 32, MXD_MAX_EXPERTS = 1024, MXD_MAX_TOP_K = 64, MXD_MAX_CONV = 16 };
 
 /* Neighbouring rows that belong to one sequence. */
 typedef struct mxd_run {
@@ -205,13 +207,15 @@ typedef struct mxd_moe {
  *   beta = sigmoid(b),  g = exp(-exp(a_log) softplus(a + dt_bias))          of each value head
  *   S = g S;  delta = beta (v - S k);  S = S + delta k^T;  y = S q          [d_v, d_k], float32
  *   y = rms_norm(y, norm) * silu(z)                                         of each value head
- * Value head h reads key head h / (H_v / H_k). */
+ * Value head h reads key head h / (H_v / H_k). Channels: all of q, all of k, all of v. */
 typedef struct mxd_delta_net {
-    const mxd_weight *conv_w;          /* vector [C * conv]: channel by channel, oldest first */
+    const mxd_weight *conv_w;          /* vector [conv, C]: the oldest input's weights first */
     const mxd_weight *a_log, *dt_bias; /* [n_v] */
     const mxd_weight *norm;            /* [d_v] */
     int n_k, n_v, d_k, d_v, conv;
-    float eps; /* of the norm of y */
+    bool by_key_head; /* x holds, for each key head, its q, its k, and v of its H_v / H_k value
+                       * heads; else it holds channels in their order */
+    float eps;        /* of the norm of y */
 } mxd_delta_net;
 
 /* --------------------------------------------------------------------------------- the operations
@@ -290,7 +294,7 @@ typedef struct mxd_backend_ops {
      * src's [rows, n in] head h * w_h^T + bias_h. Not in place. */
     void (*linear_heads)(mxd_backend *b, int dst, int src, const mxd_weight *w);
     /* dst [rows, n_v d_v] = the gated delta rule over x [rows, C], z [rows, n_v d_v], b and a
-     * [rows, n_v]; moves the state of `layer` on. dst may be z. x is used up. */
+     * [rows, n_v]; moves the state of `layer` on. dst may be z. x, b and a are used up. */
     void (*delta_net)(mxd_backend *b, int layer, int dst, int x, int z, int beta, int a,
                       const mxd_delta_net *how);
     /* Between steps: the recurrent state `to` becomes that of `from`, all layers. */

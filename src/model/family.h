@@ -25,6 +25,7 @@ typedef struct mxd_decl {
     bool global;        /* `path` stands behind "model.", not behind a layer */
     float add;          /* vectors: to each element */
     bool flat;          /* vectors: any shape of `in` numbers, not [in] alone */
+    int columns;        /* vectors: rows of so many, kept column after column; 0: as they are */
 } mxd_decl;
 
 /* The weights of one layer, in the order of the family's declarations. */

@@ -56,7 +56,8 @@ mxd_rc mxd_source(const mxd_model *m, const mxd_decl *d, int layer, char path[25
                             .out = d->out,
                             .in = d->in,
                             .experts = d->experts,
-                            .add = d->add};
+                            .add = d->add,
+                            .columns = d->columns};
     if (d->use & MXD_W_VECTOR) return vector_source(m, d, path, src, err);
     if (d->whole) {
         src->out = d->whole;

@@ -292,6 +292,24 @@ static mxd_rc load_tiles(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w,
     return mxd_wrap(err, j.err.rc, "%s", s->name);
 }
 
+/* [rows, columns] becomes [columns, rows]. */
+static void turn(float *to, const float *from, size_t rows, size_t columns) {
+    for (size_t r = 0; r < rows; r++)
+        for (size_t c = 0; c < columns; c++) to[c * rows + r] = from[r * columns + c];
+}
+
+static mxd_rc read_turned(cpu_backend *b, const mxd_weight_src *s, float *to, mxd_err *err) {
+    if (s->columns < 0 || s->in % s->columns)
+        return mxd_fail(err, MXD_E_INVAL, "%s: %d numbers in %d columns", s->name, s->in,
+                        s->columns);
+    float *rows = MXD_NEW(b->al, (size_t)s->in, float);
+    if (!rows) return mxd_fail(err, MXD_E_NOMEM, "%s: %d floats", s->name, s->in);
+    mxd_rc rc = read_floats(b, s, s->weight, 0, (size_t)s->in, s->add, rows, err);
+    if (!rc) turn(to, rows, (size_t)(s->in / s->columns), (size_t)s->columns);
+    mxd_free(b->al, rows);
+    return rc;
+}
+
 static mxd_rc load_vector(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
     if (s->quant.mode != MXD_Q_NONE)
         return mxd_fail(err, MXD_E_UNSUPPORTED, "%s: a quantised vector", s->name);
@@ -303,6 +321,7 @@ static mxd_rc load_vector(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     w->vector = MXD_NEW(b->al, (size_t)s->in, float);
     if (!w->vector) return mxd_fail(err, MXD_E_NOMEM, "%s: %d floats", s->name, s->in);
     w->bytes += (uint64_t)s->in * sizeof(float);
+    if (s->columns) return read_turned(b, s, w->vector, err);
     return read_floats(b, s, s->weight, 0, (size_t)s->in, s->add, w->vector, err);
 }
 
