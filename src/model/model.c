@@ -120,6 +120,9 @@ static mxd_rc rope_table(mxd_model *m, const mxd_rope_spec *spec, float **inv_fr
     if (!*inv_freq) return mxd_fail(err, MXD_E_NOMEM, "RoPE table");
     float scale = mxd_rope_make(spec, *inv_freq);
     *rope = (mxd_rope){spec->dims, *inv_freq, scale, spec->interleaved, NULL};
+    if (spec->kind != MXD_ROPE_DYNAMIC) return MXD_OK;
+    m->rope_dynamic = (mxd_rope_dynamic){spec->theta, spec->factor, spec->original};
+    rope->dynamic = &m->rope_dynamic;
     return MXD_OK;
 }
 

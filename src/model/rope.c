@@ -17,8 +17,10 @@ static const struct {
     const char *name;
     mxd_rope_kind kind;
 } kinds[] = {
-    {"default", MXD_ROPE_DEFAULT}, {"linear", MXD_ROPE_LINEAR},     {"llama3", MXD_ROPE_LLAMA3},
-    {"yarn", MXD_ROPE_YARN},       {"longrope", MXD_ROPE_LONGROPE}, {"su", MXD_ROPE_LONGROPE},
+    {"default", MXD_ROPE_DEFAULT},   {"linear", MXD_ROPE_LINEAR},
+    {"llama3", MXD_ROPE_LLAMA3},     {"yarn", MXD_ROPE_YARN},
+    {"longrope", MXD_ROPE_LONGROPE}, {"su", MXD_ROPE_LONGROPE},
+    {"dynamic", MXD_ROPE_DYNAMIC},   {"proportional", MXD_ROPE_PROPORTIONAL},
 };
 
 /* The kind is "type", else "rope_type", else "default". */
@@ -33,7 +35,7 @@ static mxd_rc read_kind(mxd_rope_spec *s, const json_t *o, mxd_err *err) {
         }
     return mxd_fail(err, MXD_E_UNSUPPORTED,
                     "config.json: RoPE kind '%s' is not supported; supported: default, linear, "
-                    "llama3, yarn, longrope, su",
+                    "llama3, yarn, longrope, su, dynamic, proportional",
                     name);
 }
 
@@ -87,15 +89,24 @@ static mxd_rc read_longrope(mxd_rope_spec *s, const json_t *o, const json_t *con
                     s->dims / 2);
 }
 
-mxd_rc mxd_rope_read(mxd_rope_spec *s, const json_t *config, int context, double theta,
-                     mxd_err *err) {
-    const json_t *o = mxd_config_get(config, "rope_parameters"); /* newer files keep both in here */
-    const json_t *base = o && mxd_config_get(o, "rope_theta") ? o : config;
-    if (!o) o = mxd_config_get(config, "rope_scaling");
-    MXD_TRY(mxd_config_real(base, "rope_theta", 1, 1e12, theta, &s->theta, err));
-    if (!o) return MXD_OK;
-    if (!json_is_object(o))
-        return mxd_fail(err, MXD_E_FORMAT, "config.json: 'rope_scaling' must be an object");
+static mxd_rc read_dynamic(mxd_rope_spec *s, const json_t *o, int context, mxd_err *err) {
+    MXD_TRY(read_factor(s, o, err));
+    s->original = context;
+    if (s->dims > 2) return MXD_OK;
+    return mxd_fail(err, MXD_E_FORMAT, "config.json: dynamic RoPE needs heads of more than 2");
+}
+
+static mxd_rc read_proportional(mxd_rope_spec *s, const json_t *o, mxd_err *err) {
+    double part;
+    MXD_TRY(mxd_config_real(o, "factor", 1e-3, 1e6, 1, &s->factor, err));
+    MXD_TRY(mxd_config_real(o, "partial_rotary_factor", 0, 1, 1, &part, err));
+    s->rotated = (int)(s->dims * part);
+    return MXD_OK;
+}
+
+/* What the scaling `o` of the file says; the base has been read. */
+static mxd_rc read_scaling(mxd_rope_spec *s, const json_t *o, const json_t *config, int context,
+                           mxd_err *err) {
     MXD_TRY(read_kind(s, o, err));
     switch (s->kind) {
     case MXD_ROPE_DEFAULT:
@@ -110,8 +121,36 @@ mxd_rc mxd_rope_read(mxd_rope_spec *s, const json_t *config, int context, double
     case MXD_ROPE_YARN:
         MXD_TRY(read_factor(s, o, err));
         return read_yarn(s, o, err);
+    case MXD_ROPE_DYNAMIC:
+        return read_dynamic(s, o, context, err);
+    case MXD_ROPE_PROPORTIONAL:
+        return read_proportional(s, o, err);
     }
     return MXD_OK;
+}
+
+mxd_rc mxd_rope_read(mxd_rope_spec *s, const json_t *config, int context, double theta,
+                     mxd_err *err) {
+    const json_t *o = mxd_config_get(config, "rope_parameters"); /* newer files keep both in here */
+    const json_t *base = o && mxd_config_get(o, "rope_theta") ? o : config;
+    if (!o) o = mxd_config_get(config, "rope_scaling");
+    MXD_TRY(mxd_config_real(base, "rope_theta", 1, 1e12, theta, &s->theta, err));
+    if (!o) return MXD_OK;
+    if (!json_is_object(o))
+        return mxd_fail(err, MXD_E_FORMAT, "config.json: 'rope_scaling' must be an object");
+    return read_scaling(s, o, config, context, err);
+}
+
+mxd_rc mxd_rope_read_type(mxd_rope_spec *s, const json_t *config, const char *layer_type,
+                          int context, double theta, bool *there, mxd_err *err) {
+    const json_t *o = mxd_config_get(mxd_config_get(config, "rope_parameters"), layer_type);
+    *there = o != NULL;
+    if (!o) return MXD_OK;
+    if (!json_is_object(o))
+        return mxd_fail(err, MXD_E_FORMAT, "config.json: 'rope_parameters.%s' must be an object",
+                        layer_type);
+    MXD_TRY(mxd_config_real(o, "rope_theta", 1, 1e12, theta, &s->theta, err));
+    return read_scaling(s, o, config, context, err);
 }
 
 /* --------------------------------------------------------------------------------------- making */
@@ -163,9 +202,13 @@ float mxd_rope_make(const mxd_rope_spec *s, float *inv_freq) {
         double f = mxd_exp64(-2.0 * i / s->dims * ln_theta);
         switch (s->kind) {
         case MXD_ROPE_DEFAULT:
+        case MXD_ROPE_DYNAMIC: /* up to the context */
             break;
         case MXD_ROPE_LINEAR:
             f /= s->factor;
+            break;
+        case MXD_ROPE_PROPORTIONAL:
+            f = 2 * i < s->rotated ? f / s->factor : 0;
             break;
         case MXD_ROPE_LLAMA3:
             f = llama3(s, f);

@@ -15,7 +15,9 @@ typedef enum mxd_rope_kind {
     MXD_ROPE_LINEAR,
     MXD_ROPE_LLAMA3,
     MXD_ROPE_YARN,
-    MXD_ROPE_LONGROPE, /* also named "su" */
+    MXD_ROPE_LONGROPE,     /* also named "su" */
+    MXD_ROPE_DYNAMIC,      /* the base grows with the position, past the context */
+    MXD_ROPE_PROPORTIONAL, /* some pairs turn, with the frequencies of all */
 } mxd_rope_kind;
 
 typedef struct mxd_rope_spec {
@@ -23,8 +25,10 @@ typedef struct mxd_rope_spec {
     int dims; /* the first values of each head that turn; even */
     bool interleaved;
     double theta;
-    double factor;                 /* linear, llama3, yarn; longrope: context / original */
-    double original;               /* tokens of context before it was stretched */
+    double factor;   /* linear, llama3, yarn, dynamic, proportional; longrope: context / original */
+    double original; /* tokens of context before it was stretched */
+    int rotated;     /* proportional: of dims, the values that turn: pairs (i, i + dims/2) with
+                      * 2 i < rotated */
     double low, high;              /* llama3: low_freq_factor, high_freq_factor */
     double beta_fast, beta_slow;   /* yarn: turns over `original` where the ramp starts and ends */
     double mscale, mscale_all_dim; /* yarn */
@@ -38,6 +42,11 @@ typedef struct mxd_rope_spec {
  * Errors: E_FORMAT, E_UNSUPPORTED the kind. */
 mxd_rc mxd_rope_read(mxd_rope_spec *out, const json_t *config, int context, double theta,
                      mxd_err *err) MXD_MUST_USE;
+
+/* The same from rope_parameters[layer_type], where newer files keep one for each type of layer;
+ * *there is false, and nothing done, when this file has none. */
+mxd_rc mxd_rope_read_type(mxd_rope_spec *out, const json_t *config, const char *layer_type,
+                          int context, double theta, bool *there, mxd_err *err) MXD_MUST_USE;
 
 /* Fills inv_freq [dims / 2]. Returns the factor of the rotated values (mxd_rope.scale). */
 float mxd_rope_make(const mxd_rope_spec *s, float *inv_freq);

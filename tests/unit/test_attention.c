@@ -229,6 +229,41 @@ TEST(backend_attention_has_the_same_bits_however_it_is_cut) {
     }
 }
 
+/* Dynamic RoPE: the frequencies of the table up to the context, those of a grown base behind. */
+TEST(backend_rope_with_a_growing_base) {
+    enum { DIMS = 8, C = 20, N = 64, PIECE = 13 };
+    const mxd_rope_dynamic grow = {10000, 3, C};
+    float inv[DIMS / 2], x[N * DIMS], y[N * DIMS];
+    for (int i = 0; i < DIMS / 2; i++) inv[i] = (float)pow(10000, -2.0 * i / DIMS);
+    for (int i = 0; i < N * DIMS; i++) x[i] = kit_noise("x", (uint64_t)i);
+    mxd_backend *b = NULL;
+    mxd_err err = {0};
+    CHECK_OK(mxd_backend_open(&b, &mxd_alloc_libc, "cpu", NULL, &err), &err);
+    mxd_kv_spec kv = {1, DIMS};
+    mxd_step_shape shape = {N, 1, (int[]){DIMS}, NULL, 1, &kv, 2, N};
+    CHECK_OK(b->ops->setup(b, &shape, &err), &err);
+    int32_t pages[2] = {1, 0};
+    const mxd_rope r = {DIMS, inv, 1, false, &grow};
+    for (int pos = 0; pos < N; pos += PIECE) {
+        mxd_run run = {0, N - pos < PIECE ? N - pos : PIECE, pos, pages};
+        b->ops->begin(b, &(mxd_batch){run.n, 1, &run, NULL});
+        b->ops->input(b, 0, x + pos * DIMS);
+        b->ops->rope(b, 0, 1, DIMS, &r);
+        CHECK_OK(b->ops->output(b, 0, y + pos * DIMS, &err), &err);
+        CHECK_OK(b->ops->end(b, &err), &err);
+    }
+    for (int pos = 0; pos < N; pos++)
+        for (int i = 0; i < DIMS / 2; i++) {
+            double n = pos + 1 > C ? pos + 1 : C;
+            double base = 10000 * pow(3 * n / C - 2, DIMS / (DIMS - 2.0));
+            double angle = pos * pow(base, -2.0 * i / DIMS);
+            double u = x[pos * DIMS + i], v = x[pos * DIMS + i + DIMS / 2];
+            CHECK(fabs(y[pos * DIMS + i] - (u * cos(angle) - v * sin(angle))) <= 2e-5);
+            CHECK(fabs(y[pos * DIMS + i + DIMS / 2] - (v * cos(angle) + u * sin(angle))) <= 2e-5);
+        }
+    b->ops->close(b);
+}
+
 /* A sink far above every score takes all of the weight; far below, none. */
 TEST(backend_attention_with_extreme_sinks_stays_finite) {
     mxd_err err = {0};

@@ -178,21 +178,27 @@ static float *format_product(const mxd_st *st, const format *f, mxd_backend_opts
     return y;
 }
 
-static void check_format_lookup(const mxd_st *st, const format *f, const float *want) {
+/* y [F_ROWS, cols] = columns [col0, col0 + cols) of every row, looked up. */
+static void format_rows(const mxd_st *st, const format *f, int col0, int cols, float *y) {
     mxd_weight_src s = format_src(st, f);
     int32_t ids[F_ROWS];
-    float y[F_ROWS * F_IN];
     mxd_err err = {0};
     mxd_run run = {0, F_ROWS, 0, NULL};
     for (int i = 0; i < F_ROWS; i++) ids[i] = i;
+    if (cols < F_IN) s.use = MXD_W_LOOKUP, s.col0 = col0, s.cols = cols;
     mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 2});
     mxd_weight *w = load(b, &s);
-    setup(b, F_ROWS, 1, (int[]){F_IN});
+    setup(b, F_ROWS, 1, &cols);
     b->ops->begin(b, &(mxd_batch){F_ROWS, 1, &run, ids});
     b->ops->embed(b, 0, w);
     CHECK_OK(b->ops->output(b, 0, y, &err), &err);
     CHECK_OK(b->ops->end(b, &err), &err);
     b->ops->close(b);
+}
+
+static void check_format_lookup(const mxd_st *st, const format *f, const float *want) {
+    float y[F_ROWS * F_IN];
+    format_rows(st, f, 0, F_IN, y);
     float near = f->q.mode == MXD_Q_AFFINE ? 3e-7f : 0; /* MLX rounds the product as well */
     for (int i = 0; i < F_ROWS * F_IN; i++) {
         float most = 0; /* of the row: a value may be the difference of two larger ones */
@@ -289,6 +295,55 @@ TEST(backend_format_slices_have_the_bits_of_the_whole) {
         free(whole), free(part);
     }
     free(x);
+    mxd_st_close(st);
+}
+
+TEST(backend_column_slices_have_the_bits_of_the_whole) {
+    mxd_st *st = open_formats();
+    for (size_t i = 0; i < MXD_COUNT(formats); i++) {
+        float whole[F_ROWS * F_IN], part[F_ROWS * F_IN];
+        int group = formats[i].q.group;
+        format_rows(st, &formats[i], 0, F_IN, whole);
+        for (int col0 = 0; group < F_IN && col0 < F_IN; col0 += group) {
+            format_rows(st, &formats[i], col0, group, part);
+            for (int r = 0; r < F_ROWS; r++)
+                if (memcmp(part + r * group, whole + r * F_IN + col0, (size_t)group * sizeof *part))
+                    fail_msg("%s: row %d from column %d differs", formats[i].name, r, col0);
+        }
+    }
+    mxd_st_close(st);
+}
+
+TEST(backend_refuses_columns_that_do_not_fit) {
+    static const struct {
+        const char *name;
+        mxd_quant q;
+        unsigned use;
+        int col0, cols;
+        mxd_rc rc;
+    } rows[] = {
+        {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, 96, 32, MXD_OK},
+        {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, 96, 64, MXD_E_INVAL},
+        {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, -32, 64, MXD_E_INVAL},
+        {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, 32, 0, MXD_E_INVAL},
+        {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, 16, 32, MXD_E_UNSUPPORTED},
+        {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, 32, 16, MXD_E_UNSUPPORTED},
+        {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LINEAR, 32, 32, MXD_E_INVAL},
+    };
+    mxd_st *st = open_formats();
+    for (size_t i = 0; i < MXD_COUNT(rows); i++) {
+        const format f = {rows[i].name, rows[i].q};
+        mxd_weight_src s = format_src(st, &f);
+        s.use = rows[i].use;
+        s.col0 = rows[i].col0;
+        s.cols = rows[i].cols;
+        mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 1});
+        mxd_weight *w = NULL;
+        mxd_err err = {0};
+        mxd_rc rc = b->ops->load(b, &s, &w, &err);
+        if (rc != rows[i].rc) fail_msg("row %zu: %s: %s", i, mxd_rc_name(rc), err.msg);
+        b->ops->close(b);
+    }
     mxd_st_close(st);
 }
 

@@ -450,8 +450,13 @@ static const struct {
     {"llama", "rope_scaling", "{\"type\":\"su\"}", MXD_E_FORMAT, "16 numbers"},
     {"llama", "rope_scaling", LONG "2,\"original_max_position_embeddings\":1}", MXD_E_FORMAT,
      "'original_max_position_embeddings'"},
-    {"llama", "rope_scaling", "{\"type\":\"dynamic\",\"factor\":2}", MXD_E_UNSUPPORTED,
-     "supported: default, linear, llama3, yarn, longrope, su"},
+    {"llama", "rope_scaling", "{\"type\":\"dynamic\",\"factor\":2}", MXD_OK, NULL},
+    {"llama", "rope_scaling", "{\"type\":\"dynamic\"}", MXD_E_FORMAT, "'factor'"},
+    {"llama", "rope_scaling", "{\"type\":\"proportional\"}", MXD_OK, NULL},
+    {"llama", "rope_scaling", "{\"type\":\"proportional\",\"partial_rotary_factor\":2}",
+     MXD_E_FORMAT, "must be 0 to 1"},
+    {"llama", "rope_scaling", "{\"type\":\"spiral\",\"factor\":2}", MXD_E_UNSUPPORTED,
+     "supported: default, linear, llama3, yarn, longrope, su, dynamic, proportional"},
     {"llama", "quantization_config", "{\"quant_method\":\"awq\",\"version\":\"gemm\"}",
      MXD_E_UNSUPPORTED, "quantized by 'awq', which is not MLX's format"},
     {"llama", "quantization_config", "{\"quant_method\":\"mlx\",\"bits\":4,\"group_size\":64}",
@@ -702,9 +707,19 @@ static const struct {
      256,
      {0.25, 0.039622328, 0.006279716, 0.0009952677, 0.00015773933},
      1},
+    {"{\"type\":\"proportional\",\"factor\":2,\"partial_rotary_factor\":0.5}", /* 3 pairs */
+     10000,
+     256,
+     {0.5, 0.079244657, 0.012559432, 0, 0},
+     1},
+    {"{\"type\":\"dynamic\",\"factor\":4}", /* up to the context */
+     10000,
+     256,
+     {1.0, 0.15848931, 0.025118864, 0.0039810717, 0.00063095734},
+     1},
 };
 
-static bool near(double got, double want) { return got > want * 0.99999 && got < want * 1.00001; }
+static bool near(double got, double want) { return got >= want * 0.99999 && got <= want * 1.00001; }
 
 TEST(model_rope_frequencies) {
     for (size_t i = 0; i < MXD_COUNT(rope_rows); i++) {
@@ -722,6 +737,23 @@ TEST(model_rope_frequencies) {
                 fail_msg("row %zu: frequency %d is %.9g", i, k, (double)f[k]);
         json_decref(c);
     }
+}
+
+TEST(model_rope_of_a_layer_type) {
+    mxd_err err = {0};
+    mxd_rope_spec s = {.dims = 10};
+    bool there;
+    json_t *c = json_loads("{\"rope_theta\":7,\"rope_parameters\":{\"full_attention\":"
+                           "{\"rope_theta\":100,\"rope_type\":\"linear\",\"factor\":4},"
+                           "\"sliding_attention\":[],\"x\":null}}",
+                           0, NULL);
+    CHECK_OK(mxd_rope_read_type(&s, c, "full_attention", 256, 10000, &there, &err), &err);
+    CHECK(there && s.theta == 100 && s.kind == MXD_ROPE_LINEAR && s.factor == 4);
+    CHECK_OK(mxd_rope_read_type(&s, c, "x", 256, 10000, &there, &err), &err);
+    CHECK(!there && s.theta == 100);
+    CHECK_EQ(mxd_rope_read_type(&s, c, "sliding_attention", 256, 1, &there, &err), MXD_E_FORMAT);
+    CHECK(strstr(err.msg, "rope_parameters.sliding_attention"));
+    json_decref(c);
 }
 
 /* ------------------------------------------------------------------------------ quantization */

@@ -9,6 +9,7 @@
  * Latent KV (DeepSeek-V2, arXiv 2405.04434, section 2.1.2) keeps K alone: its first v_dim values
  * are V. A task turns a page's tiles of keys into rows once, for all of its queries. */
 #include "backend/cpu/cpu.h"
+#include "base/dmath.h"
 #include "kernels/math.h"
 
 /* ----------------------------------------------------------------------------------- rotation */
@@ -21,15 +22,25 @@ typedef struct rope_job {
     int n_heads, head_dim;
 } rope_job;
 
+/* ln of the base at a position past the context; 0: the table's frequencies hold. */
+static double grown_base(const mxd_rope *r, int pos) {
+    const mxd_rope_dynamic *d = r->dynamic;
+    if (!d || pos < d->context) return 0;
+    double stretch = d->factor * (pos + 1) / d->context - (d->factor - 1);
+    return mxd_log64(d->theta) + (double)r->dims / (r->dims - 2) * mxd_log64(stretch);
+}
+
 static void table_task(void *ctx, int row, int thread) {
     (void)thread;
     rope_job *j = ctx;
     size_t half = (size_t)j->r->dims / 2;
     float pos = (float)j->b->row_pos[row];
+    double ln_base = grown_base(j->r, j->b->row_pos[row]);
     float *cs = j->table->cs + (size_t)row * half, *sn = j->table->sn + (size_t)row * half;
     for (size_t i = 0; i < half; i++) {
-        float s, c;
-        mxd_sincosf(pos * j->r->inv_freq[i], &s, &c);
+        float s, c, f = j->r->inv_freq[i];
+        if (ln_base > 0) f = (float)mxd_exp64(-2.0 * (double)i / j->r->dims * ln_base);
+        mxd_sincosf(pos * f, &s, &c);
         cs[i] = c * j->r->scale;
         sn[i] = s * j->r->scale;
     }

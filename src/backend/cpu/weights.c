@@ -104,24 +104,42 @@ static mxd_rc check_quantised(const mxd_weight_src *s, mxd_weight *w, mxd_err *e
                         s->block_k, group);
     w->quantised = tile != 16;
     w->type = MXD_BF16; /* of mxfp8, which is plain from here on */
-    w->q.k = (size_t)s->in;
+    w->q.k = (size_t)w->in;
     w->q.block_k = w->block_k;
     w->q.group = group;
     w->q.bits = tile;
     w->tile_bytes =
-        w->quantised ? mxd_qtile_bytes(&w->q) : mxd_ftile_bytes((size_t)s->in, MXD_BF16);
+        w->quantised ? mxd_qtile_bytes(&w->q) : mxd_ftile_bytes((size_t)w->in, MXD_BF16);
+    return MXD_OK;
+}
+
+/* A part along `in`, which only rows by token id can have. */
+static mxd_rc check_columns(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
+    int group = s->quant.mode == MXD_Q_NONE ? 1 : s->quant.group;
+    if (!s->cols && !s->col0) return MXD_OK;
+    if (s->use != MXD_W_LOOKUP || s->experts || s->col0 < 0 || s->cols < 1 ||
+        s->cols > s->in - s->col0)
+        return mxd_fail(err, MXD_E_INVAL, "%s: columns [%d, +%d) of %d", s->name, s->col0, s->cols,
+                        s->in);
+    if (group < 1 || s->col0 % group || s->cols % group)
+        return mxd_fail(err, MXD_E_UNSUPPORTED,
+                        "%s: columns [%d, +%d) cut a quantisation group of %d: use a repository "
+                        "with smaller groups",
+                        s->name, s->col0, s->cols, group);
+    w->in = s->cols;
     return MXD_OK;
 }
 
 /* Fills in everything of `w` that needs no data. */
 static mxd_rc check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
+    MXD_TRY(check_columns(s, w, err));
     w->rows = s->rows ? s->rows : s->out - s->row0;
     if (s->row0 < 0 || w->rows < 1 || w->rows > s->out - s->row0)
         return mxd_fail(err, MXD_E_INVAL, "%s: rows [%d, +%d) of %d", s->name, s->row0, s->rows,
                         s->out);
     if (s->block_k < 0 || s->block_k % 16 || (!s->block_k && (s->use & MXD_W_LINEAR)))
         return mxd_fail(err, MXD_E_INVAL, "%s: block of %d columns", s->name, s->block_k);
-    w->block_k = s->block_k ? (size_t)s->block_k : ((size_t)s->in + 15) / 16 * 16;
+    w->block_k = s->block_k ? (size_t)s->block_k : ((size_t)w->in + 15) / 16 * 16;
     w->experts = s->experts;
     w->expert_tiles = (w->rows - 1) / MXD_TILE_ROWS + 1;
     w->n_tiles = w->expert_tiles * (s->experts ? s->experts : 1);
@@ -130,7 +148,7 @@ static mxd_rc check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err)
     } else {
         MXD_TRY(check_float(s, s->weight, &w->type, err));
         MXD_TRY(check_2d(s, s->weight, (uint64_t)s->out, (uint64_t)s->in, err));
-        w->tile_bytes = mxd_ftile_bytes((size_t)s->in, w->type);
+        w->tile_bytes = mxd_ftile_bytes((size_t)w->in, w->type);
     }
     return s->bias ? check_bias(s, s->bias, (uint64_t)s->out, err) : MXD_OK;
 }
@@ -220,6 +238,16 @@ static mxd_rc pack_tile(const load_job *j, unsigned char *to, unsigned char *wid
     return MXD_OK;
 }
 
+/* n rows from `row`, of which `bytes` each are ours. */
+static mxd_rc read_rows(const mxd_weight_src *s, const mxd_st_tensor *t, size_t row, size_t n,
+                        size_t bytes, unsigned char *to, mxd_err *err) {
+    if (!s->cols) return mxd_st_read(s->st, t, row * bytes, to, n * bytes, err);
+    size_t whole = t->bytes / (size_t)s->out, from = bytes * (size_t)s->col0 / (size_t)s->cols;
+    for (size_t r = 0; r < n; r++)
+        MXD_TRY(mxd_st_read(s->st, t, (row + r) * whole + from, to + r * bytes, bytes, err));
+    return MXD_OK;
+}
+
 /* Reads n rows from `row`, and packs them into tiles from `tile`. */
 static mxd_rc load_rows(load_job *j, unsigned char *stage, int tile, size_t row, size_t n,
                         mxd_err *err) {
@@ -227,12 +255,9 @@ static mxd_rc load_rows(load_job *j, unsigned char *stage, int tile, size_t row,
     mxd_weight *w = j->w;
     unsigned char *codes = stage + j->wide_bytes, *scales = codes + n * j->code_bytes;
     unsigned char *biases = scales + n * j->scale_bytes;
-    MXD_TRY(mxd_st_read(s->st, s->weight, row * j->code_bytes, codes, n * j->code_bytes, err));
-    if (j->scale_bytes)
-        MXD_TRY(
-            mxd_st_read(s->st, s->scales, row * j->scale_bytes, scales, n * j->scale_bytes, err));
-    if (j->bias_bytes)
-        MXD_TRY(mxd_st_read(s->st, s->biases, row * j->bias_bytes, biases, n * j->bias_bytes, err));
+    MXD_TRY(read_rows(s, s->weight, row, n, j->code_bytes, codes, err));
+    if (j->scale_bytes) MXD_TRY(read_rows(s, s->scales, row, n, j->scale_bytes, scales, err));
+    if (j->bias_bytes) MXD_TRY(read_rows(s, s->biases, row, n, j->bias_bytes, biases, err));
     for (size_t r = 0; r < n; r += MXD_TILE_ROWS, tile++) {
         int m = n - r < MXD_TILE_ROWS ? (int)(n - r) : MXD_TILE_ROWS;
         file_rows f = {codes + r * j->code_bytes, scales + r * j->scale_bytes,
@@ -261,7 +286,7 @@ static void load_task(void *ctx, int task, int thread) {
 static void size_rows(load_job *j) {
     const mxd_weight_src *s = j->src;
     const mxd_weight *w = j->w;
-    size_t in = (size_t)s->in;
+    size_t in = (size_t)w->in;
     if (s->quant.mode == MXD_Q_NONE) {
         j->code_bytes = in * mxd_ftype_bytes(w->type);
         return;
