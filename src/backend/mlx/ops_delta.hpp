@@ -128,13 +128,24 @@ inline array stacked(const engine &e, const delta_layer &l, const delta_group &g
     return mx::stack(parts, 0, e.stream);
 }
 
+// x [B, n, C] as all of q, all of k, all of v.
+inline array in_order(const engine &e, const delta_layer &l, const array &x) {
+    const mxd_delta_net &h = l.how;
+    if (!h.by_key_head) return x;
+    int b = x.shape(0), n = x.shape(1), group = l.channels / h.n_k;
+    array heads = mx::reshape(x, {b, n, h.n_k, group}, e.stream);
+    std::vector<array> parts;
+    for (auto [from, to] : {std::pair{0, h.d_k}, {h.d_k, 2 * h.d_k}, {2 * h.d_k, group}})
+        parts.push_back(mx::reshape(part(e, heads, 3, from, to), {b, n, -1}, e.stream));
+    return mx::concatenate(parts, 2, e.stream);
+}
+
 // Each channel by itself over the last `conv` inputs, then silu.
 // x [B, conv - 1 + n, C]: [B, n, C]
 inline array convolved(const engine &e, const delta_layer &l, const array &x, int n) {
     const mx::Stream &s = e.stream;
-    array w =
-        mx::reshape(vector_of(l.how.conv_w, l.channels * l.how.conv), {l.channels, l.how.conv}, s);
-    array by = mx::transpose(w, s); // oldest first
+    array by = mx::reshape(vector_of(l.how.conv_w, l.channels * l.how.conv),
+                           {l.how.conv, l.channels}, s); // oldest first
     array y = mx::multiply(part(e, x, 1, 0, n), part(e, by, 0, 0, 1), s);
     for (int j = 1; j < l.how.conv; j++)
         y = mx::add(y, mx::multiply(part(e, x, 1, j, j + n), part(e, by, 0, j, j + 1), s), s);
@@ -195,7 +206,7 @@ inline array delta_of_group(engine &e, const delta_layer &l, const delta_group &
     auto rows = [&](const array &r) {
         return mx::reshape(part(e, r, 0, g.row0, last), {count, g.n, r.shape(1)}, s);
     };
-    array in = rows(x);
+    array in = in_order(e, l, rows(x));
     if (h.conv > 1)
         in = mx::concatenate({stacked(e, l, g, &seq_state::inputs, {h.conv - 1, l.channels}), in},
                              1, s);

@@ -36,7 +36,7 @@ inline mxd_rc check_layers(const engine &e, const mxd_step_shape &s, mxd_err *er
                                 kv.head_dim, kv.v_dim);
         if (!s.n_states || !s.state[i].channels) continue;
         const mxd_state_spec &st = s.state[i];
-        if (st.channels < 1 || st.channels > (1 << 24) || st.conv < 1 || st.conv > 64 ||
+        if (st.channels < 1 || st.channels > (1 << 24) || st.conv < 1 || st.conv > MXD_MAX_CONV ||
             st.n_heads < 1 || st.n_heads > MXD_MAX_HEADS || st.d_v < 1 ||
             st.d_v > MXD_MAX_HEAD_DIM || st.d_k < 1 || st.d_k > MXD_MAX_HEAD_DIM)
             return e.host->fail(err, MXD_E_INVAL,

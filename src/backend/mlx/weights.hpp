@@ -103,11 +103,15 @@ struct reader {
     }
 };
 
-// n floats in their order: the shape is not looked at, only how many there are.
+// n floats in the file's order or column after column: the shape is not looked at, only how many
+// there are.
 inline mxd_rc load_vector(const reader &r, mxd_weight *w, std::optional<array> *data) {
     const mxd_weight_src &s = r.src;
     if (s.quant.mode != MXD_Q_NONE)
         return r.e.host->fail(r.err, MXD_E_UNSUPPORTED, "%s: a quantised vector", s.name);
+    if (s.columns < 0 || (s.columns && s.in % s.columns))
+        return r.e.host->fail(r.err, MXD_E_INVAL, "%s: %d numbers in %d columns", s.name, s.in,
+                              s.columns);
     mxd_st_tensor flat = *s.weight;
     uint64_t n = 1;
     for (int i = 0; i < flat.n_dims; i++) n *= flat.shape[i];
@@ -115,10 +119,14 @@ inline mxd_rc load_vector(const reader &r, mxd_weight *w, std::optional<array> *
     flat.shape[0] = n;
     w->rows = 1;
     if (mxd_rc rc = r.floats(&flat, {{s.in, 0, s.in}}, data)) return rc;
-    if (s.add != 0) {
-        *data = mx::add(**data, array(s.add), r.e.stream);
-        (*data)->eval();
+    array v = **data;
+    if (s.columns) {
+        v = mx::transpose(mx::reshape(v, {s.in / s.columns, s.columns}, r.e.stream), r.e.stream);
+        v = mx::reshape(v, {s.in}, r.e.stream);
     }
+    if (s.add != 0) v = mx::add(v, array(s.add), r.e.stream);
+    v.eval();
+    *data = std::move(v);
     return MXD_OK;
 }
 
