@@ -74,7 +74,8 @@ void mlx_kit_fp(kit *k, const char *name, mxd_qmode mode, int rows, int cols) {
     kit_tensor *w = bytes_of(k, name, ".weight", MXD_DTYPE_U32, rows, cols * bits_of(mode) / 32);
     for (uint64_t i = 0; i < w->bytes; i++) {
         int byte = (int)(128 + 127 * kit_noise(w->name, i));
-        bool nan = mode == MXD_Q_MXFP8 && (byte & 127) == 127; /* no number in MLX, and in no file */
+        bool nan =
+            mode == MXD_Q_MXFP8 && (byte & 127) == 127; /* no number in MLX, and in no file */
         w->data[i] = (unsigned char)(nan ? byte - 1 : byte);
     }
     kit_tensor *s = bytes_of(k, name, ".scales", MXD_DTYPE_U8, rows, cols / group_of(mode));
