@@ -57,6 +57,13 @@ mxd_rc mxd_blocks_windows(mxd_hparams *hp, const json_t *c, mxd_err *err) {
     return mxd_config_int(c, "sliding_window", 1, MXD_MAX_CONTEXT, -1, &hp->window, err);
 }
 
+mxd_rc mxd_blocks_pattern(mxd_hparams *hp, const json_t *c, int pattern, mxd_err *err) {
+    if (mxd_config_get(c, "layer_types")) return mxd_blocks_windows(hp, c, err);
+    MXD_TRY(mxd_config_int(c, "sliding_window_pattern", 1, MXD_MAX_LAYERS, pattern, &pattern, err));
+    for (int i = 0; i < hp->n_layers; i++) hp->sliding[i] = (i + 1) % pattern != 0;
+    return mxd_config_int(c, "sliding_window", 1, MXD_MAX_CONTEXT, -1, &hp->window, err);
+}
+
 int mxd_blocks_declare(const mxd_hparams *hp, mxd_decl *out) {
     int D = hp->hidden, F = hp->intermediate, d = hp->head_dim;
     int q = hp->n_heads * d, kv = hp->n_kv * d;

@@ -31,6 +31,10 @@ mxd_rc mxd_blocks_configure(mxd_hparams *hp, const json_t *c, int context,
  * Errors: E_FORMAT; E_UNSUPPORTED a type of another name. */
 mxd_rc mxd_blocks_windows(mxd_hparams *hp, const json_t *c, mxd_err *err) MXD_MUST_USE;
 
+/* The same where files may have no "layer_types": all layers but each "sliding_window_pattern"th,
+ * by default `pattern`, are sliding then. Errors: E_FORMAT, E_UNSUPPORTED. */
+mxd_rc mxd_blocks_pattern(mxd_hparams *hp, const json_t *c, int pattern, mxd_err *err) MXD_MUST_USE;
+
 /* The weights above by their usual names; returns MXD_BLOCK_N. */
 int mxd_blocks_declare(const mxd_hparams *hp, mxd_decl *out);
 void mxd_blocks_registers(const mxd_hparams *hp, mxd_regs *r);

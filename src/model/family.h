@@ -13,7 +13,8 @@ enum { MXD_MAX_LAYER_WEIGHTS = 32 };
 
 /* One weight of a layer, or of the embedding or head. */
 typedef struct mxd_decl {
-    const char *path;   /* behind "model.layers.N.", or the whole module path */
+    const char *path;   /* behind "model.layers.N.", or the whole module path; NULL: this layer has
+                         * no such weight, all else is 0 */
     unsigned use;       /* MXD_W_* */
     int out, in;        /* a vector is [1, in] */
     int unit;           /* columns that must stay together when `in` is cut; 0: any group edge */
@@ -51,6 +52,9 @@ typedef struct mxd_family {
 
     /* What most families leave out. */
 
+    /* A JSON object: keys that config.json may leave out, and what they are then. */
+    const char *defaults;
+
     /* What layer `layer` keeps of the past; NULL: {n_kv, head_dim}. */
     mxd_kv_spec (*kv)(const mxd_hparams *hp, int layer);
     /* True of a tensor of the layer that is there and not used ("self_attn.k_proj.weight"). */
@@ -59,14 +63,24 @@ typedef struct mxd_family {
     void (*start)(const struct mxd_model *m);
 } mxd_family;
 
-/* A repository that wraps a language model (vision, audio): its model_type, where the wrapped one's
- * configuration is, and what that is called when it does not say. */
+/* A repository that wraps a language model (vision, audio) and keeps its configuration in
+ * "text_config". */
 typedef struct mxd_wrapper {
-    const char *model_type, *text_type;
+    const char *model_type, *text_type; /* the wrapped one's name, when it does not say */
+    const char *defaults;               /* as of a family, before its own; NULL: none */
+    int vocab; /* the "vocab_size" outside is what holds, and this when there is none; 0: the
+                * wrapped one's holds */
 } mxd_wrapper;
 
-extern const mxd_family mxd_family_llama, mxd_family_phi3, mxd_family_qwen2, mxd_family_qwen3,
-    mxd_family_qwen3_moe;
+extern const mxd_family mxd_family_gemma2;
+extern const mxd_family mxd_family_gemma3_text;
+extern const mxd_family mxd_family_gemma4_text;
+extern const mxd_family mxd_family_llama;
+extern const mxd_family mxd_family_ministral3;
+extern const mxd_family mxd_family_phi3;
+extern const mxd_family mxd_family_qwen2;
+extern const mxd_family mxd_family_qwen3;
+extern const mxd_family mxd_family_qwen3_moe;
 
 enum { MXD_REG_X = 0, MXD_REG_H = 1, MXD_REG_LOGITS = 2, MXD_REG_FAMILY = 3 }; /* shared meaning */
 
@@ -76,7 +90,7 @@ struct mxd_model {
     mxd_hparams hp;
     mxd_st *st;
     json_t *config;     /* as in the file */
-    const json_t *text; /* the language model's part of it, or all */
+    json_t *text;       /* the language model's part of it, or all; defaults filled in */
     const char *prefix; /* of every tensor's name: "", or "language_model." */
     char *folder;
 

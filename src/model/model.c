@@ -10,8 +10,9 @@
 
 /* Adding a family is one file and one line here. */
 static const mxd_family *const families[] = {
-    &mxd_family_llama, &mxd_family_phi3,      &mxd_family_qwen2,
-    &mxd_family_qwen3, &mxd_family_qwen3_moe,
+    &mxd_family_gemma2, /* one a line */
+    &mxd_family_gemma3_text, &mxd_family_gemma4_text, &mxd_family_llama, &mxd_family_ministral3,
+    &mxd_family_phi3,        &mxd_family_qwen2,       &mxd_family_qwen3, &mxd_family_qwen3_moe,
 };
 
 /* Names that mean another family. */
@@ -28,8 +29,11 @@ static const struct {
 };
 
 static const mxd_wrapper wrappers[] = {
-    {"mistral3", "ministral3"},  {"gemma3", "gemma3_text"},           {"gemma4", "gemma4_text"},
-    {"qwen3_5", "qwen3_5_text"}, {"qwen3_5_moe", "qwen3_5_moe_text"},
+    {"gemma3", "gemma3_text", "{\"num_attention_heads\": 8, \"num_key_value_heads\": 4}", 262208},
+    {"gemma4", "gemma4_text", "{\"num_attention_heads\": 8, \"num_key_value_heads\": 1}", 262144},
+    {"mistral3", "mistral", NULL, 0},
+    {"qwen3_5", "qwen3_5_text", NULL, 0},
+    {"qwen3_5_moe", "qwen3_5_moe_text", NULL, 0},
 };
 
 /* -------------------------------------------------------------------------------- which family */
@@ -71,6 +75,24 @@ static mxd_rc find_family(const char *type, const mxd_family **out, mxd_err *err
 
 /* --------------------------------------------------------------------------------- config.json */
 
+/* Keys that are missing get the values of the JSON object `defaults`, when there is one. */
+static mxd_rc fill_in(json_t *text, const char *defaults, mxd_err *err) {
+    if (!defaults) return MXD_OK;
+    json_t *d = json_loads(defaults, 0, NULL);
+    bool ok = d && json_object_update_missing(text, d) == 0;
+    json_decref(d);
+    return ok ? MXD_OK : mxd_fail(err, MXD_E_NOMEM, "config.json");
+}
+
+/* The vocabulary that a wrapper names outside of its language model's keys. */
+static mxd_rc outer_vocab(const mxd_model *m, json_t *text, int otherwise, mxd_err *err) {
+    int n;
+    if (!otherwise) return MXD_OK;
+    MXD_TRY(mxd_config_int(m->config, "vocab_size", 2, MXD_MAX_VOCAB, otherwise, &n, err));
+    bool ok = json_object_set_new(text, "vocab_size", json_integer(n)) == 0;
+    return ok ? MXD_OK : mxd_fail(err, MXD_E_NOMEM, "config.json");
+}
+
 /* A wrapper keeps the language model's keys in "text_config"; a quantization of all stays outside.
  * Sets m->text and m->prefix, and *name to the type of the language model. */
 static mxd_rc unwrap(mxd_model *m, const char **name, mxd_err *err) {
@@ -88,6 +110,8 @@ static mxd_rc unwrap(mxd_model *m, const char **name, mxd_err *err) {
         const json_t *inner = mxd_config_get(m->text, "model_type");
         *name = json_is_string(inner) ? json_string_value(inner) : wrappers[i].text_type;
         m->prefix = "language_model.";
+        MXD_TRY(fill_in(m->text, wrappers[i].defaults, err));
+        return outer_vocab(m, m->text, wrappers[i].vocab, err);
     }
     return MXD_OK;
 }
@@ -111,6 +135,7 @@ static mxd_rc read_config(mxd_model *m, mxd_err *err) {
     MXD_TRY(find_family(name, &m->family, err));
     snprintf(m->hp.model_type, sizeof m->hp.model_type, "%s", m->family->model_type);
     MXD_TRY(mxd_quant_check_method(m->config, err));
+    MXD_TRY(fill_in(m->text, m->family->defaults, err));
     return m->family->configure(&m->hp, m->text, err);
 }
 
@@ -145,6 +170,7 @@ static mxd_rc open_all(mxd_model *m, mxd_err *err) {
     snprintf(head, sizeof head, "%slm_head.weight", m->prefix);
     bool no_head = !mxd_st_find(m->st, head);
     MXD_TRY(mxd_config_bool(m->text, "tie_word_embeddings", no_head, &m->hp.tied, err));
+    if (m->hp.head_decides) m->hp.tied = no_head;
     MXD_TRY(make_rope(m, err));
     return mxd_check_tensors(m, err);
 }

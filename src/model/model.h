@@ -44,6 +44,17 @@ typedef struct mxd_hp_delta {
     bool recurrent[MXD_MAX_LAYERS];
 } mxd_hp_delta;
 
+/* Layers of two kinds, sliding and full, and layers with an input of their own (Gemma 4). All 0:
+ * all layers are alike. */
+typedef struct mxd_hp_kinds {
+    int full_head_dim, full_n_kv; /* of full layers */
+    bool full_k_is_v;             /* V of full layers is their K as it was projected */
+    int n_shared;                 /* the last layers keep no K and V: they read those of the last
+                                   * layer before all of them that is of their kind */
+    int shared_intermediate;      /* width of their MLP */
+    int input, input_vocab;       /* width of each layer's own input, 0: none; rows of its table */
+} mxd_hp_kinds;
+
 typedef struct mxd_hparams {
     char model_type[48];
     int n_layers, hidden, n_vocab, n_heads, n_kv, head_dim, intermediate;
@@ -52,6 +63,7 @@ typedef struct mxd_hparams {
     mxd_rope_spec rope;
     mxd_rope_spec rope_local; /* of the sliding layers, when dims > 0; else they use `rope` */
     bool tied;                /* logits use the embedding matrix */
+    bool head_decides;        /* they do when the files have no head, whatever config.json says */
     bool attention_bias, mlp_bias;
     int window; /* of the layers that are sliding: keys a query sees, itself included */
     bool sliding[MXD_MAX_LAYERS];
@@ -60,11 +72,14 @@ typedef struct mxd_hparams {
     float embed_scale;   /* of embeddings; 0 means 1 */
     float logit_softcap; /* 0: none */
     float norm_add;      /* to the final norm's weight (gemma: 1 + w) */
+    float position_beta; /* queries grow with the position: mxd_backend_ops.scale_positions */
+    int position_length; /* 0: they do not */
     mxd_hp_moe moe;
     mxd_hp_mla mla;
     mxd_hp_delta delta;
+    mxd_hp_kinds kinds;
     int last_cut; /* layers from here on read K and V of the layers before them, so a stage that
-                   * holds one holds all of them from here; 0: any cut will do */
+                   * holds one holds all of them from here; 0: any cut will do; -1: none will */
     bool reembed; /* every stage needs the embedding, not the first alone */
 } mxd_hparams;
 

@@ -25,7 +25,8 @@ static mxd_rc load_layer(loading *l, int layer, mxd_err *err) {
     mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
     int n = mxd_declare(l->m, layer, decls);
     mxd_weight **w = l->m->layers[layer - l->m->layer0].w;
-    for (int d = 0; d < n; d++) MXD_TRY(load_one(l, &decls[d], layer, &w[d], err));
+    for (int d = 0; d < n; d++)
+        if (decls[d].path) MXD_TRY(load_one(l, &decls[d], layer, &w[d], err));
     return MXD_OK;
 }
 
@@ -107,7 +108,8 @@ static mxd_rc check_backend(const mxd_model *m, const mxd_backend *b, mxd_err *e
 
 static mxd_rc check_range(const mxd_model *m, const mxd_load_opts *opts, mxd_err *err) {
     int cut = m->hp.last_cut;
-    if (!cut || opts->layer0 <= cut) return MXD_OK;
+    if (!cut || opts->layer0 <= cut || !opts->layer0) return MXD_OK;
+    if (cut < 0) cut = 0;
     return mxd_fail(
         err, MXD_E_INVAL,
         "layers %d to %d: the layers from %d on share keys and values with those before "

@@ -3,20 +3,24 @@
 
 /* ----------------------------------------------------------------------------- parameters */
 
-/* Weights of a layer, counting `of_each` of the experts. */
-static uint64_t layer_params(const mxd_model *m, int layer, int of_each) {
+/* Weights of a layer, counting `of_each` of the experts; tables that are only looked up when
+ * `tables`. */
+static uint64_t layer_params(const mxd_model *m, int layer, int of_each, bool tables) {
     mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
     int n = mxd_declare(m, layer, decls);
     uint64_t sum = 0;
-    for (int d = 0; d < n; d++)
+    for (int d = 0; d < n; d++) {
+        if (decls[d].use == MXD_W_LOOKUP && !tables) continue;
         sum += (uint64_t)decls[d].out * (uint64_t)decls[d].in *
                (uint64_t)(decls[d].experts ? of_each : 1);
+    }
     return sum;
 }
 
 uint64_t mxd_model_params(const mxd_model *m) {
     uint64_t layers = 0, rest = (uint64_t)m->hp.n_vocab * (uint64_t)m->hp.hidden;
-    for (int l = 0; l < m->hp.n_layers; l++) layers += layer_params(m, l, m->hp.moe.n_experts);
+    for (int l = 0; l < m->hp.n_layers; l++)
+        layers += layer_params(m, l, m->hp.moe.n_experts, true);
     return layers + (m->hp.tied ? rest : 2 * rest) + (uint64_t)m->hp.hidden;
 }
 
@@ -104,7 +108,7 @@ void mxd_model_sizes_get(const mxd_model *m, int max_rows, int kv_bytes_each,
     MXD_ASSERT(mxd_decl_bytes(m, &head, -1, &out->head_bytes, &n, NULL) == MXD_OK);
     for (int l = 0; l < hp->n_layers; l++) {
         MXD_ASSERT(mxd_layer_bytes(m, l, &out->layer_bytes[l], &n, NULL) == MXD_OK);
-        out->layer_ops += (double)layer_params(m, l, hp->moe.top_k) / hp->n_layers;
+        out->layer_ops += (double)layer_params(m, l, hp->moe.top_k, false) / hp->n_layers;
         out->layer_kv_bytes[l] = kv_width(mxd_layer_kv(m, l)) * (uint64_t)kv_bytes_each;
         out->layer_state_bytes[l] = state_bytes(mxd_layer_state(hp, l));
     }

@@ -14,7 +14,8 @@ typedef struct mxd_model_sizes {
     uint64_t embed_bytes, head_bytes;           /* first stage; last stage (norm and head) */
     bool tied;                                  /* one node with both holds them once */
     bool reembed;                               /* every stage holds the embedding */
-    int last_cut;               /* layers from here on stay on one stage; 0: cut anywhere */
+    int last_cut;               /* layers from here on stay on one stage; 0: cut anywhere;
+                                 * -1: all layers stay together */
     uint64_t scratch_bytes;     /* per node: registers, buffers */
     uint64_t hidden_bytes;      /* of one position on the wire */
     double layer_ops, head_ops; /* multiply-adds of one position; mean of layers */

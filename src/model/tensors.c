@@ -126,7 +126,8 @@ mxd_rc mxd_layer_bytes(const mxd_model *m, int layer, uint64_t *sum, size_t *n_t
                        mxd_err *err) {
     mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
     int n = mxd_declare(m, layer, decls);
-    for (int d = 0; d < n; d++) MXD_TRY(mxd_decl_bytes(m, &decls[d], layer, sum, n_tensors, err));
+    for (int d = 0; d < n; d++)
+        if (decls[d].path) MXD_TRY(mxd_decl_bytes(m, &decls[d], layer, sum, n_tensors, err));
     return MXD_OK;
 }
 
@@ -135,6 +136,7 @@ static bool declared(const mxd_model *m, int layer, const char *name, bool globa
     mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
     int n_decls = mxd_declare(m, layer, decls);
     for (int d = 0; d < n_decls; d++) {
+        if (!decls[d].path) continue;
         size_t n = strlen(decls[d].path);
         bool end = decls[d].param ? name[n] == 0 : name[n] == '.';
         if (decls[d].global == global && strncmp(name, decls[d].path, n) == 0 && end) return true;

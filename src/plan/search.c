@@ -85,6 +85,7 @@ static mxd_rc open_table(table *x, const mxd_plan_task *t, size_t n_sets, mxd_er
     x->most_s = INFINITY;
     x->n_cuts = 0;
     int last = t->model->last_cut ? t->model->last_cut : layers - 1;
+    if (last < 0) last = 0;
     for (int l = 0; l <= last; l += step) x->cut[x->n_cuts++] = l;
     x->cut[x->n_cuts++] = layers;
     size_t n = n_sets * (size_t)t->n_nodes * (size_t)x->n_cuts;
