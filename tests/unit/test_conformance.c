@@ -7,15 +7,19 @@
 #include <math.h>
 #include <stdlib.h>
 #include "kernels/kernels.h"
+#include "model/sizes.h"
 #include "runtime/shard.h"
 
 enum { MAX_PARTS = 3, CTX = 160, MAX_HIDDEN = 192, ROWS = 128 };
 
 static const char *const models[] = {
-    "tied-bf16",       "untied-f16", "deep-f32-scales", "kv3-inter320",  "hidden192",
-    "two-shards",      "plain-bf16", "plain-f32",       "llama-llama3",  "llama-yarn-bias",
-    "mistral-sliding", "qwen2-tied", "qwen2-kv3-f16",   "phi3-longrope", "phi3-plain",
-    "mixed-overrides", "moe-8bit",   "moe-mixed"};
+    "tied-bf16",       "untied-f16",     "deep-f32-scales", "kv3-inter320",     "hidden192",
+    "two-shards",      "plain-bf16",     "plain-f32",       "llama-llama3",     "llama-yarn-bias",
+    "mistral-sliding", "qwen2-tied",     "qwen2-kv3-f16",   "phi3-longrope",    "phi3-plain",
+    "mixed-overrides", "moe-8bit",       "moe-mixed",       "llama-dynamic",    "gemma2-capped",
+    "gemma2-plain",    "gemma3-window",  "gemma3-head",     "gemma3-wrapped",   "gemma4-shared",
+    "gemma4-experts",  "gemma4-wrapped", "ministral3-yarn", "mistral3-wrapped", "mistral3-llama",
+};
 
 /* ------------------------------------------------------------- a model over one or more shards */
 
@@ -31,25 +35,24 @@ typedef struct pipeline {
     float hidden[2][ROWS * MAX_HIDDEN];
 } pipeline;
 
-static int n_layers_of(const char *folder) {
-    char path[1200];
-    snprintf(path, sizeof path, "%s/config.json", folder);
-    json_t *c = json_load_file(path, 0, NULL);
-    int n = (int)json_integer_value(json_object_get(c, "num_hidden_layers"));
-    json_decref(c);
-    return n;
+/* Where part i of `parts` starts. Layers that share K and V stay together. */
+static int cut_of(const mxd_model_sizes *m, int i, int parts) {
+    if (i == 0) return 0;
+    if (i == parts) return m->n_layers;
+    return m->last_cut ? m->last_cut * i / (parts - 1) : m->n_layers * i / parts;
 }
 
 static pipeline *open_pipeline(const char *folder, const setting *s) {
     mxd_err err = {0};
     pipeline *p = calloc(1, sizeof *p);
     CHECK(p);
-    int layers = n_layers_of(folder);
-    p->n_parts = s->parts;
-    for (int i = 0; i < s->parts; i++) {
+    static mxd_model_sizes sizes;
+    CHECK_OK(mxd_model_sizes_read(&sizes, &mxd_alloc_libc, folder, ROWS, 2, &err), &err);
+    p->n_parts = sizes.last_cut < 0 ? 1 : s->parts;
+    for (int i = 0; i < p->n_parts; i++) {
         mxd_shard_opts o = {.folder = folder,
-                            .layer0 = layers * i / s->parts,
-                            .layer1 = layers * (i + 1) / s->parts,
+                            .layer0 = cut_of(&sizes, i, p->n_parts),
+                            .layer1 = cut_of(&sizes, i + 1, p->n_parts),
                             .n_slots = 4,
                             .ctx = CTX,
                             .max_rows = ROWS,
@@ -266,6 +269,8 @@ TEST(conformance_bits_do_not_depend_on_split_chunk_batch_kernels_float32) {
     invariance("mistral-sliding", MXD_ACT_F32, false); /* windows, and where chunks cut them */
     invariance("phi3-plain", MXD_ACT_F32, false);      /* parts of a matrix */
     invariance("moe-mixed", MXD_ACT_F32, false);
+    invariance("gemma2-capped", MXD_ACT_F32, false);
+    invariance("gemma4-shared", MXD_ACT_F32, false); /* layers that read others' K and V */
 }
 
 /* ---------------------------------------------------------------- what quantised activations cost
