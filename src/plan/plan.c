@@ -224,6 +224,12 @@ static mxd_rc follow_split(mxd_plan_task *t, const mxd_plan_opts *o, mxd_plan_cu
     if (at != t->model->n_layers)
         return mxd_fail(err, MXD_E_INVAL, "the layer split gives out %d layers, the model has %d",
                         at, t->model->n_layers);
+    int last = t->model->last_cut;
+    if (last && c->at[c->n - 1] > 0 && c->at[c->n - 1] > last)
+        return mxd_fail(err, MXD_E_INVAL,
+                        "the layer split cuts at layer %d, but layers from %d on share keys and "
+                        "values and stay together",
+                        c->at[c->n - 1], last < 0 ? 0 : last);
     for (int i = 0; i < c->n; i++)
         if (!mxd_plan_fits(t, c->node[i], c->at[i], c->at[i + 1])) return no_fit(t, c, err);
     mxd_plan_time(t, c);

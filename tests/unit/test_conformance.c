@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include "kernels/kernels.h"
+#include "model/sizes.h"
 #include "runtime/shard.h"
 
 enum { MAX_PARTS = 3, CTX = 160, MAX_HIDDEN = 192, ROWS = 128 };
@@ -18,7 +19,10 @@ static const char *const models[] = {
     "qwen2-kv3-f16",     "phi3-longrope",   "phi3-plain",          "mixed-overrides",
     "moe-8bit",          "moe-mixed",       "qwen3-next-moe",      "qwen3-next-plain",
     "qwen3_5-6bit",      "qwen3_5-vision",  "qwen3_5-unconverted", "qwen3_5_moe-4bit",
-    "qwen3_5_moe-plain",
+    "qwen3_5_moe-plain", "llama-dynamic",   "gemma2-capped",       "gemma2-plain",
+    "gemma3-window",     "gemma3-head",     "gemma3-wrapped",      "gemma4-shared",
+    "gemma4-experts",    "gemma4-wrapped",  "ministral3-yarn",     "mistral3-wrapped",
+    "mistral3-llama",
 };
 
 /* ------------------------------------------------------------- a model over one or more shards */
@@ -35,26 +39,24 @@ typedef struct pipeline {
     float hidden[2][ROWS * MAX_HIDDEN];
 } pipeline;
 
-static int n_layers_of(const char *folder) {
-    char path[1200];
-    snprintf(path, sizeof path, "%s/config.json", folder);
-    json_t *c = json_load_file(path, 0, NULL);
-    const json_t *text = json_object_get(c, "text_config");
-    int n = (int)json_integer_value(json_object_get(text ? text : c, "num_hidden_layers"));
-    json_decref(c);
-    return n;
+/* Where part i of `parts` starts. Layers that share K and V stay together. */
+static int cut_of(const mxd_model_sizes *m, int i, int parts) {
+    if (i == 0) return 0;
+    if (i == parts) return m->n_layers;
+    return m->last_cut ? m->last_cut * i / (parts - 1) : m->n_layers * i / parts;
 }
 
 static pipeline *open_pipeline(const char *folder, const setting *s) {
     mxd_err err = {0};
     pipeline *p = calloc(1, sizeof *p);
     CHECK(p);
-    int layers = n_layers_of(folder);
-    p->n_parts = s->parts;
-    for (int i = 0; i < s->parts; i++) {
+    static mxd_model_sizes sizes;
+    CHECK_OK(mxd_model_sizes_read(&sizes, &mxd_alloc_libc, folder, ROWS, 2, &err), &err);
+    p->n_parts = sizes.last_cut < 0 ? 1 : s->parts;
+    for (int i = 0; i < p->n_parts; i++) {
         mxd_shard_opts o = {.folder = folder,
-                            .layer0 = layers * i / s->parts,
-                            .layer1 = layers * (i + 1) / s->parts,
+                            .layer0 = cut_of(&sizes, i, p->n_parts),
+                            .layer1 = cut_of(&sizes, i + 1, p->n_parts),
                             .n_slots = 4,
                             .ctx = CTX,
                             .max_rows = ROWS,
@@ -273,6 +275,8 @@ TEST(conformance_bits_do_not_depend_on_split_chunk_batch_kernels_float32) {
     invariance("moe-mixed", MXD_ACT_F32, false);
     invariance("qwen3-next-plain", MXD_ACT_F32, true); /* recurrent state */
     invariance("qwen3_5_moe-plain", MXD_ACT_F32, false);
+    invariance("gemma2-capped", MXD_ACT_F32, false);
+    invariance("gemma4-shared", MXD_ACT_F32, false); /* layers that read others' K and V */
 }
 
 /* ---------------------------------------------------------------- what quantised activations cost

@@ -168,6 +168,42 @@ TEST(plan_split_of_the_user) {
     CHECK_EQ(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), MXD_E_INVAL);
 }
 
+/* Layers from the last cut on are never parted, nor any when it is -1. */
+TEST(plan_keeps_layers_together_that_share_keys) {
+    mxd_model_sizes m = model_of(10, 1000000);
+    mxd_plan_node n[] = {node_of("a", 4, 50), node_of("b", 4, 50)};
+    mxd_plan_opts o = {.ctx = 100, .parallel = 1, .objective = MXD_OBJECTIVE_THROUGHPUT};
+    mxd_plan p;
+    mxd_err err = {0};
+    static const struct { int last_cut, stages, at; } rows[] = {{0, 2, 9}, {3, 2, 3}, {-1, 1, 0}};
+    n[0].must = true;
+    for (size_t i = 0; i < MXD_COUNT(rows); i++) {
+        m.last_cut = rows[i].last_cut;
+        n[1].must = rows[i].stages > 1;
+        CHECK_OK(mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err), &err);
+        check_covers(&p, 10);
+        CHECK_EQ(p.n_stages, rows[i].stages);
+        CHECK(p.stages[p.n_stages - 1].layer0 <= rows[i].at);
+    }
+    static const struct {
+        int last_cut, split[2];
+        mxd_rc rc;
+    } splits[] = {{3, {3, 7}, MXD_OK},
+                  {3, {4, 6}, MXD_E_INVAL},
+                  {-1, {1, 9}, MXD_E_INVAL},
+                  {-1, {0, 10}, MXD_OK},
+                  {0, {9, 1}, MXD_OK}};
+    n[0].must = n[1].must = false;
+    o.n_split = 2;
+    for (size_t i = 0; i < MXD_COUNT(splits); i++) {
+        m.last_cut = splits[i].last_cut;
+        memcpy(o.split, splits[i].split, sizeof splits[i].split);
+        mxd_rc rc = mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err);
+        if (rc != splits[i].rc) fail_msg("split %zu: %s", i, err.msg);
+        if (rc) CHECK(strstr(err.msg, "stay together"));
+    }
+}
+
 TEST(plan_that_does_not_fit_names_bytes_and_context) {
     mxd_model_sizes m = model_of(20, 100000000); /* 2.0 GB + 0.5 + KV 82 kB a position */
     mxd_plan_node n[] = {node_of("left", 2, 50), node_of("right", 2, 50)};

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
@@ -82,9 +83,19 @@ def make(family: str, seed: int, folder: Path) -> dict[str, Any]:
     return config
 
 
+class Float32Embedding(nn.QuantizedEmbedding):
+    """Lookups in the fp modes come out as bfloat16, whatever set_dtype said, and Gemma then scales them in it."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return super().__call__(x).astype(mx.float32)
+
+
 def mlx_logits(folder: Path, prompt: list[int]) -> np.ndarray:
     model, _ = load_model(folder)
     model.set_dtype(mx.float32)
+    for module in model.modules():
+        if type(module) is nn.QuantizedEmbedding:
+            module.__class__ = Float32Embedding
     cache = make_prompt_cache(model)
     rows = [np.array(model(mx.array([[t]]), cache=cache)[0]) for t in prompt]
     return np.concatenate(rows)

@@ -40,7 +40,7 @@ enum { /* every size has a weight of its own, so that two changes hardly cancel 
            77 * sizeof(mxd_run) + 79 * sizeof(mxd_rope) + 81 * sizeof(mxd_attention) +
            83 * sizeof(mxd_st_tensor) + 85 * sizeof(mxd_err) + 87 * MXD_RC_COUNT +
            89 * MXD_DTYPE_COUNT + 91 * sizeof(mxd_moe) + 93 * sizeof(mxd_state_spec) +
-           95 * sizeof(mxd_delta_net) + 97 * MXD_ACT_FN_COUNT,
+           95 * sizeof(mxd_delta_net) + 97 * MXD_ACT_FN_COUNT + 99 * sizeof(mxd_rope_dynamic),
        MXD_MLX_ABI = MXD_MLX_ABI_VERSION * 1000000 + MXD_MLX_ABI_STRUCTS % 1000000
 };
 
