@@ -13,21 +13,23 @@ enum { MXD_MAX_LAYER_WEIGHTS = 32 };
 
 /* One weight of a layer, or of the embedding or head. */
 typedef struct mxd_decl {
-    const char *path;   /* behind "model.layers.N.", or the whole module path; NULL: this layer has
-                         * no such weight, all else is 0 */
-    unsigned use;       /* MXD_W_* */
-    int out, in;        /* a vector is [1, in] */
-    int unit;           /* columns that must stay together when `in` is cut; 0: any group edge */
-    bool param;         /* a parameter without module: the tensor's name is `path` itself */
-    bool bias;          /* config.json promises "path.bias"; one that is there is used anyhow */
-    int experts;        /* one [out, in] for each expert; 0: plain */
-    int row0, whole;    /* of a matrix of `whole` rows, those from row0; whole = 0: all are ours */
-    int col0, whole_in; /* lookups: of `whole_in` columns, those from col0; 0: all are ours */
-    bool global;        /* `path` stands behind "model.", not behind a layer */
-    float add;          /* vectors: to each element */
-    bool flat;          /* vectors: any shape of `in` numbers, not [in] alone */
-    bool heads;         /* `experts` are heads: every row uses all of them */
-    int columns;        /* vectors: rows of so many, kept column after column; 0: as they are */
+    const char *path; /* behind "model.layers.N.", or the whole module path; NULL: this layer has
+                       * no such weight, all else is 0 */
+    unsigned use;     /* MXD_W_* */
+    int out, in;      /* a vector is [1, in] */
+    int unit;         /* columns that must stay together when `in` is cut; 0: any group edge */
+    bool param;       /* a parameter without module: the tensor's name is `path` itself */
+    bool bias;        /* config.json promises "path.bias"; one that is there is used anyhow */
+    int experts;      /* one [out, in] for each expert; 0: plain */
+    int row0, whole;  /* of a matrix of `whole` rows, those from row0; whole = 0: all are ours */
+    int col0,
+        whole_in; /* lookups: of `whole_in` columns, those from col0, at the same place of the
+                   * list in every layer and each layer's behind the last's; 0: all are ours */
+    bool global;  /* `path` stands behind "model.", not behind a layer */
+    float add;    /* vectors: to each element */
+    bool flat;    /* vectors: any shape of `in` numbers, not [in] alone */
+    bool heads;   /* `experts` are heads: every row uses all of them */
+    int columns;  /* vectors: rows of so many, kept column after column; 0: as they are */
 } mxd_decl;
 
 /* The weights of one layer, in the order of the family's declarations. */

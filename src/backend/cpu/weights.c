@@ -127,6 +127,8 @@ static mxd_rc check_columns(const mxd_weight_src *s, mxd_weight *w, mxd_err *err
                         "with smaller groups",
                         s->name, s->col0, s->cols, group);
     w->in = s->cols;
+    w->table = s->weight;
+    w->col0 = s->col0;
     return MXD_OK;
 }
 
@@ -346,6 +348,50 @@ static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     return load_tiles(b, s, w, err);
 }
 
+static void keep(cpu_backend *b, mxd_weight *w) {
+    w->next = b->weights;
+    b->weights = w;
+    b->weight_bytes += w->bytes + sizeof *w;
+}
+
+/* The columns of a span as they are in memory; NULL: not yet. */
+static mxd_weight *find_span(const cpu_backend *b, const mxd_weight_src *s) {
+    for (mxd_weight *w = b->weights; w; w = w->next)
+        if (w->mem && w->table == s->weight && w->col0 == s->span0 && w->in == s->span) return w;
+    return NULL;
+}
+
+/* A part of a span. Tiles hold their columns in order, so the part is a tile of the same stride
+ * that starts later. Read by itself it would cost a call for every row. */
+static mxd_rc load_part(cpu_backend *b, const mxd_weight_src *s, mxd_weight **out, mxd_err *err) {
+    mxd_weight part = {.use = s->use, .in = s->in}, *all = find_span(b, s);
+    MXD_TRY(check_columns(s, &part, err));
+    if (s->col0 < s->span0 || s->cols > s->span - (s->col0 - s->span0))
+        return mxd_fail(err, MXD_E_INVAL, "%s: columns [%d, +%d) of a span [%d, +%d)", s->name,
+                        s->col0, s->cols, s->span0, s->span);
+    mxd_weight_src whole = *s;
+    whole.col0 = s->span0;
+    whole.cols = s->span;
+    whole.span = 0;
+    if (!all) MXD_TRY(cpu_load(&b->base, &whole, &all, err));
+    mxd_weight *w = MXD_NEW(b->al, 1, mxd_weight);
+    if (!w) return mxd_fail(err, MXD_E_NOMEM, "%s", s->name);
+    *w = *all;
+    w->in = s->cols;
+    w->col0 = s->col0;
+    w->q.k = (size_t)s->cols;
+    size_t first = (size_t)(s->col0 - s->span0);
+    w->tiles += w->quantised ? first / (size_t)w->q.group * mxd_qgroup_bytes(&w->q)
+                             : mxd_ftile_bytes(first, w->type);
+    w->mem = NULL;
+    w->mem_bytes = 0;
+    w->bytes = 0;
+    w->bias = NULL;
+    keep(b, w);
+    *out = w;
+    return MXD_OK;
+}
+
 mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, mxd_err *err) {
     cpu_backend *b = (cpu_backend *)base;
     MXD_ASSERT(!b->map && src->weight && src->st);
@@ -355,6 +401,7 @@ mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, 
         (src->experts && src->out > (1 << 28) / src->experts))
         return mxd_fail(err, MXD_E_INVAL, "%s: %d experts [%d, %d]", src->name, src->experts,
                         src->out, src->in);
+    if (src->cols && src->span) return load_part(b, src, out, err);
     mxd_weight *w = MXD_NEW(b->al, 1, mxd_weight);
     if (!w) return mxd_fail(err, MXD_E_NOMEM, "%s", src->name);
     w->use = src->use;
@@ -365,10 +412,8 @@ mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, 
         cpu_weight_free(b, w);
         return rc;
     }
-    if (w->quantised && w->in > b->max_in) b->max_in = w->in;
-    w->next = b->weights;
-    b->weights = w;
-    b->weight_bytes += w->bytes + sizeof *w;
+    if (w->quantised && (w->use & MXD_W_LINEAR) && w->in > b->max_in) b->max_in = w->in;
+    keep(b, w);
     *out = w;
     return MXD_OK;
 }
