@@ -26,6 +26,8 @@ typedef struct mxd_decl {
     float add;          /* vectors: to each element */
     bool flat;          /* vectors: any shape of `in` numbers, not [in] alone */
     bool heads;         /* `experts` are heads: every row uses all of them */
+    bool stacked;       /* experts: in the file one under the other, [experts whole, in] */
+    bool transposed; /* experts: in the file [whole, out], of which `in` rows from row0 are ours */
 } mxd_decl;
 
 /* The weights of one layer, in the order of the family's declarations. */
@@ -57,6 +59,8 @@ typedef struct mxd_family {
     bool (*ignores)(const mxd_hparams *hp, int layer, const char *name);
     /* After the embedding, or after hidden states came in from another node. */
     void (*start)(const struct mxd_model *m);
+    /* What the tensors say beyond config.json. */
+    void (*look)(mxd_hparams *hp, const mxd_st *st, const char *prefix);
     /* Logits use the embedding exactly when there is no lm_head, whatever config.json says. */
     bool head_by_tensor;
 } mxd_family;
