@@ -185,6 +185,9 @@ void mxd_ftile_pack(void *tile, mxd_ftype t, size_t k, int n_rows, const void *r
 
 /* y [k] = row r (0 .. 15) of a tile, as float: fma(scale, code, bias), or element * scale. */
 void mxd_qtile_row(float *y, const uint8_t *tile, const mxd_qshape *s, int r);
+/* Its columns [from, from + n) only. */
+void mxd_qtile_part(float *y, const uint8_t *tile, const mxd_qshape *s, int r, size_t from,
+                    size_t n);
 void mxd_ftile_row(float *y, const void *tile, mxd_ftype t, size_t k, int r);
 
 #endif

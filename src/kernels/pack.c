@@ -81,17 +81,23 @@ void mxd_ftile_pack(void *tile, mxd_ftype t, size_t k, int n_rows, const void *r
                    f);
 }
 
-void mxd_qtile_row(float *y, const uint8_t *tile, const mxd_qshape *s, int r) {
-    size_t group = (size_t)s->group, row = (size_t)r;
-    for (size_t k = 0; k < s->k; k += group) {
+void mxd_qtile_part(float *y, const uint8_t *tile, const mxd_qshape *s, int r, size_t from,
+                    size_t n) {
+    size_t group = (size_t)s->group, row = (size_t)r, end = from + n;
+    for (size_t k = from / group * group; k < end; k += group) {
         const uint8_t *codes = tile + mxd_codes_at(s, k / group);
         const uint8_t *scales = tile + mxd_scales_at(s, k / group);
+        size_t c = k < from ? from - k : 0, to = end - k < group ? end - k : group;
         float scale = 0, bias = 0;
         if (s->kind != MXD_MXFP8) mxd_qends(scales, s, row, &scale, &bias);
-        for (size_t c = 0; c < group; c++)
-            y[k + c] = s->kind == MXD_MXFP8 ? mxd_fp8_value(codes, scales, c, row)
-                                            : fmaf(scale, (float)mxd_code(codes, s, c, row), bias);
+        for (; c < to; c++)
+            *y++ = s->kind == MXD_MXFP8 ? mxd_fp8_value(codes, scales, c, row)
+                                        : fmaf(scale, (float)mxd_code(codes, s, c, row), bias);
     }
+}
+
+void mxd_qtile_row(float *y, const uint8_t *tile, const mxd_qshape *s, int r) {
+    mxd_qtile_part(y, tile, s, r, 0, s->k);
 }
 
 void mxd_ftile_row(float *y, const void *tile, mxd_ftype t, size_t k, int r) {

@@ -33,6 +33,7 @@ const mxd_family mxd_family_deepseek_v3 = {
     .registers = registers,
     .layer = layer,
     .kv = mxd_mla_kv,
+    .inspect = mxd_mla_inspect,
     .head_by_tensor = true,
 };
 
@@ -51,5 +52,6 @@ const mxd_family mxd_family_glm4_moe_lite = {
     .registers = registers,
     .layer = layer,
     .kv = mxd_mla_kv,
+    .inspect = mxd_mla_inspect,
     .head_by_tensor = true,
 };

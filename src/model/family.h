@@ -23,13 +23,15 @@ typedef struct mxd_decl {
     int experts;      /* one [out, in] for each expert; 0: plain */
     int row0, whole;  /* of a matrix of `whole` rows, those from row0; whole = 0: all are ours */
     int col0,
-        whole_in; /* lookups: of `whole_in` columns, those from col0, at the same place of the
-                   * list in every layer and each layer's behind the last's; 0: all are ours */
-    bool global;  /* `path` stands behind "model.", not behind a layer */
-    float add;    /* vectors: to each element */
-    bool flat;    /* vectors: any shape of `in` numbers, not [in] alone */
-    bool heads;   /* `experts` are heads: every row uses all of them */
-    int columns;  /* vectors: rows of so many, kept column after column; 0: as they are */
+        whole_in;    /* lookups: of `whole_in` columns, those from col0, at the same place of the
+                      * list in every layer and each layer's behind the last's; 0: all are ours */
+    bool global;     /* `path` stands behind "model.", not behind a layer */
+    float add;       /* vectors: to each element */
+    bool flat;       /* vectors: any shape of `in` numbers, not [in] alone */
+    bool heads;      /* `experts` are heads: every row uses all of them */
+    int columns;     /* vectors: rows of so many, kept column after column; 0: as they are */
+    bool stacked;    /* experts: in the file one under the other, [experts whole, in] */
+    bool transposed; /* experts: in the file [whole, out], of which `in` rows from row0 are ours */
 } mxd_decl;
 
 /* The weights of one layer, in the order of the family's declarations. */

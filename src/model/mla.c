@@ -6,6 +6,7 @@
 #include "model/mla.h"
 
 #include <math.h>
+#include <stdio.h>
 
 #include "base/dmath.h"
 
@@ -58,6 +59,24 @@ mxd_rc mxd_mla_configure(mxd_hparams *hp, const json_t *c, int context, double t
     return MXD_OK;
 }
 
+mxd_rc mxd_mla_inspect(mxd_hparams *hp, const mxd_st *st, const char *prefix, mxd_err *err) {
+    (void)err;
+    char name[128];
+    snprintf(name, sizeof name, "%smodel.layers.0.self_attn.kv_b_proj.weight", prefix);
+    hp->mla.joined = mxd_st_find(st, name) != NULL;
+    return MXD_OK;
+}
+
+/* kv_b_proj [H (n + v), R]: a head's rows are first W, then U. */
+static void declare_joined(const mxd_hparams *hp, mxd_decl *out) {
+    const mxd_hp_mla *a = &hp->mla;
+    mxd_decl *w = &out[MXD_MLA_EMBED_Q], *u = &out[MXD_BLOCK_V];
+    w->path = u->path = "self_attn.kv_b_proj";
+    w->stacked = u->stacked = w->transposed = true;
+    w->whole = u->whole = a->nope + a->v_dim;
+    u->row0 = a->nope;
+}
+
 int mxd_mla_declare(const mxd_hparams *hp, mxd_decl *out) {
     const mxd_hp_mla *a = &hp->mla;
     int D = hp->hidden, H = hp->n_heads, R = a->kv_rank, q = H * (a->nope + a->rope);
@@ -72,6 +91,7 @@ int mxd_mla_declare(const mxd_hparams *hp, mxd_decl *out) {
     out[MXD_MLA_EMBED_Q] =
         (mxd_decl){"self_attn.embed_q", MXD_W_LINEAR, R, a->nope, .experts = H, .heads = true};
     out[MXD_MLA_KV_NORM] = (mxd_decl){"self_attn.kv_a_layernorm", MXD_W_VECTOR, 1, R};
+    if (a->joined) declare_joined(hp, out);
     if (!a->q_rank) return MXD_MLA_Q_A;
     out[MXD_BLOCK_Q] = (mxd_decl){"self_attn.q_b_proj", MXD_W_LINEAR, q, a->q_rank};
     out[MXD_MLA_Q_A] = (mxd_decl){"self_attn.q_a_proj", MXD_W_LINEAR, a->q_rank, D, .bias = bias};

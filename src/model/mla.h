@@ -25,6 +25,10 @@ enum { MXD_MLA_REGS = MXD_BLOCK_REGS + 6 }; /* a family's own registers follow *
 mxd_rc mxd_mla_configure(mxd_hparams *hp, const json_t *c, int context, double theta,
                          float norm_eps, mxd_err *err) MXD_MUST_USE;
 
+/* Whether keys and values come from one matrix, as in conversions before mlx-lm split it. */
+mxd_rc mxd_mla_inspect(mxd_hparams *hp, const mxd_st *st, const char *prefix,
+                       mxd_err *err) MXD_MUST_USE;
+
 /* The weights of a layer with a dense MLP; returns how many. */
 int mxd_mla_declare(const mxd_hparams *hp, mxd_decl *out);
 void mxd_mla_registers(const mxd_hparams *hp, mxd_regs *r);

@@ -37,6 +37,7 @@ typedef struct mxd_hp_mla {
     int kv_rank;           /* width of the latent c that is cached */
     int nope, rope, v_dim; /* of a head: values without and with rotation; of V */
     float eps;             /* of the norms of latents */
+    bool joined;           /* keys and values come from one matrix, as before mlx-lm split it */
 } mxd_hp_mla;
 
 /* Layers with a gated delta net in place of attention. n_v = 0: there are none. */

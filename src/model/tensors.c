@@ -56,6 +56,8 @@ mxd_rc mxd_source(const mxd_model *m, const mxd_decl *d, int layer, char path[25
                             .out = d->out,
                             .in = d->in,
                             .experts = d->experts,
+                            .stacked = d->stacked,
+                            .transposed = d->transposed,
                             .add = d->add,
                             .columns = d->columns};
     if (d->use & MXD_W_VECTOR) return vector_source(m, d, path, src, err);
@@ -63,6 +65,10 @@ mxd_rc mxd_source(const mxd_model *m, const mxd_decl *d, int layer, char path[25
         src->out = d->whole;
         src->row0 = d->row0;
         src->rows = d->out;
+    }
+    if (d->transposed) {
+        src->rows = d->in;
+        src->in = d->out;
     }
     if (d->whole_in) {
         src->in = d->whole_in;
@@ -73,13 +79,16 @@ mxd_rc mxd_source(const mxd_model *m, const mxd_decl *d, int layer, char path[25
     if (d->bias && !src->bias)
         return mxd_fail(err, MXD_E_FORMAT, "tensor '%s.bias' is missing, config.json promises it",
                         path);
-    src->block_k = mxd_block_k(d->in, src->quant.group, d->unit);
+    src->block_k = mxd_block_k(d->in, d->transposed ? 0 : src->quant.group, d->unit);
     return MXD_OK;
 }
 
 /* As many bytes as in the files, of the rows and columns that are ours: every row takes the same.
  */
 uint64_t mxd_source_bytes(const mxd_weight_src *s) {
+    if (s->transposed) /* floats from then on */
+        return (uint64_t)s->rows * (uint64_t)s->in * (uint64_t)s->experts *
+               (s->scales ? 4 : mxd_dtype_bytes(s->weight->dtype));
     uint64_t all = s->weight->bytes + (s->scales ? s->scales->bytes : 0) +
                    (s->biases ? s->biases->bytes : 0) + (s->bias ? s->bias->bytes : 0);
     if (s->cols) all = all / (uint64_t)s->in * (uint64_t)s->cols;

@@ -72,7 +72,7 @@ TEST(plan_counts_recurrent_state) {
         m.layer_state_bytes[i] = 4000000;
     }
     CHECK_OK(mxd_plan_make(&p, &m, &n, 1, NULL, 0, &o, &err), &err);
-    CHECK_EQ(p.stages[0].kv_bytes, (7ull * 4096 * 4096 + 21ull * 4000000) * 4);
+    CHECK_EQ(p.stages[0].kv_bytes, (7ull * 4096 * 4096 + 2 * 21ull * 4000000) * 4);
     o.parallel = 200; /* 16.8 GB of state */
     o.ctx = 16;
     CHECK_EQ(mxd_plan_make(&p, &m, &n, 1, NULL, 0, &o, &err), MXD_E_NOFIT);

@@ -14,12 +14,15 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
+import expert_recipes
+import experts64
 import reference64
 from common import GOLDENS, sha256, versions, write_json
 
 PROMPT_LENGTHS = (1, 9, 70)
 N_GREEDY = 24
 LOGIT_SPREAD = 4.0  # standard deviation of the logits, so that the two best rarely lie close together
+CLOSEST_CHOICE = 5e-4  # of experts, by their scores: rounding must not make it fall the other way
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 
 
@@ -367,15 +370,28 @@ def dequantized64(r: Recipe, tensors: dict[str, mx.array]) -> dict[str, np.ndarr
     return out
 
 
-def make(r: Recipe, folder: Path) -> str:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def write(r: Any, folder: Path) -> dict[str, np.ndarray]:
+    """Makes the repository; returns its weights in float64."""
+    if isinstance(r, expert_recipes.FamilyRecipe):
+        expert_recipes.write(r, folder)
+        return expert_recipes.dequantized64(r, folder)
     tensors = quantize(r, random_weights(r))
     save(r, folder, tensors)
+    return dequantized64(r, tensors)
 
-    model, config = load_model(folder)
+
+def make(r: Any, folder: Path) -> str:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    weights64 = write(r, folder)
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors.update(mx.load(str(file)))
+
+    family = isinstance(r, expert_recipes.FamilyRecipe)
+    model, config = expert_recipes.mlx_model(r, folder) if family else load_model(folder)
     model.set_dtype(mx.float32)  # scales and biases too: exact, so the golden is the weights' own result
-    weights64 = dequantized64(r, tensors)
+    experts64.closest[0] = np.inf
     rng = np.random.RandomState(r.seed + 1000)
     cases, blocks, worst = [], [], 0.0
     for length in PROMPT_LENGTHS:
@@ -390,6 +406,7 @@ def make(r: Recipe, folder: Path) -> str:
                       "logits_offset_floats": sum(b.size for b in blocks), "n_positions": len(rows)})
         blocks.append(rows)
     assert worst < 2e-3, f"{r.name}: mlx-lm and the float64 reference disagree by {worst}"
+    assert experts64.closest[0] > CLOSEST_CHOICE, f"{r.name}: a choice of experts by {experts64.closest[0]:.1e}"
 
     flat = np.concatenate(blocks)
     flat.astype("<f4").tofile(folder / "logits.f32")
@@ -407,7 +424,7 @@ def make(r: Recipe, folder: Path) -> str:
     distinct = [len(set(c["greedy"])) for c in cases]
     size = sum(p.stat().st_size for p in folder.iterdir()) // 1024
     return (f"{r.name:16s} {size:5d} KB  logits std {flat.std():.2f}  margin min {margins.min():.3f} "
-            f"{(margins < 0.05).sum()}/{margins.size} below 0.05  distinct {distinct}  error {worst:.1e} negative {negative}")
+            f"{(margins < 0.05).sum()}/{margins.size} below 0.05  distinct {distinct}  error {worst:.1e} negative {negative}  closest choice {experts64.closest[0]:.1e}")
 
 
 def main() -> None:
@@ -416,7 +433,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="models whose names start so")
     args = parser.parse_args()
     mx.set_default_device(mx.cpu)
-    for recipe in RECIPES:
+    for recipe in [*RECIPES, *expert_recipes.RECIPES]:
         if recipe.name.startswith(args.only):
             print(make(recipe, args.out / recipe.name))
 

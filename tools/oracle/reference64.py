@@ -4,6 +4,8 @@ from math import ceil, floor, log, pi, sqrt
 
 import numpy as np
 
+import experts64
+
 Array = np.ndarray
 Weights = dict[str, Array]
 
@@ -47,7 +49,8 @@ def rope_frequencies(config: dict, dims: int) -> tuple[Array, float]:
 def rope(x: Array, config: dict) -> Array:
     """x [heads, tokens, dim]; the first dims turn. Pairs are (i, i + dims/2), or (2i, 2i + 1)."""
     inner = config.get("rope_parameters") or {}
-    dims = int(x.shape[-1] * config.get("partial_rotary_factor", inner.get("partial_rotary_factor", 1.0)))
+    part = config.get("partial_rotary_factor", inner.get("partial_rotary_factor", 1.0))
+    dims = config.get("rotary_dim") or int(x.shape[-1] * part)
     f, scale = rope_frequencies(config, dims)
     angle = np.arange(x.shape[1])[:, None] * f
     longrope = (config.get("rope_scaling") or {}).get("type") in ("longrope", "su")
@@ -69,12 +72,15 @@ def linear(x: Array, w: Weights, path: str) -> Array:
 
 
 def window_of(config: dict, layer: int) -> float:
-    sliding = config.get("layer_types") and config["layer_types"][layer] == "sliding_attention"
+    types = config.get("layer_types")
+    if config["model_type"] == "gpt_oss" and not types:
+        types = ["sliding_attention", "full_attention"] * config["num_hidden_layers"]
+    sliding = types and types[layer] == "sliding_attention"
     return config["sliding_window"] if sliding else np.inf
 
 
-def attention(x: Array, w: Weights, layer: int, config: dict) -> Array:
-    p = f"model.layers.{layer}.self_attn"
+def heads_of(x: Array, w: Weights, p: str, config: dict) -> tuple[Array, Array, Array, float]:
+    """q, k, v [heads, tokens, dim] with everything on them, and the scale of scores."""
     n_tokens = x.shape[0]
     n_heads, n_kv = config["num_attention_heads"], config["num_key_value_heads"]
     dim = config.get("head_dim") or config["hidden_size"] // n_heads
@@ -85,16 +91,32 @@ def attention(x: Array, w: Weights, layer: int, config: dict) -> Array:
     gate = None
     if parts[0].shape[-1] == 2 * n_heads * dim:  # of each head: query, then gate
         parts[0], gate = (t.reshape(n_tokens, -1) for t in np.split(parts[0].reshape(n_tokens, n_heads, -1), 2, axis=-1))
-    q, k, v = (t.reshape(n_tokens, -1, dim).transpose(1, 0, 2) for t in parts)  # [heads, tokens, dim]
-    if f"{p}.q_norm.weight" in w:
-        q = rms_norm(q, w[f"{p}.q_norm.weight"], config["rms_norm_eps"])
-        k = rms_norm(k, w[f"{p}.k_norm.weight"], config["rms_norm_eps"])
+    for i, name in enumerate(("q_norm", "k_norm")):
+        if f"{p}.{name}.weight" in w:  # over a head, or over all of them
+            norm = w[f"{p}.{name}.weight"]
+            parts[i] = rms_norm(parts[i].reshape(n_tokens, -1, len(norm)), norm, config["rms_norm_eps"])
+    q, k, v = (t.reshape(n_tokens, -1, dim).transpose(1, 0, 2) for t in parts)
     k, v = (np.repeat(t, n_heads // n_kv, axis=0) for t in (rope(k, config), v))
-    score = rope(q, config) @ k.transpose(0, 2, 1) / np.sqrt(dim)
+    return rope(q, config), k, v, dim ** -0.5, gate
+
+
+def attention(x: Array, w: Weights, layer: int, config: dict) -> Array:
+    p = f"model.layers.{layer}.self_attn"
+    n_tokens = x.shape[0]
+    if "kv_lora_rank" in config:
+        gate = None
+        q, k, v, scale = experts64.latent_heads(x, w, p, config, rope, rms_norm)
+    else:
+        q, k, v, scale, gate = heads_of(x, w, p, config)
+    score = q @ k.transpose(0, 2, 1) * scale
     back = np.arange(n_tokens)[:, None] - np.arange(n_tokens)
     score = np.where((back >= 0) & (back < window_of(config, layer)), score, -np.inf)
     share = np.exp(score - score.max(axis=-1, keepdims=True))
-    out = (share / share.sum(axis=-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(n_tokens, n_heads * dim)
+    total = share.sum(axis=-1, keepdims=True)
+    if f"{p}.sinks" in w:
+        total = total + np.exp(w[f"{p}.sinks"][:, None, None] - score.max(axis=-1, keepdims=True))
+    out = share / total @ v
+    out = out.transpose(1, 0, 2).reshape(n_tokens, -1)
     return linear(out if gate is None else out * sigmoid(gate), w, f"{p}.o_proj")
 
 
@@ -158,6 +180,14 @@ def experts(x: Array, w: Weights, p: str, config: dict) -> Array:
     return out
 
 
+def feed(x: Array, w: Weights, layer: str, config: dict) -> Array:
+    for p in (f"{layer}.mlp", f"{layer}.block_sparse_moe"):
+        if f"{p}.router.weight" in w or f"{p}.gate.e_score_correction_bias" in w or f"{p}.e_score_correction_bias" in w:
+            return experts64.sparse(x, w, p, config)
+    p = f"{layer}.mlp"
+    return experts(x, w, p, config) if f"{p}.gate.weight" in w else mlp(x, w, p)
+
+
 def logits(ids: list[int], w: Weights, config: dict) -> Array:
     """w: dequantised float64 weights by name. Returns [tokens, vocab]."""
     eps = config["rms_norm_eps"]
@@ -167,6 +197,6 @@ def logits(ids: list[int], w: Weights, config: dict) -> Array:
         mix = delta_net if f"{p}.linear_attn.A_log" in w else attention
         h = h + mix(rms_norm(h, w[f"{p}.input_layernorm.weight"], eps), w, i, config)
         x = rms_norm(h, w[f"{p}.post_attention_layernorm.weight"], eps)
-        h = h + (experts(x, w, f"{p}.mlp", config) if f"{p}.mlp.gate.weight" in w else mlp(x, w, f"{p}.mlp"))
+        h = h + feed(x, w, p, config)
     head = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
     return rms_norm(h, w["model.norm.weight"], eps) @ w[head].T

@@ -35,6 +35,7 @@ struct mxd_weight {
     float *vector;              /* [in], vectors only */
     const mxd_st_tensor *table; /* of a part along `in`: what it is a part of, and from where */
     int col0;
+    int lead; /* columns of the tiles before this part */
     uint64_t bytes;
 };
 
@@ -167,6 +168,10 @@ static inline void cpu_set_rows(cpu_reg *r, int rows) {
 mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, mxd_err *err);
 void cpu_weight_free(cpu_backend *b, mxd_weight *w);
 void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w);
+
+/* turned.c: the transpose of a checked matrix. Shape first, then memory, then reading. */
+mxd_rc cpu_turn_shape(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
+mxd_rc cpu_turn(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
 
 /* linear.c */
 void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_weight *const *w);
