@@ -16,8 +16,8 @@
  *     biases  [16] /  f16, bf16 or f32
  *   bits = 4: codes [group/8][16 rows][4] u8, byte c of a row holds columns c (low half) and c + 4
  *   bits = 2: codes [group/16][16 rows][4] u8, byte c holds columns c, c + 4, c + 8, c + 12
- *   bits = 3, 5, 6: per 32 columns a plane of the low 2, 4, 4 bits of every code, laid out as
- * above, then one of the high bits; 1 bit: [16 rows][4] u8, bit i of byte c is of column c + 4 i
+ *   bits = 3, 5, 6: per 32 columns a plane of the low 2, 4, 4 bits of every code, as those above,
+ *   then one of the high bits. A plane of 1 bit: bit i of byte c is of column c + 4 i
  *
  * Elements of microscaling formats stay what they are in the file, and their scales a byte:
  *   per four groups (the last four may be fewer):
@@ -49,12 +49,12 @@ typedef enum mxd_ftype { MXD_F32, MXD_F16, MXD_BF16 } mxd_ftype; /* how floats a
 
 static inline size_t mxd_ftype_bytes(mxd_ftype t) { return t == MXD_F32 ? 4 : 2; }
 
-typedef enum mxd_qkind {             /* what the codes and scales of a quantised tile stand for */
-                         MXD_AFFINE, /* scale * code + bias */
-                         MXD_MXFP4,  /* E2M1 elements, a power of two (E8M0) per group of 32 */
-                         MXD_NVFP4,  /* E2M1 elements, an E4M3 number per group of 16 */
-                         MXD_MXFP8   /* E4M3 elements, a power of two per group of 32; multiplied as
-                                        floats */
+/* What the codes and scales of a quantised tile stand for. */
+typedef enum mxd_qkind {
+    MXD_AFFINE, /* scale * code + bias */
+    MXD_MXFP4,  /* E2M1 elements, a power of two (E8M0) per group of 32 */
+    MXD_NVFP4,  /* E2M1 elements, an E4M3 number per group of 16 */
+    MXD_MXFP8   /* E4M3 elements, a power of two per group of 32; used as floats */
 } mxd_qkind;
 
 /* The shape of a quantised tile. k is a multiple of group, block_k too. */

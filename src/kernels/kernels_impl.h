@@ -34,8 +34,7 @@ static inline float mxd_load_float(const void *p, mxd_ftype t, size_t i) {
     return t == MXD_F16 ? mxd_f16_to_f32(h) : mxd_bf16_to_f32(h);
 }
 
-/* ------------------------------------------------------------------------- inside quantised tiles
- */
+/* ---- inside quantised tiles ---- */
 
 /* Where in a tile the codes of group i start. */
 static inline size_t mxd_codes_at(const mxd_qshape *s, size_t i) {

@@ -12,19 +12,43 @@ static uint32_t four_bytes(const uint8_t *row, int bits, size_t k4) {
     return out;
 }
 
+/* Eight codes of a stream, a byte each: halves, quarters and eighths part in turn. */
+static inline uint64_t eight_bytes(const uint8_t *from, const int bits) {
+    uint64_t e = 0;
+    for (int i = 0; i < bits; i++) e |= (uint64_t)from[i] << 8 * i;
+    const uint64_t four = (1u << 4 * bits) - 1, two = (1u << 2 * bits) - 1, one = (1u << bits) - 1;
+    e = (e & four) | (e >> 4 * bits) << 32;
+    e = (e & two * 0x100000001) | (e >> 2 * bits & two * 0x100000001) << 16;
+    return (e & one * 0x1000100010001) | (e >> bits & one * 0x1000100010001) << 8;
+}
+
 /* A row's words of 32 columns in a tile of two planes, or of 2 bits: [bits]. from: 4 * bits bytes
- * of the file. Word i of a plane holds the i-th 32 / p columns, if p bits are in it. */
-static void two_planes(uint32_t *to, const uint8_t *from, int bits) {
+ * of the file. A word of a plane of p bits holds 32 / p columns. */
+static inline void two_planes(uint32_t *to, const uint8_t *from, const int bits) {
     const int low = mxd_low_bits(bits), high = bits - low;
-    memset(to, 0, (size_t)bits * sizeof *to);
-    for (int c = 0; c < 32; c++) {
-        int at = c * bits, byte = c % 4 * 8;
-        uint32_t two = from[at / 8], next = (at + bits - 1) / 8 > at / 8 ? from[at / 8 + 1] : 0;
-        uint32_t code = (two | next << 8) >> at % 8;
-        to[c * low / 32] |= (code & ((1u << low) - 1)) << (byte + c / 4 * low % 8);
-        if (high)
-            to[low + c * high / 32] |= (code >> low & ((1u << high) - 1))
-                                       << (byte + c / 4 * high % 8);
+    const uint32_t every = 0x01010101, low_mask = every * ((1u << low) - 1);
+    const uint32_t high_mask = every * ((1u << high) - 1);
+    for (int i = 0; i < bits; i++) to[i] = 0;
+    for (int i = 0; i < 8; i++) { /* four columns */
+        uint32_t w = (uint32_t)(eight_bytes(from + i / 2 * bits, bits) >> i % 2 * 32);
+        to[i * low / 8] |= (w & low_mask) << i * low % 8;
+        if (high) to[low + i * high / 8] |= (w >> low & high_mask) << i * high % 8;
+    }
+}
+
+static void narrow_words(uint32_t *to, const uint8_t *from, int bits) {
+    switch (bits) { /* constants to shift by */
+    case 2:
+        two_planes(to, from, 2);
+        break;
+    case 3:
+        two_planes(to, from, 3);
+        break;
+    case 5:
+        two_planes(to, from, 5);
+        break;
+    default:
+        two_planes(to, from, 6);
     }
 }
 
@@ -41,7 +65,7 @@ static void put_codes(uint8_t *tile, const mxd_qshape *s, size_t r, const uint8_
         if (s->bits == 4 || s->bits == 8)
             w[0] = four_bytes(row, s->bits, i);
         else
-            two_planes(w, row + 4 * i, s->bits), n = slab;
+            narrow_words(w, row + 4 * i, s->bits), n = slab;
         for (size_t j = 0; j < n; j++, i++) memcpy(tile + (i * MXD_TILE_ROWS + r) * 4, &w[j], 4);
     }
 }

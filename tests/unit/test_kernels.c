@@ -148,7 +148,7 @@ typedef struct qcase {
 
 /* The tile, the input and the name of a case whose shape stands. */
 static void qcase_fill(qcase *c) {
-    c->tile = malloc(mxd_qtile_bytes(&c->s) + 4096);
+    c->tile = malloc(mxd_qtile_bytes(&c->s));
     uint8_t *at = c->tile;
     size_t codes = mxd_qcode_bytes(&c->s), groups = c->s.k / (size_t)c->s.group;
     if (c->s.kind != MXD_AFFINE) { /* random scales too, now and then a very small or large one */
