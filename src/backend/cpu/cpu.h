@@ -27,11 +27,9 @@ struct mxd_weight {
     int experts, expert_tiles; /* [experts] matrices [rows, in] of so many tiles; 0: one */
     int n_tiles;
     size_t tile_bytes;
-    unsigned char *tiles; /* [n_tiles][tile_bytes], on a cache line, inside `mem` */
-    void *mem;            /* straight from the allocator: too large to be zeroed first */
-    size_t mem_bytes;
-    float *bias;   /* [rows] or NULL */
-    float *vector; /* [in], vectors only */
+    unsigned char *tiles; /* [n_tiles][tile_bytes], on a cache line, in a slab */
+    float *bias;          /* [rows] or NULL */
+    float *vector;        /* [in], vectors only */
     uint64_t bytes;
 };
 
@@ -88,6 +86,8 @@ typedef struct cpu_moe { /* scratch of moe.c, for max_rows * top_k pairs; empty 
     cpu_moe_group *groups;
 } cpu_moe;
 
+typedef struct cpu_slab cpu_slab; /* see slabs.c */
+
 typedef struct cpu_backend {
     mxd_backend base;
     const mxd_alloc *al;
@@ -98,6 +98,8 @@ typedef struct cpu_backend {
     mxd_ftype kv_type;
 
     mxd_weight *weights;
+    cpu_slab *slabs; /* newest first */
+    size_t slab_bytes;
     uint64_t weight_bytes;
     int max_in; /* of quantised weights */
 
@@ -149,6 +151,11 @@ static inline void cpu_set_rows(cpu_reg *r, int rows) {
 mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, mxd_err *err);
 void cpu_weight_free(cpu_backend *b, mxd_weight *w);
 void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w);
+
+/* slabs.c
+ * Memory for tiles, on a cache line, not zeroed, until cpu_slabs_free; NULL: no memory. */
+void *cpu_slab_take(cpu_backend *b, size_t bytes);
+void cpu_slabs_free(cpu_backend *b);
 
 /* linear.c */
 void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_weight *const *w);

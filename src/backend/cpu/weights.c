@@ -305,15 +305,12 @@ static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     if (w->tile_bytes > (SIZE_MAX - 64) / (size_t)w->n_tiles)
         return mxd_fail(err, MXD_E_TOOBIG, "%s: too large for this machine", s->name);
     size_t bytes = w->tile_bytes * (size_t)w->n_tiles;
-    w->mem_bytes = bytes + 64;
-    w->mem = b->al->resize(b->al->ctx, NULL, 0, w->mem_bytes); /* packing writes all of it */
-    if (!w->mem)
+    w->tiles = cpu_slab_take(b, bytes);
+    if (!w->tiles)
         return mxd_fail(err, MXD_E_NOMEM,
                         "%s: no memory for %zu bytes of weights: a smaller model, or more nodes",
                         s->name, bytes);
-    cpu_want_large_pages(w->mem, w->mem_bytes);
-    w->tiles = (unsigned char *)(((uintptr_t)w->mem + 63) & ~(uintptr_t)63);
-    w->bytes += w->mem_bytes;
+    w->bytes += bytes;
     if (s->bias) {
         w->bias = MXD_NEW(b->al, (size_t)w->rows, float);
         if (!w->bias) return mxd_fail(err, MXD_E_NOMEM, "%s: bias", s->name);
@@ -351,7 +348,6 @@ mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, 
 }
 
 void cpu_weight_free(cpu_backend *b, mxd_weight *w) {
-    if (w->mem) b->al->resize(b->al->ctx, w->mem, w->mem_bytes, 0);
     mxd_free(b->al, w->bias);
     mxd_free(b->al, w->vector);
     mxd_free(b->al, w);
