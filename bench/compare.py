@@ -4,8 +4,8 @@
     python3 bench/compare.py --model DIR --gguf FILE --llama DIR [--rounds 5] [--tests decode,prefill,batch,depth]
 
 --llama is the folder of llama-bench and llama-batched-bench. The two programs run within seconds of each other,
-the first one in turn; what counts is the median of the rounds' ratios. Every figure is printed, so that a
-disturbed round shows. Needs the standard library only.
+the first one in turn; a round's figure is the median of its runs, what counts is the median of the rounds'
+ratios. Every round is printed, so that a disturbed one shows. Needs the standard library only.
 """
 
 import argparse
@@ -24,11 +24,12 @@ class Test:
     gen: int = 0
     streams: int = 1
     depth: int = 0
+    runs: int = 1
 
 
 TESTS = {
-    "decode": Test("decode", gen=32),
-    "prefill": Test("prefill of 512", prompt=512),
+    "decode": Test("decode", gen=4, runs=12),
+    "prefill": Test("prefill of 512", prompt=512, runs=2),
     "batch": Test("decode, 8 streams", gen=32, streams=8),
     "depth": Test("decode at depth 4096", gen=16, depth=4096),
     "prefill-depth": Test("prefill of 512 at depth 4096", prompt=512, depth=4096),
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> str:
 def ours(args: argparse.Namespace, t: Test, threads: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = json.loads(run(args, [
         args.bench, args.model, "-p", str(t.prompt), "-n", str(t.gen), "-b", str(t.streams), "-d", str(t.depth),
-        "-t", str(threads), "-r", "1", "--json"]))
+        "-t", str(threads), "-r", str(t.runs), "--json"]))
     return rows[0]
 
 
@@ -57,8 +58,8 @@ def theirs(args: argparse.Namespace, t: Test, threads: int) -> float:
                           str(t.streams), "-t", str(threads), "-fa", "on", "-c", "2048", "--output-format", "jsonl"])
         return float(json.loads(text.strip().splitlines()[-1])["speed_tg"])
     text = run(args, [f"{args.llama}/llama-bench", "-m", args.gguf, "-p", str(t.prompt), "-n", str(t.gen), "-d",
-                      str(t.depth), "-t", str(threads), "-r", "1", "-fa", "1", "-o", "json"])
-    return float(json.loads(text)[0]["avg_ts"])
+                      str(t.depth), "-t", str(threads), "-r", str(t.runs), "-fa", "1", "-o", "json"])
+    return statistics.median(json.loads(text)[0]["samples_ts"])
 
 
 def figures(values: list[float], form: str) -> str:
@@ -75,12 +76,12 @@ def compare(args: argparse.Namespace, key: str, threads: int) -> None:
         mine.append(ours(args, t, threads))
         if not i % 2:
             peer.append(theirs(args, t, threads))
-    speed = [m["tokens_per_second"] for m in mine]
+    speed = [statistics.median(m["runs"]) for m in mine]
     ratios = [a / b for a, b in zip(speed, peer)]
     print(f"| {t.name} | {threads} | {figures(speed, '.1f')} | {figures(peer, '.1f')} | {figures(ratios, '.2f')} "
           f"| {statistics.median(ratios):.2f} |", flush=True)
     if key in DECODE:
-        weights = [m["tokens_per_second"] * m["weight_bytes"] * 1e-9 for m in mine]
+        weights = [v * m["weight_bytes"] * 1e-9 for v, m in zip(speed, mine)]
         reads = [m["read_bytes_per_second"] * 1e-9 for m in mine]
         shares = [w / r for w, r in zip(weights, reads)]
         print(f"| weights read / memory reads, GB/s | {threads} | {figures(weights, '.1f')} | {figures(reads, '.1f')} "

@@ -222,6 +222,7 @@ static void cpu_close(mxd_backend *base) {
         b->weights = w->next;
         cpu_weight_free(b, w);
     }
+    cpu_slabs_free(b);
     cpu_unmap(b->map, b->map_bytes);
     mxd_free(b->al, b->kv);
     mxd_free(b->al, b->state);

@@ -27,15 +27,13 @@ struct mxd_weight {
     int experts, expert_tiles; /* [experts] matrices [rows, in] of so many tiles; 0: one */
     int n_tiles;
     size_t tile_bytes;
-    unsigned char *tiles; /* [n_tiles][tile_bytes], on a cache line, inside `mem` */
-    void *mem;            /* straight from the allocator: too large to be zeroed first; NULL: the
-                           * tiles are part of another weight's */
-    size_t mem_bytes;
+    unsigned char *tiles;       /* [n_tiles][tile_bytes], on a cache line, in a slab */
     float *bias;                /* [rows] or NULL */
     float *vector;              /* [in], vectors only */
     const mxd_st_tensor *table; /* of a part along `in`: what it is a part of, and from where */
     int col0;
-    int lead; /* columns of the tiles before this part */
+    int lead;  /* columns of the tiles before this part */
+    bool part; /* its tiles are another weight's */
     uint64_t bytes;
 };
 
@@ -102,6 +100,8 @@ typedef struct cpu_moe { /* scratch of moe.c, for max_rows * top_k pairs; empty 
     cpu_moe_group *groups;
 } cpu_moe;
 
+typedef struct cpu_slab cpu_slab; /* see slabs.c */
+
 typedef struct cpu_backend {
     mxd_backend base;
     const mxd_alloc *al;
@@ -113,6 +113,8 @@ typedef struct cpu_backend {
     float ones[MXD_MAX_HEAD_DIM]; /* the weights of a norm without weights */
 
     mxd_weight *weights;
+    cpu_slab *slabs; /* newest first */
+    size_t slab_bytes;
     uint64_t weight_bytes;
     int max_in; /* of quantised weights */
 
@@ -172,6 +174,11 @@ void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w);
 /* turned.c: the transpose of a checked matrix. Shape first, then memory, then reading. */
 mxd_rc cpu_turn_shape(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
 mxd_rc cpu_turn(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
+
+/* slabs.c
+ * Memory for tiles, on a cache line, not zeroed, until cpu_slabs_free; NULL: no memory. */
+void *cpu_slab_take(cpu_backend *b, size_t bytes);
+void cpu_slabs_free(cpu_backend *b);
 
 /* linear.c */
 void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_weight *const *w);

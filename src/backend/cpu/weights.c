@@ -334,15 +334,12 @@ static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     if (w->tile_bytes > (SIZE_MAX - 64) / (size_t)w->n_tiles)
         return mxd_fail(err, MXD_E_TOOBIG, "%s: too large for this machine", s->name);
     size_t bytes = w->tile_bytes * (size_t)w->n_tiles;
-    w->mem_bytes = bytes + 64;
-    w->mem = b->al->resize(b->al->ctx, NULL, 0, w->mem_bytes); /* packing writes all of it */
-    if (!w->mem)
+    w->tiles = cpu_slab_take(b, bytes);
+    if (!w->tiles)
         return mxd_fail(err, MXD_E_NOMEM,
                         "%s: no memory for %zu bytes of weights: a smaller model, or more nodes",
                         s->name, bytes);
-    cpu_want_large_pages(w->mem, w->mem_bytes);
-    w->tiles = (unsigned char *)(((uintptr_t)w->mem + 63) & ~(uintptr_t)63);
-    w->bytes += w->mem_bytes;
+    w->bytes += bytes;
     if (s->bias) MXD_TRY(load_bias(b, s, w, err));
     return s->transposed ? cpu_turn(b, s, w, err) : load_tiles(b, s, w, err);
 }
@@ -374,7 +371,7 @@ static mxd_rc load_whole(cpu_backend *b, const mxd_weight_src *src, mxd_weight *
 /* The table of columns [col0, col0 + cols) as it is in memory; NULL: not yet. */
 static mxd_weight *find_table(const cpu_backend *b, const mxd_weight_src *s) {
     for (mxd_weight *w = b->weights; w; w = w->next)
-        if (w->mem && w->table == s->weight && w->col0 == s->col0 && w->in == s->cols) return w;
+        if (!w->part && w->table == s->weight && w->col0 == s->col0 && w->in == s->cols) return w;
     return NULL;
 }
 
@@ -407,8 +404,7 @@ static mxd_rc load_part(cpu_backend *b, const mxd_weight_src *s, mxd_weight **ou
     w->in = s->cols;
     w->col0 = s->col0;
     w->lead = s->col0 - table.col0;
-    w->mem = NULL;
-    w->mem_bytes = 0;
+    w->part = true;
     w->bytes = 0;
     w->bias = NULL;
     keep(b, w);
@@ -429,7 +425,6 @@ mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, 
 }
 
 void cpu_weight_free(cpu_backend *b, mxd_weight *w) {
-    if (w->mem) b->al->resize(b->al->ctx, w->mem, w->mem_bytes, 0);
     mxd_free(b->al, w->bias);
     mxd_free(b->al, w->vector);
     mxd_free(b->al, w);
