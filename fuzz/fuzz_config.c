@@ -1,7 +1,7 @@
 /* A repository of config.json and one safetensors header, both hostile, through everything that is
  * done before a weight is read: families, ranges, RoPE, quantisation rules, shapes, size tables.
  * Input: the number of data bytes (8 bytes little-endian), config.json, a NUL, the header. The data
- * is a hole in the file. Seeds: the small models of tests/conformance. */
+ * is a hole in the file. Seeds: config_seeds.py, from the small models of tests/conformance. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -43,6 +43,12 @@ static bool end_tag(tpl_parser *p) {
     return true;
 }
 
+/* What opens a body may end with a colon, as in Python. */
+static bool body_tag(tpl_parser *p) {
+    (void)tpl_skip_op(p, ":");
+    return end_tag(p);
+}
+
 /* `{% endfor %}`: the parser stands at the name. */
 static bool end_of(tpl_parser *p, const char *name) {
     if (!tpl_skip_name(p, name))
@@ -103,7 +109,7 @@ static bool parse_if(tpl_parser *p, const tpl_node **out) {
     for (;;) {
         const tpl_node *test, *then;
         TPL_TRY(tpl_tuple(p, true, &test));
-        TPL_TRY(end_tag(p));
+        TPL_TRY(body_tag(p));
         TPL_TRY(statements(p, until, &then));
         TPL_TRY(add(p, &parts, test));
         TPL_TRY(add(p, &parts, then));
@@ -111,7 +117,7 @@ static bool parse_if(tpl_parser *p, const tpl_node **out) {
     }
     if (tpl_skip_name(p, "else")) {
         const tpl_node *otherwise;
-        TPL_TRY(end_tag(p));
+        TPL_TRY(body_tag(p));
         TPL_TRY(statements(p, until + 2, &otherwise));
         TPL_TRY(add(p, &parts, otherwise));
     }
@@ -130,12 +136,12 @@ static bool parse_for(tpl_parser *p, const tpl_node **out) {
     TPL_TRY(tpl_tuple(p, false, &n->kids[1]));
     if (tpl_skip_name(p, "if")) TPL_TRY(tpl_expression(p, true, &n->kids[2]));
     if (tpl_skip_name(p, "recursive")) n->op = 'r';
-    TPL_TRY(end_tag(p));
+    TPL_TRY(body_tag(p));
     p->loops++;
     TPL_TRY(statements(p, until, &n->kids[3]));
     p->loops--;
     if (tpl_skip_name(p, "else")) {
-        TPL_TRY(end_tag(p));
+        TPL_TRY(body_tag(p));
         TPL_TRY(statements(p, until + 1, &n->kids[4]));
     }
     return end_of(p, "endfor");
@@ -153,7 +159,7 @@ static bool parse_set(tpl_parser *p, const tpl_node **out) {
     }
     n->kind = N_SET_BLOCK;
     if (tpl_skip_op(p, "|")) TPL_TRY(tpl_filters(p, NULL, &n->kids[2], true));
-    TPL_TRY(end_tag(p));
+    TPL_TRY(body_tag(p));
     TPL_TRY(statements(p, until, &n->kids[1]));
     return end_of(p, "endset");
 }
@@ -192,7 +198,7 @@ static bool parse_macro(tpl_parser *p, const tpl_node **out) {
     n->name = name->name;
     TPL_TRY(tpl_want_op(p, "("));
     TPL_TRY(params(p, n));
-    TPL_TRY(end_tag(p));
+    TPL_TRY(body_tag(p));
     TPL_TRY(statements(p, until, &n->kids[0]));
     tpl_skip_name(p, "endmacro");
     if (tpl_peek(p)->kind == TPL_NAME) p->at++;
@@ -207,7 +213,7 @@ static bool parse_call(tpl_parser *p, const tpl_node **out) {
     if (tpl_skip_op(p, "(")) TPL_TRY(params(p, n));
     TPL_TRY(tpl_expression(p, true, &n->kids[0]));
     if (n->kids[0]->kind != N_CALL) return wrong(p, "expected a call");
-    TPL_TRY(end_tag(p));
+    TPL_TRY(body_tag(p));
     TPL_TRY(statements(p, until, &n->kids[1]));
     return end_of(p, "endcall");
 }
@@ -218,7 +224,7 @@ static bool parse_filter(tpl_parser *p, const tpl_node **out) {
     TPL_TRY(n);
     *out = n;
     TPL_TRY(tpl_filters(p, NULL, &n->kids[0], true));
-    TPL_TRY(end_tag(p));
+    TPL_TRY(body_tag(p));
     TPL_TRY(statements(p, until, &n->kids[1]));
     return end_of(p, "endfilter");
 }
@@ -236,7 +242,7 @@ static bool parse_with(tpl_parser *p, const tpl_node **out) {
         TPL_TRY(add(p, &parts, value));
     }
     const tpl_node *inner;
-    TPL_TRY(end_tag(p));
+    TPL_TRY(body_tag(p));
     TPL_TRY(statements(p, until, &inner));
     TPL_TRY(add(p, &parts, inner));
     TPL_TRY(end_of(p, "endwith"));
@@ -249,7 +255,7 @@ static bool parse_generation(tpl_parser *p, const tpl_node **out) {
     tpl_node *n = tpl_node_new(p, N_SCOPE, 1);
     TPL_TRY(n);
     *out = n;
-    TPL_TRY(end_tag(p));
+    TPL_TRY(body_tag(p));
     TPL_TRY(statements(p, until, &n->kids[0]));
     return end_of(p, "endgeneration");
 }
@@ -262,7 +268,7 @@ static bool parse_block(tpl_parser *p, const tpl_node **out) {
     TPL_TRY(n);
     *out = n;
     TPL_TRY(name_target(p, false, &name));
-    TPL_TRY(end_tag(p));
+    TPL_TRY(body_tag(p));
     TPL_TRY(statements(p, until, &n->kids[0]));
     tpl_skip_name(p, "endblock");
     if (tpl_peek(p)->kind == TPL_NAME) p->at++;

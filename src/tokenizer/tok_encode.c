@@ -189,17 +189,19 @@ static mxd_rc join(encoder *x, const mxd_span *spans, size_t n_spans, mxd_err *e
 }
 
 /* Normalises each run of a piece by itself, to know which normalised bytes are trusted. Where that
- * gives another text than the whole piece (a mark composes over a border), nothing is trusted.
- *   trust   the runs of x->norm, which holds the whole piece normalised */
+ * gives another text than the whole piece (a mark composes over a border, a border cuts a
+ * character), nothing is trusted. trust   the runs of x->norm, which holds the whole piece
+ * normalised */
 static mxd_rc trust_of_norm(encoder *x, tok_piece p, runs *trust, mxd_err *err) {
     const mxd_tokenizer *t = x->t;
     mxd_buf part;
     mxd_buf_init(&part, t->al, MAX_TEXT);
-    size_t r = 0, same = 0;
+    size_t r = 0, same = 0, at = p.at, end = (size_t)p.at + p.n;
     mxd_rc rc = MXD_OK;
-    for (size_t at = p.at, end = (size_t)p.at + p.n; at < end && !rc;) {
+    while (at < end && !rc) {
         const run *here = run_at(&x->trust, at, &r);
         size_t to = here->end < end ? here->end : end;
+        if (to < end && ((unsigned char)x->text.ptr[to] & 0xC0) == 0x80) break;
         rc = tok_normalize(t->norm, t->n_norm, &x->matcher, x->text.ptr + at, to - at, at == p.at,
                            to == end, &part, &x->tmp, err);
         if (rc) break;
@@ -211,7 +213,7 @@ static mxd_rc trust_of_norm(encoder *x, tok_piece p, runs *trust, mxd_err *err) 
         at = to;
     }
     mxd_buf_deinit(&part);
-    if (!rc && same != x->norm.len) {
+    if (!rc && (at < end || same != x->norm.len)) {
         trust->n = 0;
         rc = runs_add(trust, x->norm.len, false, err);
     }

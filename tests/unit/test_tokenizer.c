@@ -5,6 +5,7 @@
 #include <unistd.h>
 #include "base/clock.h"
 #include "formats/json.h"
+#include "formats/utf8.h"
 #include "tokenizer/tokenizer.h"
 
 static json_t *load(const char *path) {
@@ -213,6 +214,9 @@ TEST(tokenizer_trust_of_normalised_tokens) {
     mxd_span c[] = {SPAN("cafe", true), SPAN("\xcc\x81", false)}; /* composes over the border */
     encode_spans(t, c, 2, &got);
     for (size_t i = 0; i < got.n; i++) CHECK(got.ptr[i] != 605);
+    mxd_span d[] = {SPAN("cafe\xcc", true), SPAN("\x81", false)}; /* the border cuts a character */
+    encode_spans(t, d, 2, &got);
+    for (size_t i = 0; i < got.n; i++) CHECK(got.ptr[i] != 605);
     mxd_ids_deinit(&got);
     mxd_tokenizer_close(t);
 }
@@ -239,9 +243,21 @@ TEST(tokenizer_span_borders_are_no_word_borders) {
 
 /* ---- limits and hostile input ---- */
 
+/* Fills s[n] with characters between U+0020 and U+1FBFF; returns how many bytes it took. */
+static size_t many_kinds(char *s, size_t n) {
+    uint32_t seed = 1;
+    size_t at = 0;
+    while (at + 4 <= n) {
+        seed = seed * 1664525 + 1013904223;
+        uint32_t cp = 0x20 + (seed >> 8) % 0x1FBE0;
+        if (cp < 0xD800 || cp > 0xDFFF) at += (size_t)mxd_utf8_put(s + at, cp);
+    }
+    return at;
+}
+
 TEST(tokenizer_long_words_take_no_quadratic_time) {
-    static const char *const families[] = {"qwen", "o200k", "spm", "deepseek_v3"};
-    static const char units[] = "a A1!\n";
+    static const char *const families[] = {"qwen", "o200k", "spm", "deepseek_v3", "mistral"};
+    static const char units[] = "a A1!\n?"; /* ?: characters of all kinds */
     enum { N = 1 << 20 };
     char *s = malloc(N);
     CHECK(s != NULL);
@@ -250,9 +266,10 @@ TEST(tokenizer_long_words_take_no_quadratic_time) {
     for (size_t f = 0; f < MXD_COUNT(families); f++) {
         mxd_tokenizer *t = open_family(families[f]);
         for (const char *u = units; *u; u++) {
-            memset(s, *u, N);
+            size_t n = *u == '?' ? many_kinds(s, N) : N;
+            if (*u != '?') memset(s, *u, N);
             int64_t from = mxd_now_ms();
-            encode(t, s, N, false, false, &got);
+            encode(t, s, n, false, false, &got);
             if (mxd_now_ms() - from > 60000) /* 0.02 to 0.2 s alone; quadratic: hours */
                 fail_msg("%s: '%c' takes %d ms", families[f], *u, (int)(mxd_now_ms() - from));
         }

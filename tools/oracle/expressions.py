@@ -495,6 +495,10 @@ ERRORS = given({},
 )
 
 MISC = given(MISC_VARS,
+    "{% if day == 1: %}a{% elif day: %}b{% else: %}c{% endif %}{% for x in args.a: %}{{ x }}{% else: %}e{% endfor %}",
+    "{% macro f(a): %}{{ a }}{% endmacro %}{{ f(1) }}{% set x: %}a{% endset %}{{ x }}{% filter upper: %}a{% endfilter %}{% generation: %}g{% endgeneration %}",
+    "{% for x in [1] %}{{ x }}{% endfor: %}",
+    "{% set x = 1: %}{{ x }}",
     "{{ strftime_now('%Y-%m-%d') }} {{ strftime_now('%d %b %Y') }} {{ strftime_now('%B %d, %Y') }}",
     "{{ strftime_now('%A %a %H:%M:%S %I %p %j %y %m %%') }}",
     "{{ strftime_now('%-d %-m') }} {{ strftime_now('') }}|{{ strftime_now('plain') }}",
