@@ -81,19 +81,20 @@ static double per_second(int n, double ms) { return ms > 0 ? n * 1000.0 / ms : 0
 
 static void report(chat *c) {
     const mxd_stream_event *d = &c->last;
+    double prompt_speed = per_second(d->n_prompt - d->n_cached, d->prefill_ms);
     static const char *const how[] = {"stop", "length", "cancelled"};
     if (!mxd_opt_bool(c->o, MXD_OPT_JSON)) {
         if (!mxd_opt_bool(c->o, MXD_OPT_QUIET))
             fprintf(stderr, "prompt %d tokens, %.1f tokens/s; answer %d tokens, %.1f tokens/s\n",
-                    d->n_prompt, per_second(d->n_prompt, d->prefill_ms), d->n_generated,
+                    d->n_prompt, prompt_speed, d->n_generated,
                     per_second(d->n_generated - 1, d->decode_ms));
         return;
     }
-    json_t *o = json_pack("{s:s%, s:s, s:i, s:i, s:f, s:f}", "text", mxd_buf_str(&c->answer),
-                          c->answer.len, "finish_reason", how[d->finish], "prompt_tokens",
-                          d->n_prompt, "completion_tokens", d->n_generated,
-                          "prompt_tokens_per_second", per_second(d->n_prompt, d->prefill_ms),
-                          "tokens_per_second", per_second(d->n_generated - 1, d->decode_ms));
+    json_t *o =
+        json_pack("{s:s%, s:s, s:i, s:i, s:f, s:f}", "text", mxd_buf_str(&c->answer), c->answer.len,
+                  "finish_reason", how[d->finish], "prompt_tokens", d->n_prompt,
+                  "completion_tokens", d->n_generated, "prompt_tokens_per_second", prompt_speed,
+                  "tokens_per_second", per_second(d->n_generated - 1, d->decode_ms));
     mxd_buf out;
     mxd_buf_init(&out, &mxd_alloc_libc, PROMPT_MAX);
     if (o) mxd_json_write(&out, o, &(mxd_json_style){0});

@@ -2,6 +2,7 @@
 #include "test.h"
 
 #include <stdlib.h>
+#include <unistd.h>
 #include "runtime/pages.h"
 #include "runtime/shard.h"
 
@@ -209,6 +210,50 @@ TEST(shard_reused_positions_give_equal_bits) {
     static const int chunks[] = {1, 7, 32, 50};
     for (size_t m = 0; m < MXD_COUNT(models); m++)
         for (size_t k = 0; k < MXD_COUNT(chunks); k++) reuse(models[m], 1 + (int)k % 2, chunks[k]);
+}
+
+/* Recurrent layers: all of a sequence, or what was kept beside it. */
+static void reuse_state(const char *model, int n_parts, int chunk) {
+    pipeline *p = open_pipeline(model, n_parts);
+    for (int i = 0; i < 90; i++) p->ids[1][i] = p->ids[0][i];
+    float *want[2];
+    for (int s = 0; s < 2; s++) want[s] = plain(p, p->ids[s], 130);
+    for (int i = 0; i < n_parts; i++) mxd_shard_forget(p->part[i]);
+    for (int s = 0; s < 2; s++) { /* two slots at once: states do not mix */
+        go_on(p, s, p->ids[0], 0, 70, chunk, -1, want[0]);
+        mxd_step_run run = {.slot = (uint16_t)s, .n = 10, .pos = 70, .keep = true};
+        CHECK_EQ(try_run(p, run, p->ids[0] + 70), MXD_OK);
+    }
+    go_on(p, 0, p->ids[0], 80, 100, chunk, -1, want[0]);
+    go_on(p, 0, p->ids[0], 100, 110, chunk, 0, want[0]); /* at its end */
+    const mxd_step_run bad[] = {
+        {.slot = 0, .n = 1, .pos = 90, .begin = true, .from = 0},  /* not where it was kept */
+        {.slot = 2, .n = 1, .pos = 64, .begin = true, .from = 0},  /* not another's */
+        {.slot = 2, .n = 1, .pos = 80, .begin = true, .from = 0}}; /* not even what it kept */
+    for (size_t i = 0; i < MXD_COUNT(bad); i++)
+        CHECK_EQ(try_run(p, bad[i], p->ids[0]), MXD_E_STALE);
+    go_on(p, 0, p->ids[1], 80, 130, chunk, 0, want[1]);  /* what was kept, with another ending */
+    go_on(p, 0, p->ids[0], 80, 120, chunk, 0, want[0]);  /* and again */
+    go_on(p, 1, p->ids[1], 80, 130, chunk, -1, want[1]); /* the other slot goes on */
+    go_on(p, 1, p->ids[1], 0, 20, chunk, -1, want[1]);   /* anew: nothing is kept */
+    CHECK_EQ(try_run(p, (mxd_step_run){.slot = 1, .n = 1, .pos = 80, .begin = true, .from = 1},
+                     p->ids[1]),
+             MXD_E_STALE);
+    for (int s = 0; s < 2; s++) free(want[s]);
+    close_pipeline(p);
+}
+
+TEST(shard_kept_states_give_equal_bits) {
+    static const char *const recurrent[] = {"qwen3-next-plain", "qwen3_5-6bit"};
+    static const int chunks[] = {1, 7, 50};
+    char config[1024], rel[256];
+    for (size_t m = 0; m < MXD_COUNT(recurrent); m++) {
+        snprintf(rel, sizeof rel, "conformance/models/%s/config.json", recurrent[m]);
+        if (access(test_path(config, rel), R_OK) != 0) SKIP("there is no recurrent model here");
+    }
+    for (size_t m = 0; m < MXD_COUNT(recurrent); m++)
+        for (size_t k = 0; k < MXD_COUNT(chunks); k++)
+            reuse_state(recurrent[m], 1 + (int)k % 2, chunks[k]);
 }
 
 TEST(shard_refuses_beginnings_that_are_not_there) {
