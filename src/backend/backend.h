@@ -89,6 +89,8 @@ typedef struct mxd_weight_src {
     float add;       /* vectors: added to each element (gemma: 1 + w) */
     int experts;     /* matrices: [experts, out, in], one for each expert (or head); 0: plain. Their
                       * bias is [experts, out] */
+    bool stacked;    /* experts: in the file one under the other, [experts out, in] */
+    bool transposed; /* experts: rows of the part become columns, [in, rows] */
 } mxd_weight_src;
 
 /* --------------------------------------------------------------------------------- a micro-batch

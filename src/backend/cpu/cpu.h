@@ -159,6 +159,10 @@ mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, 
 void cpu_weight_free(cpu_backend *b, mxd_weight *w);
 void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w);
 
+/* turned.c: the transpose of a checked matrix. Shape first, then memory, then reading. */
+mxd_rc cpu_turn_shape(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
+mxd_rc cpu_turn(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
+
 /* linear.c */
 void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_weight *const *w);
 void cpu_linear_heads(mxd_backend *base, int dst, int src, const mxd_weight *w);

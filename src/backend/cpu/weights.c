@@ -19,11 +19,15 @@ static mxd_rc check_float(const mxd_weight_src *s, const mxd_st_tensor *t, mxd_f
                     s->name, t->name, mxd_dtype_name(t->dtype));
 }
 
-/* The last two dimensions; weights of experts have one more in front. */
+/* The last two dimensions; weights of experts have one more in front, unless they are stacked. */
 static mxd_rc check_2d(const mxd_weight_src *s, const mxd_st_tensor *t, uint64_t rows,
                        uint64_t cols, mxd_err *err) {
-    int more = s->experts > 0;
-    uint64_t n = more ? (uint64_t)s->experts : 1;
+    int more = s->experts > 0 && !s->stacked;
+    uint64_t n = s->experts ? (uint64_t)s->experts : 1;
+    if (s->stacked) {
+        rows *= n;
+        n = 1;
+    }
     if (t->n_dims == 2 + more && t->shape[more] == rows && t->shape[more + 1] == cols &&
         (!more || t->shape[0] == n) && t->bytes == n * rows * cols * mxd_dtype_bytes(t->dtype))
         return MXD_OK;
@@ -99,7 +103,7 @@ static mxd_rc check_quantised(const mxd_weight_src *s, mxd_weight *w, mxd_err *e
     MXD_TRY(check_2d(s, s->weight, out, n_groups * (uint64_t)(group * bits) / 32, err));
     MXD_TRY(check_2d(s, s->scales, out, n_groups, err));
     if (s->quant.mode == MXD_Q_AFFINE) MXD_TRY(check_2d(s, s->biases, out, n_groups, err));
-    if (s->block_k % group)
+    if (s->block_k % group && !s->transposed)
         return mxd_fail(err, MXD_E_INVAL, "%s: block of %d columns cuts a group of %d", s->name,
                         s->block_k, group);
     w->quantised = tile != 16;
@@ -152,7 +156,8 @@ static mxd_rc check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err)
         MXD_TRY(check_2d(s, s->weight, (uint64_t)s->out, (uint64_t)s->in, err));
         w->tile_bytes = mxd_ftile_bytes((size_t)w->in, w->type);
     }
-    return s->bias ? check_bias(s, s->bias, (uint64_t)s->out, err) : MXD_OK;
+    if (s->bias) MXD_TRY(check_bias(s, s->bias, (uint64_t)s->out, err));
+    return s->transposed ? cpu_turn_shape(s, w, err) : MXD_OK;
 }
 
 /* ------------------------------------------------------------------------------------- reading */
@@ -360,7 +365,7 @@ static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     w->tiles = (unsigned char *)(((uintptr_t)w->mem + 63) & ~(uintptr_t)63);
     w->bytes += w->mem_bytes;
     if (s->bias) MXD_TRY(load_bias(b, s, w, err));
-    return load_tiles(b, s, w, err);
+    return s->transposed ? cpu_turn(b, s, w, err) : load_tiles(b, s, w, err);
 }
 
 static void keep(cpu_backend *b, mxd_weight *w) {
