@@ -41,15 +41,21 @@ void mxd_ftile_pack(void *tile, mxd_ftype t, size_t k, int n_rows, const void *r
                    f);
 }
 
-void mxd_qtile_row(float *y, const uint8_t *tile, const mxd_qshape *s, int r) {
+void mxd_qtile_part(float *y, const uint8_t *tile, const mxd_qshape *s, int r, size_t k0,
+                    size_t n) {
     size_t group = (size_t)s->group;
-    for (size_t k = 0; k < s->k; k += group, tile += mxd_qgroup_bytes(s)) {
+    tile += k0 / group * mxd_qgroup_bytes(s);
+    for (size_t k = 0; k < n; k += group, tile += mxd_qgroup_bytes(s)) {
         const uint8_t *ends = tile + s->group * s->bits * (MXD_TILE_ROWS / 8);
         float scale = mxd_load_float(ends, s->scales, (size_t)r);
         float bias = mxd_load_float(ends, s->scales, MXD_TILE_ROWS + (size_t)r);
         for (size_t c = 0; c < group; c++)
             y[k + c] = fmaf(scale, (float)mxd_code(tile, s->bits, c, (size_t)r), bias);
     }
+}
+
+void mxd_qtile_row(float *y, const uint8_t *tile, const mxd_qshape *s, int r) {
+    mxd_qtile_part(y, tile, s, r, 0, s->k);
 }
 
 void mxd_ftile_row(float *y, const void *tile, mxd_ftype t, size_t k, int r) {

@@ -29,12 +29,13 @@ struct mxd_weight {
     size_t tile_bytes;
     unsigned char *tiles; /* [n_tiles][tile_bytes], on a cache line, inside `mem` */
     void *mem;            /* straight from the allocator: too large to be zeroed first; NULL: the
-                           * tiles are part of another weight's */
+                           * tiles are another weight's */
     size_t mem_bytes;
-    float *bias;                /* [rows] or NULL */
-    float *vector;              /* [in], vectors only */
-    const mxd_st_tensor *table; /* of a part along `in`: what it is a part of, and from where */
-    int col0;
+    float *bias;   /* [rows] or NULL */
+    float *vector; /* [in], vectors only */
+    /* of a part along `in`: what it is a part of, from where; and where the tiles have it */
+    const mxd_st_tensor *table;
+    int col0, tile_col0;
     uint64_t bytes;
 };
 

@@ -399,10 +399,7 @@ static mxd_rc load_part(cpu_backend *b, const mxd_weight_src *s, mxd_weight **ou
     *w = *all;
     w->in = s->cols;
     w->col0 = s->col0;
-    w->q.k = (size_t)s->cols;
-    size_t first = (size_t)(s->col0 - s->span0);
-    w->tiles += w->quantised ? first / (size_t)w->q.group * mxd_qgroup_bytes(&w->q)
-                             : mxd_ftile_bytes(first, w->type);
+    w->tile_col0 = s->col0 - s->span0;
     w->mem = NULL;
     w->mem_bytes = 0;
     w->bytes = 0;
@@ -457,11 +454,15 @@ static void embed_task(void *ctx, int row, int thread) {
     (void)thread;
     embed_job *j = ctx;
     int id = j->b->batch->ids[row];
-    const unsigned char *tile = j->w->tiles + (size_t)(id / MXD_TILE_ROWS) * j->w->tile_bytes;
-    if (j->w->quantised)
-        mxd_qtile_row(cpu_row(j->dst, row), tile, &j->w->q, id % MXD_TILE_ROWS);
-    else
-        mxd_ftile_row(cpu_row(j->dst, row), tile, j->w->type, (size_t)j->w->in, id % MXD_TILE_ROWS);
+    const mxd_weight *w = j->w;
+    const unsigned char *tile = w->tiles + (size_t)(id / MXD_TILE_ROWS) * w->tile_bytes;
+    size_t k0 = (size_t)w->tile_col0, n = (size_t)w->in;
+    float *y = cpu_row(j->dst, row);
+    if (w->quantised)
+        mxd_qtile_part(y, tile, &w->q, id % MXD_TILE_ROWS, k0, n);
+    else /* column by column */
+        mxd_ftile_row(y, tile + k0 * MXD_TILE_ROWS * mxd_ftype_bytes(w->type), w->type, n,
+                      id % MXD_TILE_ROWS);
 }
 
 void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w) {
