@@ -189,5 +189,7 @@ void mxd_qtile_row(float *y, const uint8_t *tile, const mxd_qshape *s, int r);
 void mxd_qtile_part(float *y, const uint8_t *tile, const mxd_qshape *s, int r, size_t from,
                     size_t n);
 void mxd_ftile_row(float *y, const void *tile, mxd_ftype t, size_t k, int r);
+/* y [n] = columns [k0, k0 + n) of a row, whole groups. */
+void mxd_qtile_part(float *y, const uint8_t *tile, const mxd_qshape *s, int r, size_t k0, size_t n);
 
 #endif

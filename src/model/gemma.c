@@ -32,6 +32,12 @@ static mxd_rc configure_2(mxd_hparams *hp, const json_t *c, mxd_err *err) {
     return mxd_rope_read(&hp->rope, c, hp->context, 10000, err);
 }
 
+/* To nearest even; x is finite. */
+static float bfloat16(float x) {
+    uint32_t u = mxd_float_bits(x);
+    return mxd_bits_float((u + 0x7fff + (u >> 16 & 1)) & 0xffff0000);
+}
+
 /* Full layers: "rope_theta" with its scaling; sliding ones: "rope_local_base_freq". Newer files
  * keep both in "rope_parameters". */
 static mxd_rc read_rope(mxd_hparams *hp, const json_t *c, mxd_err *err) {
@@ -48,8 +54,7 @@ static mxd_rc read_rope(mxd_hparams *hp, const json_t *c, mxd_err *err) {
 static mxd_rc configure_3(mxd_hparams *hp, const json_t *c, mxd_err *err) {
     MXD_TRY(configure(hp, c, 256, err));
     MXD_TRY(mxd_blocks_pattern(hp, c, 6, err));
-    /* as it was trained: in bfloat16 */
-    hp->embed_scale = mxd_bf16_to_f32(mxd_f32_to_bf16(sqrtf((float)hp->hidden)));
+    hp->embed_scale = bfloat16(sqrtf((float)hp->hidden)); /* as it was trained */
     return read_rope(hp, c, err);
 }
 

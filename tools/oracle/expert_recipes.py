@@ -3,6 +3,7 @@
 import re
 import shutil
 import tempfile
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,15 @@ class FamilyRecipe:
     @property
     def tied(self) -> bool:
         return self.config["model_type"].startswith("minimax") and self.config["tie_word_embeddings"]
+
+    def weight(self, name: str, shape: tuple[int, ...], rng: np.random.RandomState) -> np.ndarray:
+        return random_weight(name, shape, self.tied, rng)
+
+    def before_weights(self, model: Any) -> None:
+        """What has to be done to mlx-lm's model first."""
+
+    def after_saving(self, folder: Path) -> None:
+        """What has to be done to the files."""
 
 
 def common(model_type: str, hidden: int, layers: int, heads: int, kv: int, inter: int, **more: Any) -> dict[str, Any]:
@@ -169,12 +179,13 @@ def random_weight(name: str, shape: tuple[int, ...], tied: bool, rng: np.random.
 
 def write(r: FamilyRecipe, folder: Path) -> None:
     """The repository, as mlx-lm writes it."""
-    config = {**r.config, **r.told}
+    config = deepcopy({**r.config, **r.told})  # mlx-lm fills in what it lacks
     model_class, args_class = _get_classes(config)
     model = model_class(args_class.from_dict(config))
+    r.before_weights(model)
     rng = np.random.RandomState(r.seed)
     shapes = {name: value.shape for name, value in tree_flatten(model.parameters())}
-    weights = {name: random_weight(name, shapes[name], r.tied, rng) for name in sorted(shapes)}
+    weights = {name: r.weight(name, shapes[name], rng) for name in sorted(shapes)}
     model.update(tree_unflatten([(n, mx.array(w.astype(np.float32)).astype(DTYPES[r.dtype])) for n, w in weights.items()]))
     config = {**r.config, "torch_dtype": r.dtype}
     if r.quant:
@@ -187,6 +198,7 @@ def write(r: FamilyRecipe, folder: Path) -> None:
     save_model(folder, model, donate_model=True)
     save_config(config, folder / "config.json")
     (folder / "model.safetensors.index.json").unlink()
+    r.after_saving(folder)
     if r.joined is not None:
         join(r, folder)
 

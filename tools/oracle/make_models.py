@@ -16,6 +16,7 @@ from mlx_lm.utils import load_model
 
 import expert_recipes
 import experts64
+import gemma_recipes
 import reference64
 from common import GOLDENS, sha256, versions, write_json
 
@@ -49,6 +50,7 @@ class Recipe:
     config: dict[str, Any] = field(default_factory=dict)  # further keys of config.json
     absent: tuple[str, ...] = ()  # keys left out of config.json: the model's own default holds
     overrides: dict[str, Any] = field(default_factory=dict)  # module path -> quantization entry
+    stepwise: bool = False  # mlx-lm's result depends on how the prompt is cut: token by token is what counts
     issue: str | None = None
     quant: dict[str, int] = field(default_factory=lambda: {"group_size": 64, "bits": 8})
     prefix: str = ""  # of every tensor's name
@@ -106,6 +108,10 @@ RECIPES = [
            model_type="mistral",
            config={"sliding_window": 24, "rope_scaling": {"type": "linear", "factor": 2.0},
                    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    Recipe("llama-dynamic", 126, "dynamic RoPE past a context of 40; base by position, as token by token; f16, tied",
+           hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, inter=64, vocab=160, theta=10_000, tied=True,
+           dtype="float16", model_type="llama", absent=("head_dim",), stepwise=True,
+           config={"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 40}),
     Recipe("qwen2-tied", 123, "bias on q, k, v only; rope base and tied head by default; head_dim derived",
            hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, inter=128, vocab=160, tied=True,
            model_type="qwen2", absent=("rope_theta", "tie_word_embeddings", "head_dim")),
@@ -334,11 +340,12 @@ def save(r: Recipe, folder: Path, tensors: dict[str, mx.array]) -> None:
     write_json(folder / "config.json", make_config(r), indent=4)
 
 
-def run(model: Any, prompt: list[int]) -> tuple[np.ndarray, list[int]]:
-    """Prefill, then one token at a time with the KV cache. Row len(prompt) - 1 + k predicts greedy[k]."""
+def run(model: Any, prompt: list[int], stepwise: bool) -> tuple[np.ndarray, list[int]]:
+    """Prefill, at once or not, then one token at a time with the KV cache. Row len(prompt) - 1 + k predicts greedy[k]."""
     cache = make_prompt_cache(model)
-    rows = [np.array(model(mx.array([prompt]), cache=cache)[0])]
-    greedy = [int(rows[0][-1].argmax())]
+    parts = [[token] for token in prompt] if stepwise else [prompt]
+    rows = [np.array(model(mx.array([part]), cache=cache)[0]) for part in parts]
+    greedy = [int(rows[-1][-1].argmax())]
     while len(greedy) < N_GREEDY:
         rows.append(np.array(model(mx.array([[greedy[-1]]]), cache=cache)[0]))
         greedy.append(int(rows[-1][-1].argmax()))
@@ -396,7 +403,7 @@ def make(r: Any, folder: Path) -> str:
     cases, blocks, worst = [], [], 0.0
     for length in PROMPT_LENGTHS:
         prompt = rng.randint(0, r.vocab, length).tolist()
-        rows, greedy = run(model, prompt)
+        rows, greedy = run(model, prompt, getattr(r, "stepwise", False))
         exact = reference64.logits(prompt + greedy[:-1], weights64,
                                    {**config.get("text_config", config), "tie_word_embeddings": r.tied})
         worst = max(worst, float(np.abs(rows - exact).max()))
@@ -433,7 +440,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="models whose names start so")
     args = parser.parse_args()
     mx.set_default_device(mx.cpu)
-    for recipe in [*RECIPES, *expert_recipes.RECIPES]:
+    for recipe in [*RECIPES, *expert_recipes.RECIPES, *gemma_recipes.RECIPES]:
         if recipe.name.startswith(args.only):
             print(make(recipe, args.out / recipe.name))
 

@@ -5,6 +5,7 @@ from math import ceil, floor, log, pi, sqrt
 import numpy as np
 
 import experts64
+import gemma64
 
 Array = np.ndarray
 Weights = dict[str, Array]
@@ -14,8 +15,8 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
-def rope_frequencies(config: dict, dims: int) -> tuple[Array, float]:
-    """Angle per position of each pair, and the factor of the rotated values."""
+def rope_frequencies(config: dict, dims: int, n_tokens: int) -> tuple[Array, float]:
+    """Angle per position of each pair, or of each token and pair, and the factor of the rotated values."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     base = (config.get("rope_parameters") or {}).get("rope_theta") or config.get("rope_theta")
     base = base or {"qwen2": 1e6}.get(config["model_type"], 1e4)
@@ -42,6 +43,10 @@ def rope_frequencies(config: dict, dims: int) -> tuple[Array, float]:
         length = config.get("original_max_position_embeddings") or scaling["original_max_position_embeddings"]
         stretch = config["max_position_embeddings"] / length
         return f / np.array(scaling["long_factor"]), sqrt(1 + log(stretch) / log(length)) if stretch > 1 else 1.0
+    if kind == "dynamic":
+        stretch = np.maximum(np.arange(1, n_tokens + 1) / config["max_position_embeddings"], 1)[:, None]
+        base = base * (factor * stretch - (factor - 1)) ** (dims / (dims - 2))
+        return base ** (-2 * np.arange(dims // 2) / dims), 1.0
     assert kind in ("default", "mrope"), kind  # mrope: of text
     return f, 1.0
 
@@ -51,7 +56,7 @@ def rope(x: Array, config: dict) -> Array:
     inner = config.get("rope_parameters") or {}
     part = config.get("partial_rotary_factor", inner.get("partial_rotary_factor", 1.0))
     dims = config.get("rotary_dim") or int(x.shape[-1] * part)
-    f, scale = rope_frequencies(config, dims)
+    f, scale = rope_frequencies(config, dims, x.shape[1])
     angle = np.arange(x.shape[1])[:, None] * f
     longrope = (config.get("rope_scaling") or {}).get("type") in ("longrope", "su")
     interleaved = config.get("rope_traditional") and not longrope
@@ -97,7 +102,14 @@ def heads_of(x: Array, w: Weights, p: str, config: dict) -> tuple[Array, Array, 
             parts[i] = rms_norm(parts[i].reshape(n_tokens, -1, len(norm)), norm, config["rms_norm_eps"])
     q, k, v = (t.reshape(n_tokens, -1, dim).transpose(1, 0, 2) for t in parts)
     k, v = (np.repeat(t, n_heads // n_kv, axis=0) for t in (rope(k, config), v))
-    return rope(q, config), k, v, dim ** -0.5, gate
+    return rope(q, config) * growth(n_tokens, config), k, v, dim ** -0.5, gate
+
+
+def growth(n_tokens: int, config: dict) -> Array:
+    """Of the queries, with the position."""
+    p = config.get("rope_parameters") or {}
+    beta, length = p.get("llama_4_scaling_beta", 0.0), p.get("original_max_position_embeddings", 1)
+    return (1 + beta * np.log(1 + np.arange(n_tokens) // length))[:, None]
 
 
 def attention(x: Array, w: Weights, layer: int, config: dict) -> Array:
@@ -190,6 +202,11 @@ def feed(x: Array, w: Weights, layer: str, config: dict) -> Array:
 
 def logits(ids: list[int], w: Weights, config: dict) -> Array:
     """w: dequantised float64 weights by name. Returns [tokens, vocab]."""
+    text = config.get("text_config", config)
+    if text["model_type"].startswith("gemma"):
+        return gemma64.Gemma(w, config).logits(ids)
+    config = {**text, "tie_word_embeddings": config["tie_word_embeddings"]}
+    w = {name.removeprefix("language_model."): value for name, value in w.items()}
     eps = config["rms_norm_eps"]
     h = w["model.embed_tokens.weight"][ids]
     for i in range(config["num_hidden_layers"]):
