@@ -57,8 +57,8 @@ class FamilyRecipe:
 
 def common(model_type: str, hidden: int, layers: int, heads: int, kv: int, inter: int, **more: Any) -> dict[str, Any]:
     return {"model_type": model_type, "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
-            "num_key_value_heads": kv, "intermediate_size": inter, "vocab_size": 128, "rms_norm_eps": 1e-5,
-            "max_position_embeddings": 4096, "rope_theta": 10000, **more}
+            "num_key_value_heads": kv, "intermediate_size": inter, "vocab_size": 128,
+            "max_position_embeddings": 4096, "rope_theta": 10000, "rms_norm_eps": 1e-5, **more}
 
 
 def experts(n: int, top: int, inner: int, shared: int | None, **more: Any) -> dict[str, Any]:
@@ -113,9 +113,9 @@ RECIPES = [
                  common("glm4_moe_lite", 64, 3, 4, 4, 64, **latent(64, 48, 32, 16, 32), **experts(
                      6, 2, 48, 1, routed_scaling_factor=1.8)),
                  quant=[("embed_tokens|lm_head", affine(8, 64)), ("", NVFP4)]),
-    FamilyRecipe("glm4-lite-direct", 407, "latent attention, direct queries, no shared expert, every second layer sparse",
+    FamilyRecipe("glm4-lite-direct", 407, "latent attention, direct queries, no shared expert, every second layer sparse; eps 0.1",
                  common("glm4_moe_lite", 64, 4, 2, 2, 64, **latent(32, None, 64, 32, 16), **experts(
-                     4, 2, 32, None, moe_layer_freq=2, first_k_dense_replace=0)), dtype="float32",
+                     4, 2, 32, None, moe_layer_freq=2, first_k_dense_replace=0), rms_norm_eps=0.1), dtype="float32",
                  quant=[("embed_q", affine(6, 64)), ("unembed_out", False), (r"switch_mlp\.down", affine(3, 32)),
                         ("down_proj", affine(3, 64)), ("", affine(2, 32))]),
     FamilyRecipe("minimax-mxfp8", 208, "norms over all heads at once, 16 of 32 values turn; mxfp8, routers of 8 bits",
@@ -132,9 +132,9 @@ RECIPES = [
                      40.0, mscale=1.0, mscale_all_dim=1.0)), **experts(
                      8, 3, 32, 2, n_group=4, topk_group=2, routed_scaling_factor=2.5, moe_layer_freq=1)),
                  quant=[(r"switch_mlp\.down", affine(4, 32)), ("embed_q", affine(4, 32)), ("", affine(4, 32))]),
-    FamilyRecipe("deepseek-direct", 411, "direct queries, no groups, weights not made 1, every second layer dense; plain bf16",
+    FamilyRecipe("deepseek-direct", 591, "direct queries, no groups, weights not made 1, plain bf16; eps 0.1, not of latents",
                  common("deepseek_v3", 48, 3, 3, 3, 48, **latent(48, None, 16, 8, 24), **experts(
-                     5, 2, 24, 1, norm_topk_prob=False, first_k_dense_replace=0, moe_layer_freq=2))),
+                     5, 2, 24, 1, norm_topk_prob=False, first_k_dense_replace=0, moe_layer_freq=2), rms_norm_eps=0.1)),
     FamilyRecipe("deepseek-mixed", 252, "latents of 128 in groups of 128; mxfp4 experts, 5 and 6 bits; yarn with two mscales",
                  common("deepseek_v3", 64, 3, 2, 2, 32, **latent(128, 32, 64, 32, 64, rope_scaling=yarn(
                      16.0, mscale=1.0, mscale_all_dim=0.707)), **experts(
