@@ -80,15 +80,17 @@ typedef struct mxd_weight_src {
     const mxd_st_tensor *scales, *biases; /* quantised: scales; affine: biases too. Else NULL */
     const mxd_st_tensor *bias;            /* [out] or NULL: added to the product */
     mxd_quant quant;
-    int out, in;    /* the whole tensor is [out, in]; a vector is [1, in] */
-    int row0, rows; /* the part to load along out; rows = 0: all */
-    int col0, cols; /* LOOKUP only: the part along in, on group edges; cols = 0: all */
-    int block_k;    /* canonical block along in: a multiple of quant.group (and of 16) */
-    float add;      /* vectors: added to each element (gemma: 1 + w) */
-    int columns;    /* vectors: [in / columns, columns] in the file, column after column in memory;
-                     * 0: in the file's order */
-    int experts;    /* matrices: [experts, out, in], one for each expert (or head); 0: plain. Their
-                     * bias is [experts, out] */
+    int out, in;     /* the whole tensor is [out, in]; a vector is [1, in] */
+    int row0, rows;  /* the part to load along out; rows = 0: all */
+    int col0, cols;  /* LOOKUP only: the part along in, on group edges; cols = 0: all */
+    int block_k;     /* canonical block along in: a multiple of quant.group (and of 16) */
+    float add;       /* vectors: added to each element (gemma: 1 + w) */
+    int columns;     /* vectors: [in / columns, columns] in the file, column after column in memory;
+                      * 0: in the file's order */
+    int experts;     /* matrices: [experts, out, in], one for each expert (or head); 0: plain. Their
+                      * bias is [experts, out] */
+    bool stacked;    /* experts: in the file one under the other, [experts out, in] */
+    bool transposed; /* experts: rows of the part become columns, [in, rows] */
 } mxd_weight_src;
 
 /* --------------------------------------------------------------------------------- a micro-batch

@@ -79,6 +79,7 @@ static void write_experts(kit *k) {
     kit_float(k, "down_b", MXD_DTYPE_F32, 0, E * D, 1, 0);
     kit_float(k, "correction", MXD_DTYPE_F32, 0, E, 0.5f, 0);
     kit_float(k, "scale", MXD_DTYPE_BF16, 0, E, 0.5f, 1);
+    kit_float(k, "plain", MXD_DTYPE_BF16, E * F, D, 0.3f, 0);
     kit_open(k);
 }
 
@@ -180,6 +181,54 @@ TEST(mlx_heads_agree_with_the_cpu) {
         run_heads(mlx_kit_open("cpu", true), src, want);
         mlx_kit_close_to(rows[i].name, got, want, ROWS * E * F);
     }
+    kit_end(&k);
+}
+
+/* Matrices one under the other in the file, of which some rows are loaded, as they are or turned.
+ */
+static void check_turned(const kit *k, const char *name, mxd_qmode mode, int bits, int group) {
+    enum { FROM = 32, PART = 48 };
+    static float x[ROWS * E * PART], got[ROWS * E * D];
+    mlx_kit_noise(x, "x", MXD_COUNT(x));
+    mxd_weight_src s = kit_src(k, name, MXD_W_LINEAR, F, D, bits, group, 64), whole = s;
+    s.quant.mode = mode;
+    s.experts = E;
+    s.row0 = FROM, s.rows = PART;
+    s.stacked = s.transposed = true;
+    mxd_backend *b = mlx_kit_open("mlx", true);
+    const mxd_weight *w = mlx_kit_load(b, &s);
+    mxd_err err = {0};
+    mxd_step_shape shape = {.max_rows = ROWS,
+                            .n_regs = 2,
+                            .reg_width = (const int[]){E * PART, E * D},
+                            .max_context = ROWS};
+    CHECK_OK(b->ops->setup(b, &shape, &err), &err);
+    mxd_run run = {0, ROWS, 0, NULL};
+    b->ops->begin(b, &(mxd_batch){ROWS, 1, &run, NULL});
+    b->ops->input(b, 0, x);
+    b->ops->linear_heads(b, 1, 0, w);
+    CHECK_OK(b->ops->output(b, 1, got, &err), &err);
+    CHECK_OK(b->ops->end(b, &err), &err);
+    b->ops->close(b);
+    for (int i = 0; i < ROWS * E * D; i++) {
+        int row = i / (E * D), h = i / D % E;
+        double want = 0;
+        for (int r = 0; r < PART; r++)
+            want +=
+                (double)x[(row * E + h) * PART + r] * kit_value(k, &whole, h * F + FROM + r, i % D);
+        if (!(fabs((double)got[i] - want) <= 1e-4))
+            fail_msg("%s: row %d head %d [%d]: %g, want %g", name, row, h, i % D, (double)got[i],
+                     want);
+    }
+}
+
+TEST(mlx_heads_in_part_and_turned) {
+    mlx_kit_need();
+    kit k;
+    write_experts(&k);
+    check_turned(&k, "gate", MXD_Q_AFFINE, 8, 64);
+    check_turned(&k, "up", MXD_Q_AFFINE, 4, 32);
+    check_turned(&k, "plain", MXD_Q_NONE, 0, 0);
     kit_end(&k);
 }
 

@@ -27,7 +27,8 @@ namespace mx = mlx::core;
 
 struct mxd_weight {
     unsigned use;
-    int rows, in; // of the part that was loaded
+    int rows, in; // of the part that was loaded, as the operations see it
+    bool turned;  // w, scales and biases hold [in, rows]: a product takes them as they are
     int experts;  // matrices; 0: one, without a dimension of its own. Else w, scales, biases and
                   // bias have a dimension [experts] in front
     mxd_quant quant;

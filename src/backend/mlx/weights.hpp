@@ -32,6 +32,12 @@ struct reader {
                                    t->name, want.c_str());
     }
 
+    // What the tensor's shape must be: matrices one under the other have no dimension of their own.
+    std::vector<extent> in_file(const std::vector<extent> &dims) const {
+        if (!src.stacked || dims.size() < 3) return dims;
+        return {{dims[0].full * dims[1].full, 0, 0}, dims[2]};
+    }
+
     // Columns [from, from + n) of whole rows; all in bytes. dst [rows, n].
     mxd_rc read_columns(const mxd_st_tensor *t, uint64_t at, size_t rows, size_t row, size_t from,
                         size_t n, char *dst) const {
@@ -51,7 +57,7 @@ struct reader {
     // A part of a tensor of 1 to 3 dimensions, of which the first is whole when there are 3.
     mxd_rc raw(const mxd_st_tensor *t, const std::vector<extent> &dims, mx::Dtype type,
                std::optional<array> *out) const {
-        if (mxd_rc rc = check_shape(t, dims)) return rc;
+        if (mxd_rc rc = check_shape(t, in_file(dims))) return rc;
         Shape shape;
         for (const extent &d : dims) shape.push_back(d.n);
         array a = mx::zeros(shape, type, e.stream);
@@ -180,11 +186,11 @@ inline mxd_rc load_quantised(const reader &r, mxd_weight *w, std::optional<array
     auto words = [&](int n) {
         return static_cast<int>(static_cast<int64_t>(n) * s.quant.bits / 32);
     };
-    int group = s.quant.group;
+    int group = s.quant.group, in = s.cols ? s.cols : s.in - s.col0;
     if (mxd_rc rc =
-            r.raw(s.weight, r.matrices(words(s.in), words(s.col0), words(w->in)), mx::uint32, data))
+            r.raw(s.weight, r.matrices(words(s.in), words(s.col0), words(in)), mx::uint32, data))
         return rc;
-    std::vector<extent> groups = r.matrices(s.in / group, s.col0 / group, w->in / group);
+    std::vector<extent> groups = r.matrices(s.in / group, s.col0 / group, in / group);
     if (s.quant.mode != MXD_Q_AFFINE) return r.raw(s.scales, groups, mx::uint8, &w->scales);
     if (mxd_rc rc = r.floats(s.scales, groups, &w->scales)) return rc;
     return r.floats(s.biases, groups, &w->biases);
@@ -208,14 +214,18 @@ inline mxd_rc check_part(const engine &e, const mxd_weight_src &s, mxd_err *err)
                             s.cols, s.out, s.in);
     if (s.experts < 0 || s.experts > MXD_MAX_EXPERTS)
         return e.host->fail(err, MXD_E_INVAL, "%s: %d matrices", s.name, s.experts);
+    if ((s.stacked || s.transposed) && (!s.experts || (s.transposed && s.bias)))
+        return e.host->fail(err, MXD_E_INVAL, "%s: not a matrix that can be turned", s.name);
     return MXD_OK;
 }
 
 inline mxd_rc load_any(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd_err *err) {
     if (mxd_rc rc = check_part(e, s, err)) return rc;
+    int rows = s.rows ? s.rows : s.out - s.row0, in = s.cols ? s.cols : s.in - s.col0;
     auto w = std::make_unique<mxd_weight>(mxd_weight{.use = s.use,
-                                                     .rows = s.rows ? s.rows : s.out - s.row0,
-                                                     .in = s.cols ? s.cols : s.in - s.col0,
+                                                     .rows = s.transposed ? in : rows,
+                                                     .in = s.transposed ? rows : in,
+                                                     .turned = s.transposed,
                                                      .experts = s.experts,
                                                      .quant = s.quant,
                                                      .w = array(0.0f),
@@ -228,7 +238,7 @@ inline mxd_rc load_any(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd
     if (s.use == MXD_W_VECTOR)
         rc = load_vector(r, w.get(), &data);
     else if (s.quant.mode == MXD_Q_NONE)
-        rc = r.floats(s.weight, r.matrices(s.in, s.col0, w->in), &data);
+        rc = r.floats(s.weight, r.matrices(s.in, s.col0, in), &data);
     else
         rc = load_quantised(r, w.get(), &data);
     if (!rc && s.bias) rc = load_bias(r, w.get());
@@ -256,11 +266,16 @@ inline const array &vector_of(const mxd_weight *w, int n) {
     return w->w;
 }
 
+// A plain matrix as [..., in, rows].
+inline array turned(const engine &e, const mxd_weight &w) {
+    return w.turned ? w.w : mx::swapaxes(w.w, -1, -2, e.stream);
+}
+
 // x [..., rows, in] times the matrix, or [heads, rows, in] times the matrix of each head.
 inline array product(const engine &e, const array &x, const mxd_weight &w) {
-    array y = w.scales ? mx::quantized_matmul(x, w.w, *w.scales, w.biases, true, w.quant.group,
+    array y = w.scales ? mx::quantized_matmul(x, w.w, *w.scales, w.biases, !w.turned, w.quant.group,
                                               w.quant.bits, mode_of(w.quant).name, e.stream)
-                       : mx::matmul(x, mx::swapaxes(w.w, -1, -2, e.stream), e.stream);
+                       : mx::matmul(x, turned(e, w), e.stream);
     if (!w.bias) return y;
     return mx::add(y, w.experts ? mx::expand_dims(*w.bias, 1, e.stream) : *w.bias, e.stream);
 }
@@ -269,11 +284,10 @@ inline array product(const engine &e, const array &x, const mxd_weight &w) {
 // or [rows, top_k], sorted or not: [pairs, 1, out] or [rows, top_k, 1, out].
 inline array expert_product(const engine &e, const array &x, const mxd_weight &w,
                             const array &chosen, bool sorted) {
-    array y = w.scales ? mx::gather_qmm(x, w.w, *w.scales, w.biases, std::nullopt, chosen, true,
-                                        w.quant.group, w.quant.bits, mode_of(w.quant).name,
-                                        std::nullopt, sorted, e.stream)
-                       : mx::gather_mm(x, mx::swapaxes(w.w, -1, -2, e.stream), std::nullopt, chosen,
-                                       sorted, e.stream);
+    array y = w.scales ? mx::gather_qmm(x, w.w, *w.scales, w.biases, std::nullopt, chosen,
+                                        !w.turned, w.quant.group, w.quant.bits,
+                                        mode_of(w.quant).name, std::nullopt, sorted, e.stream)
+                       : mx::gather_mm(x, turned(e, w), std::nullopt, chosen, sorted, e.stream);
     if (!w.bias) return y;
     return mx::add(y, mx::expand_dims(mx::take(*w.bias, chosen, 0, e.stream), -2, e.stream),
                    e.stream);
