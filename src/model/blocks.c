@@ -8,28 +8,45 @@
 enum { X = MXD_REG_X, NORMED = MXD_REG_H, Q = MXD_REG_FAMILY, K, V, ATTN, INNER, UPPED, N_REGS };
 _Static_assert((int)N_REGS == (int)MXD_BLOCK_REGS, "families count on from here");
 
-mxd_rc mxd_blocks_configure(mxd_hparams *hp, const json_t *c, int context, mxd_err *err) {
+mxd_rc mxd_blocks_sizes(mxd_hparams *hp, const json_t *c, int context, mxd_err *err) {
     MXD_TRY(mxd_config_int(c, "hidden_size", 1, MXD_MAX_HIDDEN, -1, &hp->hidden, err));
     MXD_TRY(mxd_config_int(c, "num_hidden_layers", 1, MXD_MAX_LAYERS, -1, &hp->n_layers, err));
     MXD_TRY(
         mxd_config_int(c, "intermediate_size", 1, 8 * MXD_MAX_HIDDEN, -1, &hp->intermediate, err));
     MXD_TRY(mxd_config_int(c, "vocab_size", 2, MXD_MAX_VOCAB, -1, &hp->n_vocab, err));
     MXD_TRY(mxd_config_int(c, "num_attention_heads", 1, MXD_MAX_HEADS, -1, &hp->n_heads, err));
-    MXD_TRY(
-        mxd_config_int(c, "num_key_value_heads", 1, MXD_MAX_HEADS, hp->n_heads, &hp->n_kv, err));
-    int quotient = hp->hidden / hp->n_heads;
-    MXD_TRY(mxd_config_int(c, "head_dim", 2, MXD_MAX_HEAD_DIM, quotient, &hp->head_dim, err));
     MXD_TRY(mxd_config_int(c, "max_position_embeddings", 1, MXD_MAX_CONTEXT, context, &hp->context,
                            err));
     double eps;
     MXD_TRY(mxd_config_real(c, "rms_norm_eps", 0, 1, 1e-6, &eps, err));
     hp->eps = (float)eps;
+    return MXD_OK;
+}
+
+mxd_rc mxd_blocks_configure(mxd_hparams *hp, const json_t *c, int context, mxd_err *err) {
+    MXD_TRY(mxd_blocks_sizes(hp, c, context, err));
+    MXD_TRY(
+        mxd_config_int(c, "num_key_value_heads", 1, MXD_MAX_HEADS, hp->n_heads, &hp->n_kv, err));
+    int quotient = hp->hidden / hp->n_heads;
+    MXD_TRY(mxd_config_int(c, "head_dim", 2, MXD_MAX_HEAD_DIM, quotient, &hp->head_dim, err));
     if (hp->n_heads % hp->n_kv || hp->head_dim % 2 || hp->head_dim > MXD_MAX_HEAD_DIM)
         return mxd_fail(err, MXD_E_FORMAT,
                         "config.json: %d heads over %d KV heads of %d values cannot be",
                         hp->n_heads, hp->n_kv, hp->head_dim);
     hp->rope.dims = hp->head_dim;
     return MXD_OK;
+}
+
+mxd_rc mxd_blocks_partial_rope(mxd_hparams *hp, const json_t *c, mxd_err *err) {
+    const char *key = "partial_rotary_factor";
+    const json_t *inner = mxd_config_get(c, "rope_parameters"); /* newer files */
+    double part;
+    MXD_TRY(mxd_config_real(mxd_config_get(c, key) ? c : inner, key, 0, 1, 1, &part, err));
+    hp->rope.dims = (int)(hp->head_dim * part);
+    if (hp->rope.dims >= 2 && hp->rope.dims % 2 == 0) return MXD_OK;
+    return mxd_fail(err, MXD_E_FORMAT,
+                    "config.json: 'partial_rotary_factor' rotates %d of %d values, must be even",
+                    hp->rope.dims, hp->head_dim);
 }
 
 static mxd_rc read_type(const json_t *v, int layer, bool *sliding, mxd_err *err) {

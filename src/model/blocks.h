@@ -27,6 +27,12 @@ enum { MXD_BLOCK_REGS = MXD_REG_FAMILY + 6 }; /* a family's own registers follow
 mxd_rc mxd_blocks_configure(mxd_hparams *hp, const json_t *c, int context,
                             mxd_err *err) MXD_MUST_USE;
 
+/* The first half of that: all but what is derived from heads of one width. Errors: E_FORMAT. */
+mxd_rc mxd_blocks_sizes(mxd_hparams *hp, const json_t *c, int context, mxd_err *err) MXD_MUST_USE;
+
+/* "partial_rotary_factor" of a head turns: rope.dims. Errors: E_FORMAT. */
+mxd_rc mxd_blocks_partial_rope(mxd_hparams *hp, const json_t *c, mxd_err *err) MXD_MUST_USE;
+
 /* "layer_types" and "sliding_window": which layers see only a window of the past.
  * Errors: E_FORMAT; E_UNSUPPORTED a type of another name. */
 mxd_rc mxd_blocks_windows(mxd_hparams *hp, const json_t *c, mxd_err *err) MXD_MUST_USE;

@@ -22,11 +22,15 @@ typedef struct mxd_decl {
     bool bias;          /* config.json promises "path.bias"; one that is there is used anyhow */
     int experts;        /* one [out, in] for each expert; 0: plain */
     int row0, whole;    /* of a matrix of `whole` rows, those from row0; whole = 0: all are ours */
-    int col0, whole_in; /* lookups: of `whole_in` columns, those from col0; 0: all are ours */
+    int col0, whole_in; /* lookups: of `whole_in` columns, those from col0; 0: all are ours. At the
+                         * same place in every layer's list, each part behind the one before */
     bool global;        /* `path` stands behind "model.", not behind a layer */
     float add;          /* vectors: to each element */
     bool flat;          /* vectors: any shape of `in` numbers, not [in] alone */
     int columns;        /* vectors: rows of so many, kept column after column; 0: as they are */
+    bool heads;         /* `experts` are heads: every row uses all of them */
+    bool stacked;       /* experts: in the file one under the other, [experts whole, in] */
+    bool transposed; /* experts: in the file [whole, out], of which `in` rows from row0 are ours */
 } mxd_decl;
 
 /* The weights of one layer, in the order of the family's declarations. */
@@ -61,6 +65,10 @@ typedef struct mxd_family {
     bool (*ignores)(const mxd_hparams *hp, int layer, const char *name);
     /* After the embedding, or after hidden states came in from another node. */
     void (*start)(const struct mxd_model *m);
+    /* What the tensors say beyond config.json. */
+    void (*look)(mxd_hparams *hp, const mxd_st *st, const char *prefix);
+    /* Logits use the embedding exactly when there is no lm_head, whatever config.json says. */
+    bool head_by_tensor;
 } mxd_family;
 
 /* A repository that wraps a language model (vision, audio) and keeps its configuration in
@@ -72,10 +80,15 @@ typedef struct mxd_wrapper {
                 * wrapped one's holds */
 } mxd_wrapper;
 
+extern const mxd_family mxd_family_deepseek_v3;
 extern const mxd_family mxd_family_gemma2;
 extern const mxd_family mxd_family_gemma3_text;
 extern const mxd_family mxd_family_gemma4_text;
+extern const mxd_family mxd_family_glm4_moe;
+extern const mxd_family mxd_family_glm4_moe_lite;
+extern const mxd_family mxd_family_gpt_oss;
 extern const mxd_family mxd_family_llama;
+extern const mxd_family mxd_family_minimax;
 extern const mxd_family mxd_family_ministral3;
 extern const mxd_family mxd_family_phi3;
 extern const mxd_family mxd_family_qwen2;

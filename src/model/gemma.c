@@ -17,7 +17,6 @@ static mxd_rc configure(mxd_hparams *hp, const json_t *c, double scalar, mxd_err
     MXD_TRY(mxd_config_real(c, "query_pre_attn_scalar", 1e-3, 1e6, scalar, &scalar, err));
     hp->attn_scale = (float)(1 / sqrt(scalar));
     hp->norm_add = 1;
-    hp->head_decides = true;
     return MXD_OK;
 }
 
@@ -96,6 +95,7 @@ const mxd_family mxd_family_gemma2 = {
     .declare = declare_2,
     .registers = mxd_blocks_registers,
     .layer = layer,
+    .head_by_tensor = true,
 };
 
 const mxd_family mxd_family_gemma3_text = {
@@ -104,6 +104,7 @@ const mxd_family mxd_family_gemma3_text = {
     .declare = declare_3,
     .registers = mxd_blocks_registers,
     .layer = layer,
+    .head_by_tensor = true,
     .defaults = "{\"hidden_size\": 1152, \"num_hidden_layers\": 26, \"intermediate_size\": 6912, "
                 "\"num_attention_heads\": 4, \"num_key_value_heads\": 1, \"head_dim\": 256, "
                 "\"vocab_size\": 262144, \"sliding_window\": 512, "

@@ -9,11 +9,24 @@
 #include "model/tensors.h"
 
 /* Adding a family is one file and one line here. */
+/* clang-format off */
 static const mxd_family *const families[] = {
-    &mxd_family_gemma2, /* one a line */
-    &mxd_family_gemma3_text, &mxd_family_gemma4_text, &mxd_family_llama, &mxd_family_ministral3,
-    &mxd_family_phi3,        &mxd_family_qwen2,       &mxd_family_qwen3, &mxd_family_qwen3_moe,
+    &mxd_family_deepseek_v3,
+    &mxd_family_gemma2,
+    &mxd_family_gemma3_text,
+    &mxd_family_gemma4_text,
+    &mxd_family_glm4_moe,
+    &mxd_family_glm4_moe_lite,
+    &mxd_family_gpt_oss,
+    &mxd_family_llama,
+    &mxd_family_minimax,
+    &mxd_family_ministral3,
+    &mxd_family_phi3,
+    &mxd_family_qwen2,
+    &mxd_family_qwen3,
+    &mxd_family_qwen3_moe,
 };
+/* clang-format on */
 
 /* Names that mean another family. */
 static const struct {
@@ -170,8 +183,9 @@ static mxd_rc open_all(mxd_model *m, mxd_err *err) {
     snprintf(head, sizeof head, "%slm_head.weight", m->prefix);
     bool no_head = !mxd_st_find(m->st, head);
     MXD_TRY(mxd_config_bool(m->text, "tie_word_embeddings", no_head, &m->hp.tied, err));
-    if (m->hp.head_decides) m->hp.tied = no_head;
+    if (m->family->head_by_tensor) m->hp.tied = no_head;
     MXD_TRY(make_rope(m, err));
+    if (m->family->look) m->family->look(&m->hp, m->st, m->prefix);
     return mxd_check_tensors(m, err);
 }
 

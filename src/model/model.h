@@ -26,6 +26,7 @@ typedef struct mxd_hp_moe {
     int inner, shared_inner; /* width inside an expert; inside the shared one, 0: none */
     bool norm_topk;          /* weights of the chosen experts are divided by their sum */
     int n_group, topk_group; /* experts are chosen in the best groups only; 0: no groups */
+    float norm_eps;          /* added to that sum */
     float weight_scale;      /* of the routed experts' sum; 0 means 1 */
     bool sparse[MXD_MAX_LAYERS];
 } mxd_hp_moe;
@@ -35,6 +36,8 @@ typedef struct mxd_hp_mla {
     int q_rank;            /* 0: queries come straight from the hidden state */
     int kv_rank;           /* width of the latent c that is cached */
     int nope, rope, v_dim; /* of a head: values without and with rotation; of V */
+    float eps;             /* of the norms of latents */
+    bool joined;           /* keys and values come from one matrix, as before mlx-lm split it */
 } mxd_hp_mla;
 
 /* Layers with a gated delta net in place of attention. n_v = 0: there are none. */
@@ -63,9 +66,9 @@ typedef struct mxd_hparams {
     mxd_rope_spec rope;
     mxd_rope_spec rope_local; /* of the sliding layers, when dims > 0; else they use `rope` */
     bool tied;                /* logits use the embedding matrix */
-    bool head_decides;        /* they do when the files have no head, whatever config.json says */
     bool attention_bias, mlp_bias;
-    int window; /* of the layers that are sliding: keys a query sees, itself included */
+    bool qk_norm; /* queries and keys have norms, where a family has models without */
+    int window;   /* of the layers that are sliding: keys a query sees, itself included */
     bool sliding[MXD_MAX_LAYERS];
     float attn_scale;    /* of scores; 0: head_dim^-1/2 */
     float attn_softcap;  /* of scores; 0: none */

@@ -2,21 +2,9 @@
  * and up in another) and RoPE on a part of each head. Source: mlx-lm's model of the name. */
 #include "model/blocks.h"
 
-static mxd_rc rotary_dims(mxd_hparams *hp, const json_t *c, mxd_err *err) {
-    const char *key = "partial_rotary_factor";
-    const json_t *inner = mxd_config_get(c, "rope_parameters"); /* newer files */
-    double part;
-    MXD_TRY(mxd_config_real(mxd_config_get(c, key) ? c : inner, key, 0, 1, 1, &part, err));
-    hp->rope.dims = (int)(hp->head_dim * part);
-    if (hp->rope.dims >= 2 && hp->rope.dims % 2 == 0) return MXD_OK;
-    return mxd_fail(err, MXD_E_FORMAT,
-                    "config.json: 'partial_rotary_factor' rotates %d of %d values, must be even",
-                    hp->rope.dims, hp->head_dim);
-}
-
 static mxd_rc configure(mxd_hparams *hp, const json_t *c, mxd_err *err) {
     MXD_TRY(mxd_blocks_configure(hp, c, 131072, err));
-    MXD_TRY(rotary_dims(hp, c, err));
+    MXD_TRY(mxd_blocks_partial_rope(hp, c, err));
     MXD_TRY(mxd_config_bool(c, "rope_traditional", false, &hp->rope.interleaved, err));
     MXD_TRY(mxd_rope_read(&hp->rope, c, hp->context, 10000, err));
     if (hp->rope.kind == MXD_ROPE_LONGROPE) hp->rope.interleaved = false;

@@ -125,9 +125,11 @@ static const mxd_st_tensor *part(const mxd_st *st, const char *path, const char 
     return mxd_st_find(st, name);
 }
 
-/* [out, in], or [experts, out, in]. */
-static mxd_rc check_shape(const mxd_st_tensor *t, int experts, uint64_t out, uint64_t in,
+/* [out, in], or [experts, out, in], or [experts out, in]. */
+static mxd_rc check_shape(const mxd_weight_src *s, const mxd_st_tensor *t, uint64_t in,
                           mxd_err *err) {
+    int experts = s->stacked ? 0 : s->experts;
+    uint64_t out = (uint64_t)s->out * (uint64_t)(s->stacked ? s->experts : 1);
     if (experts) {
         if (t->n_dims == 3 && t->shape[0] == (uint64_t)experts && t->shape[1] == out &&
             t->shape[2] == in)
@@ -169,21 +171,20 @@ static mxd_rc check_scales(const mxd_weight_src *s, mxd_err *err) {
 
 static mxd_rc resolve_quantised(const json_t *config, const char *path, mxd_weight_src *s,
                                 mxd_err *err) {
-    int dims = s->experts ? 3 : 2;
+    int dims = s->experts && !s->stacked ? 3 : 2;
     if (s->weight->dtype != MXD_DTYPE_U32 || s->weight->n_dims != dims || s->scales->n_dims != dims)
         return mxd_fail(err, MXD_E_FORMAT,
                         "'%s' has scales, so its weight must be U32 [%srows, words]", path,
-                        s->experts ? "experts, " : "");
+                        dims == 3 ? "experts, " : "");
     MXD_TRY(pick_quant(config, path, s, err));
-    uint64_t out = (uint64_t)s->out, in = (uint64_t)s->in;
-    MXD_TRY(check_shape(s->weight, s->experts, out, in * (uint64_t)s->quant.bits / 32, err));
-    MXD_TRY(check_shape(s->scales, s->experts, out, in / (uint64_t)s->quant.group, err));
+    uint64_t in = (uint64_t)s->in;
+    MXD_TRY(check_shape(s, s->weight, in * (uint64_t)s->quant.bits / 32, err));
+    MXD_TRY(check_shape(s, s->scales, in / (uint64_t)s->quant.group, err));
     bool affine = s->quant.mode == MXD_Q_AFFINE;
     if (affine != (s->biases != NULL))
         return mxd_fail(err, MXD_E_FORMAT, "'%s': quantization biases are %s", path,
                         affine ? "missing" : "present, which this mode does not have");
-    if (affine)
-        MXD_TRY(check_shape(s->biases, s->experts, out, in / (uint64_t)s->quant.group, err));
+    if (affine) MXD_TRY(check_shape(s, s->biases, in / (uint64_t)s->quant.group, err));
     return check_scales(s, err);
 }
 
@@ -219,9 +220,14 @@ mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *pat
         return mxd_fail(err, MXD_E_FORMAT,
                         "config.json says that '%s' is quantized, but '%s.scales' is missing", path,
                         path);
+    if (part(st, path, "global_scale"))
+        return mxd_fail(err, MXD_E_UNSUPPORTED,
+                        "'%s' has one more scale for each expert ('global_scale'), which is not "
+                        "supported: use a conversion without it",
+                        path);
     if (s->scales) return resolve_quantised(config, path, s, err);
     MXD_TRY(mxd_quant_check_float(s->weight, err));
-    return check_shape(s->weight, s->experts, (uint64_t)s->out, (uint64_t)s->in, err);
+    return check_shape(s, s->weight, (uint64_t)s->in, err);
 }
 
 int mxd_block_k(int in, int group, int unit) {

@@ -89,6 +89,16 @@ static mxd_rc read_longrope(mxd_rope_spec *s, const json_t *o, const json_t *con
                     s->dims / 2);
 }
 
+/* Where theta stands: newer files keep it with the scaling. */
+static const json_t *holder_of_theta(const json_t *config) {
+    const json_t *o = mxd_config_get(config, "rope_parameters");
+    return o && mxd_config_get(o, "rope_theta") ? o : config;
+}
+
+mxd_rc mxd_rope_read_plain(mxd_rope_spec *s, const json_t *config, double theta, mxd_err *err) {
+    return mxd_config_real(holder_of_theta(config), "rope_theta", 1, 1e12, theta, &s->theta, err);
+}
+
 static mxd_rc read_dynamic(mxd_rope_spec *s, const json_t *o, int context, mxd_err *err) {
     MXD_TRY(read_factor(s, o, err));
     s->original = context;
@@ -132,9 +142,8 @@ static mxd_rc read_scaling(mxd_rope_spec *s, const json_t *o, const json_t *conf
 mxd_rc mxd_rope_read(mxd_rope_spec *s, const json_t *config, int context, double theta,
                      mxd_err *err) {
     const json_t *o = mxd_config_get(config, "rope_parameters"); /* newer files keep both in here */
-    const json_t *base = o && mxd_config_get(o, "rope_theta") ? o : config;
     if (!o) o = mxd_config_get(config, "rope_scaling");
-    MXD_TRY(mxd_config_real(base, "rope_theta", 1, 1e12, theta, &s->theta, err));
+    MXD_TRY(mxd_rope_read_plain(s, config, theta, err));
     if (!o) return MXD_OK;
     if (!json_is_object(o))
         return mxd_fail(err, MXD_E_FORMAT, "config.json: 'rope_scaling' must be an object");

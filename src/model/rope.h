@@ -48,6 +48,10 @@ mxd_rc mxd_rope_read(mxd_rope_spec *out, const json_t *config, int context, doub
 mxd_rc mxd_rope_read_type(mxd_rope_spec *out, const json_t *config, const char *layer_type,
                           int context, double theta, bool *there, mxd_err *err) MXD_MUST_USE;
 
+/* Theta alone, for models that know no scaling. Errors: E_FORMAT. */
+mxd_rc mxd_rope_read_plain(mxd_rope_spec *out, const json_t *config, double theta,
+                           mxd_err *err) MXD_MUST_USE;
+
 /* Fills inv_freq [dims / 2]. Returns the factor of the rotated values (mxd_rope.scale). */
 float mxd_rope_make(const mxd_rope_spec *s, float *inv_freq);
 

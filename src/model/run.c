@@ -9,10 +9,16 @@ typedef struct loading {
     uint64_t done, total;
 } loading;
 
-static mxd_rc load_one(loading *l, const mxd_decl *d, int layer, mxd_weight **out, mxd_err *err) {
+static const int no_span[2] = {0, 0};
+
+/* span: first and number of the columns that all layers here look up in one table, each its own */
+static mxd_rc load_one(loading *l, const mxd_decl *d, int layer, const int span[2],
+                       mxd_weight **out, mxd_err *err) {
     char path[256];
     mxd_weight_src src;
     MXD_TRY(mxd_source(l->m, d, layer, path, &src, err));
+    src.span0 = span[0];
+    src.span = span[1];
     mxd_backend *b = l->m->backend;
     mxd_rc rc = b->ops->load(b, &src, out, err);
     if (rc) return mxd_wrap(err, rc, "%s", path);
@@ -22,11 +28,21 @@ static mxd_rc load_one(loading *l, const mxd_decl *d, int layer, mxd_weight **ou
 }
 
 static mxd_rc load_layer(loading *l, int layer, mxd_err *err) {
-    mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
-    int n = mxd_declare(l->m, layer, decls);
-    mxd_weight **w = l->m->layers[layer - l->m->layer0].w;
-    for (int d = 0; d < n; d++)
-        if (decls[d].path) MXD_TRY(load_one(l, &decls[d], layer, &w[d], err));
+    mxd_model *m = l->m;
+    mxd_decl decls[MXD_MAX_LAYER_WEIGHTS], first[MXD_MAX_LAYER_WEIGHTS],
+        last[MXD_MAX_LAYER_WEIGHTS];
+    int n = mxd_declare(m, layer, decls);
+    mxd_declare(m, m->layer0, first);
+    mxd_declare(m, m->layer1 - 1, last);
+    mxd_weight **w = m->layers[layer - m->layer0].w;
+    for (int d = 0; d < n; d++) {
+        int span[2] = {0, 0};
+        if (decls[d].whole_in) {
+            span[0] = first[d].col0;
+            span[1] = last[d].col0 + last[d].in - first[d].col0;
+        }
+        if (decls[d].path) MXD_TRY(load_one(l, &decls[d], layer, span, &w[d], err));
+    }
     return MXD_OK;
 }
 
@@ -37,11 +53,11 @@ static mxd_rc load_ends(loading *l, mxd_err *err) {
     mxd_decl embed = mxd_embed_decl(m), norm = mxd_norm_decl(m), head = mxd_head_decl(m);
     if (m->hp.tied && last) embed.use = MXD_W_LINEAR | (lookup ? MXD_W_LOOKUP : 0);
     if (m->hp.tied && !last) embed.use = MXD_W_LOOKUP;
-    if (lookup || (last && m->hp.tied)) MXD_TRY(load_one(l, &embed, -1, &m->embed, err));
+    if (lookup || (last && m->hp.tied)) MXD_TRY(load_one(l, &embed, -1, no_span, &m->embed, err));
     if (!last) return MXD_OK;
-    MXD_TRY(load_one(l, &norm, -1, &m->norm, err));
+    MXD_TRY(load_one(l, &norm, -1, no_span, &m->norm, err));
     m->head = m->embed;
-    return m->hp.tied ? MXD_OK : load_one(l, &head, -1, &m->head, err);
+    return m->hp.tied ? MXD_OK : load_one(l, &head, -1, no_span, &m->head, err);
 }
 
 static void total_bytes(loading *l) {

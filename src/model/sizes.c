@@ -3,24 +3,27 @@
 
 /* ----------------------------------------------------------------------------- parameters */
 
-/* Weights of a layer, counting `of_each` of the experts; tables that are only looked up when
- * `tables`. */
-static uint64_t layer_params(const mxd_model *m, int layer, int of_each, bool tables) {
+static uint64_t copies(const mxd_model *m, const mxd_decl *d, bool all) {
+    if (!d->experts) return 1;
+    return (uint64_t)(all || d->heads ? d->experts : m->hp.moe.top_k);
+}
+
+/* Weights of a layer: all of them, or those that one row multiplies (its own experts, no tables
+ * that are only looked up). */
+static uint64_t layer_params(const mxd_model *m, int layer, bool all) {
     mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
     int n = mxd_declare(m, layer, decls);
     uint64_t sum = 0;
     for (int d = 0; d < n; d++) {
-        if (decls[d].use == MXD_W_LOOKUP && !tables) continue;
-        sum += (uint64_t)decls[d].out * (uint64_t)decls[d].in *
-               (uint64_t)(decls[d].experts ? of_each : 1);
+        if (decls[d].use == MXD_W_LOOKUP && !all) continue;
+        sum += (uint64_t)decls[d].out * (uint64_t)decls[d].in * copies(m, &decls[d], all);
     }
     return sum;
 }
 
 uint64_t mxd_model_params(const mxd_model *m) {
     uint64_t layers = 0, rest = (uint64_t)m->hp.n_vocab * (uint64_t)m->hp.hidden;
-    for (int l = 0; l < m->hp.n_layers; l++)
-        layers += layer_params(m, l, m->hp.moe.n_experts, true);
+    for (int l = 0; l < m->hp.n_layers; l++) layers += layer_params(m, l, true);
     return layers + (m->hp.tied ? rest : 2 * rest) + (uint64_t)m->hp.hidden;
 }
 
@@ -86,8 +89,11 @@ static uint64_t scratch_bytes(const mxd_model *m, int max_rows, bool head) {
         int rows = r.rows[i] && r.rows[i] < max_rows ? r.rows[i] : max_rows;
         sum += (uint64_t)rows * (uint64_t)r.width[i] * sizeof(float);
     }
-    uint64_t pairs = (uint64_t)max_rows * (uint64_t)m->hp.moe.top_k; /* rows at their experts */
-    return sum + pairs * (uint64_t)(m->hp.hidden + 2 * m->hp.moe.inner) * sizeof(float);
+    const mxd_hp_moe *moe = &m->hp.moe;
+    uint64_t pairs = (uint64_t)max_rows * (uint64_t)moe->top_k; /* rows at their experts */
+    uint64_t wide = (uint64_t)(m->hp.hidden > moe->inner ? m->hp.hidden : moe->inner);
+    sum += pairs * wide * 3 / 2; /* int8, with two floats for every 16 at the most */
+    return sum + pairs * (uint64_t)(m->hp.hidden + 2 * moe->inner) * sizeof(float);
 }
 
 /* ---------------------------------------------------------------------------------------- sizes */
@@ -108,7 +114,7 @@ void mxd_model_sizes_get(const mxd_model *m, int max_rows, int kv_bytes_each,
     MXD_ASSERT(mxd_decl_bytes(m, &head, -1, &out->head_bytes, &n, NULL) == MXD_OK);
     for (int l = 0; l < hp->n_layers; l++) {
         MXD_ASSERT(mxd_layer_bytes(m, l, &out->layer_bytes[l], &n, NULL) == MXD_OK);
-        out->layer_ops += (double)layer_params(m, l, hp->moe.top_k, false) / hp->n_layers;
+        out->layer_ops += (double)layer_params(m, l, false) / hp->n_layers;
         out->layer_kv_bytes[l] = kv_width(mxd_layer_kv(m, l)) * (uint64_t)kv_bytes_each;
         out->layer_state_bytes[l] = state_bytes(mxd_layer_state(hp, l));
     }

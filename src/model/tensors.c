@@ -56,6 +56,8 @@ mxd_rc mxd_source(const mxd_model *m, const mxd_decl *d, int layer, char path[25
                             .out = d->out,
                             .in = d->in,
                             .experts = d->experts,
+                            .stacked = d->stacked,
+                            .transposed = d->transposed,
                             .add = d->add,
                             .columns = d->columns};
     if (d->use & MXD_W_VECTOR) return vector_source(m, d, path, src, err);
@@ -63,6 +65,10 @@ mxd_rc mxd_source(const mxd_model *m, const mxd_decl *d, int layer, char path[25
         src->out = d->whole;
         src->row0 = d->row0;
         src->rows = d->out;
+    }
+    if (d->transposed) {
+        src->rows = d->in;
+        src->in = d->out;
     }
     if (d->whole_in) {
         src->in = d->whole_in;
@@ -73,7 +79,7 @@ mxd_rc mxd_source(const mxd_model *m, const mxd_decl *d, int layer, char path[25
     if (d->bias && !src->bias)
         return mxd_fail(err, MXD_E_FORMAT, "tensor '%s.bias' is missing, config.json promises it",
                         path);
-    src->block_k = mxd_block_k(d->in, src->quant.group, d->unit);
+    src->block_k = mxd_block_k(d->in, d->transposed ? 0 : src->quant.group, d->unit);
     return MXD_OK;
 }
 
@@ -91,6 +97,7 @@ static uint64_t file_bytes(const mxd_weight_src *s) {
 uint64_t mxd_source_bytes(const mxd_weight_src *s) {
     uint64_t n = (uint64_t)(s->rows ? s->rows : s->out) * (uint64_t)(s->cols ? s->cols : s->in);
     if (s->experts) n *= (uint64_t)s->experts;
+    if (s->transposed) return n * (s->scales ? 4 : mxd_dtype_bytes(s->weight->dtype)); /* floats */
     switch (s->quant.mode) {
     case MXD_Q_MXFP8:
         return 2 * n;

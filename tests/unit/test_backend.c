@@ -178,8 +178,10 @@ static float *format_product(const mxd_st *st, const format *f, mxd_backend_opts
     return y;
 }
 
-/* y [F_ROWS, cols] = columns [col0, col0 + cols) of every row, looked up. */
-static void format_rows(const mxd_st *st, const format *f, int col0, int cols, float *y) {
+/* y [F_ROWS, cols] = columns [col0, col0 + cols) of every row, looked up; the second part of a span
+ * that is all columns but the first group, when `span`. */
+static void format_rows(const mxd_st *st, const format *f, int col0, int cols, bool span,
+                        float *y) {
     mxd_weight_src s = format_src(st, f);
     int32_t ids[F_ROWS];
     mxd_err err = {0};
@@ -187,7 +189,15 @@ static void format_rows(const mxd_st *st, const format *f, int col0, int cols, f
     for (int i = 0; i < F_ROWS; i++) ids[i] = i;
     if (cols < F_IN) s.use = MXD_W_LOOKUP, s.col0 = col0, s.cols = cols;
     mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 2});
+    if (span) {
+        mxd_weight_src other = s;
+        other.span0 = s.span0 = other.cols = other.col0 = f->q.group;
+        other.span = s.span = F_IN - f->q.group;
+        load(b, &other);
+    }
+    uint64_t before = b->ops->bytes(b);
     mxd_weight *w = load(b, &s);
+    CHECK(!span || b->ops->bytes(b) - before < 500); /* in memory already */
     setup(b, F_ROWS, 1, &cols);
     b->ops->begin(b, &(mxd_batch){F_ROWS, 1, &run, ids});
     b->ops->embed(b, 0, w);
@@ -198,7 +208,7 @@ static void format_rows(const mxd_st *st, const format *f, int col0, int cols, f
 
 static void check_format_lookup(const mxd_st *st, const format *f, const float *want) {
     float y[F_ROWS * F_IN];
-    format_rows(st, f, 0, F_IN, y);
+    format_rows(st, f, 0, F_IN, false, y);
     float near = f->q.mode == MXD_Q_AFFINE ? 3e-7f : 0; /* MLX rounds the product as well */
     for (int i = 0; i < F_ROWS * F_IN; i++) {
         float most = 0; /* of the row: a value may be the difference of two larger ones */
@@ -303,13 +313,15 @@ TEST(backend_column_slices_have_the_bits_of_the_whole) {
     for (size_t i = 0; i < MXD_COUNT(formats); i++) {
         float whole[F_ROWS * F_IN], part[F_ROWS * F_IN];
         int group = formats[i].q.group;
-        format_rows(st, &formats[i], 0, F_IN, whole);
-        for (int col0 = 0; group < F_IN && col0 < F_IN; col0 += group) {
-            format_rows(st, &formats[i], col0, group, part);
-            for (int r = 0; r < F_ROWS; r++)
-                if (memcmp(part + r * group, whole + r * F_IN + col0, (size_t)group * sizeof *part))
-                    fail_msg("%s: row %d from column %d differs", formats[i].name, r, col0);
-        }
+        format_rows(st, &formats[i], 0, F_IN, false, whole);
+        for (int col0 = 0; group < F_IN && col0 < F_IN; col0 += group)
+            for (int span = 0; span <= (col0 > 0); span++) {
+                format_rows(st, &formats[i], col0, group, span, part);
+                for (int r = 0; r < F_ROWS; r++)
+                    if (memcmp(part + r * group, whole + r * F_IN + col0,
+                               (size_t)group * sizeof *part))
+                        fail_msg("%s: row %d from column %d differs", formats[i].name, r, col0);
+            }
     }
     mxd_st_close(st);
 }
@@ -321,7 +333,14 @@ TEST(backend_refuses_columns_that_do_not_fit) {
         unsigned use;
         int col0, cols;
         mxd_rc rc;
+        int span0, span;
     } rows[] = {
+        {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, 64, 32, MXD_OK, 32, 64},
+        {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, 64, 64, MXD_E_INVAL, 32, 64},
+        {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, 0, 32, MXD_E_INVAL, 32, 64},
+        {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, 96, 32, MXD_E_INVAL, 64, 96},
+        {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, 96, 32, MXD_E_INVAL, 64, -1},
+        {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, 64, 32, MXD_E_UNSUPPORTED, 48, 64},
         {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, 96, 32, MXD_OK},
         {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, 96, 64, MXD_E_INVAL},
         {"affine4g32", {MXD_Q_AFFINE, 4, 32}, MXD_W_LOOKUP, -32, 64, MXD_E_INVAL},
@@ -337,6 +356,8 @@ TEST(backend_refuses_columns_that_do_not_fit) {
         s.use = rows[i].use;
         s.col0 = rows[i].col0;
         s.cols = rows[i].cols;
+        s.span0 = rows[i].span0;
+        s.span = rows[i].span;
         mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 1});
         mxd_weight *w = NULL;
         mxd_err err = {0};

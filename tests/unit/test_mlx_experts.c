@@ -237,10 +237,12 @@ TEST(mlx_heads_in_part_and_turned) {
  * A weight against the same weight as plain floats, decoded by the definition of the format. */
 
 typedef struct fp_values {
-    float embedded[ROWS * D], part[ROWS * 32], product[ROWS * E * F], experts[ROWS * D];
+    float embedded[ROWS * D], part[ROWS * 32], span[ROWS * 32], product[ROWS * E * F],
+        experts[ROWS * D];
 } fp_values;
 
-/* The whole [E * F, D] as an embedding and its product, then columns [32, 64) alone. */
+/* The whole [E * F, D] as an embedding and its product, then columns [32, 64) alone and as the
+ * second part of a span. */
 static void fp_matrix(const mxd_weight_src *s, fp_values *v) {
     int ids[ROWS], dst = 1;
     for (int i = 0; i < ROWS; i++) ids[i] = i * 19 % s->out;
@@ -249,10 +251,19 @@ static void fp_matrix(const mxd_weight_src *s, fp_values *v) {
     cut.col0 = 32, cut.cols = 32;
     mxd_backend *b = mlx_kit_open("mlx", true);
     const mxd_weight *w = mlx_kit_load(b, s), *columns = mlx_kit_load(b, &cut);
+    cut.span = D;
+    const mxd_weight *second = mlx_kit_load(b, &cut);
+    uint64_t held = b->ops->bytes(b);
+    cut.col0 = 0;
+    mlx_kit_load(b, &cut); /* costs nothing more */
+    CHECK_EQ(b->ops->bytes(b), held);
+    cut.span0 = 32;
+    mxd_weight *no;
     mxd_err err = {0};
+    CHECK_EQ(b->ops->load(b, &cut, &no, &err), MXD_E_INVAL);
     mxd_step_shape shape = {.max_rows = ROWS,
-                            .n_regs = 3,
-                            .reg_width = (const int[]){D, E * F, 32},
+                            .n_regs = 4,
+                            .reg_width = (const int[]){D, E * F, 32, 32},
                             .max_context = ROWS};
     CHECK_OK(b->ops->setup(b, &shape, &err), &err);
     mxd_run run = {0, ROWS, 0, NULL};
@@ -260,9 +271,11 @@ static void fp_matrix(const mxd_weight_src *s, fp_values *v) {
     b->ops->embed(b, 0, w);
     b->ops->linear(b, 1, &dst, 0, &w);
     b->ops->embed(b, 2, columns);
+    b->ops->embed(b, 3, second);
     CHECK_OK(b->ops->output(b, 0, v->embedded, &err), &err);
     CHECK_OK(b->ops->output(b, 1, v->product, &err), &err);
     CHECK_OK(b->ops->output(b, 2, v->part, &err), &err);
+    CHECK_OK(b->ops->output(b, 3, v->span, &err), &err);
     CHECK_OK(b->ops->end(b, &err), &err);
     b->ops->close(b);
 }
@@ -297,6 +310,8 @@ static void check_fp(mxd_quant quant, const char *what) {
     mlx_kit_close_to(what, got.embedded, want.embedded, ROWS * D);
     mlx_kit_close_to(what, got.product, want.product, ROWS * E * F);
     mlx_kit_close_to(what, got.part, want.part, ROWS * 32);
+    CHECK(memcmp(got.span, got.part, sizeof got.span) == 0);
+    CHECK(memcmp(want.span, want.part, sizeof want.span) == 0);
     for (int row = 0; row < ROWS; row++)
         CHECK(memcmp(want.part + row * 32, want.embedded + row * D + 32, 32 * sizeof(float)) == 0);
     fp_experts(&k, "in_f", "out_f", plain, ROWS, want.experts);

@@ -467,7 +467,8 @@ static const struct {
     {"qwen2", "model_type", "\"qwen2\"", MXD_E_FORMAT, "self_attn.q_proj.bias' is missing"},
     {"llama", "model_type", "\"mistral\"", MXD_OK, NULL}, /* other names */
     {"llama", "model_type", "\"iquestcoder\"", MXD_OK, NULL},
-    {"llama", "model_type", "\"kimi_k2\"", MXD_E_UNSUPPORTED, "'kimi_k2' is not supported"},
+    {"llama", "model_type", "\"kimi_k2\"", MXD_E_FORMAT, "'kv_lora_rank' is missing"},
+    {"llama", "model_type", "\"kimi_k9\"", MXD_E_UNSUPPORTED, "'kimi_k9' is not supported"},
     {"llama", "model_type", "\"llama9\"", MXD_E_UNSUPPORTED, "nearest first): llama, "},
     {"phi3", "partial_rotary_factor", "0.75", MXD_OK, NULL},
     {"phi3", "partial_rotary_factor", "0.7", MXD_OK, NULL},          /* 22 */

@@ -35,6 +35,8 @@ def rope_scaling(r: random.Random, kinds: list[str]) -> Config | None:
         if r.random() < 0.5:
             out.update(mscale=1.0, mscale_all_dim=r.choice([0.0, 0.707, 1.0]))
         return out
+    if kind == "dynamic":
+        return {key: kind, "factor": r.choice([2.0, 8.0])}
     if kind == "default":
         return {key: kind}
     raise ValueError(kind)
@@ -43,7 +45,8 @@ def rope_scaling(r: random.Random, kinds: list[str]) -> Config | None:
 def llama(r: random.Random) -> Config:
     c = common(r, r.choice(["llama", "mistral"]))
     c.update(attention_bias=r.random() < 0.4, mlp_bias=r.random() < 0.3, rope_traditional=r.random() < 0.3,
-             rope_scaling=rope_scaling(r, ["none", "linear", "llama3", "yarn", "default"]))
+             rope_scaling=rope_scaling(r, ["none", "linear", "llama3", "yarn", "dynamic", "default"]),
+             max_position_embeddings=r.choice([32, 4096]))
     if r.random() < 0.4:
         kinds = ["sliding_attention", "full_attention"]
         c["layer_types"] = kinds[:c["num_hidden_layers"]] + [r.choice(kinds) for _ in range(c["num_hidden_layers"] - 2)]

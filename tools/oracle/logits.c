@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "base/log.h"
-#include "model/model.h"
+#include "model/sizes.h"
 #include "runtime/shard.h"
 
 enum { MAX_IDS = 1 << 16, MAX_PARTS = 16 };
@@ -17,13 +17,17 @@ static void die(const char *what, const char *why) {
     exit(1);
 }
 
-static int layers_of(const char *folder) {
-    mxd_model *m;
-    mxd_err err = {0};
-    if (mxd_model_open(&m, &mxd_alloc_libc, folder, &err)) die(folder, err.msg);
-    int n = mxd_model_hparams(m)->n_layers;
-    mxd_model_close(m);
-    return n;
+/* Where part i of `parts` starts: even counts of layers, up to the last cut. Fewer parts when there
+ * are not so many cuts. */
+static int cut_of(const mxd_model_sizes *m, int i, int parts) {
+    if (i == 0) return 0;
+    if (i == parts) return m->n_layers;
+    return m->last_cut ? m->last_cut * i / (parts - 1) : m->n_layers * i / parts;
+}
+
+static int parts_of(const mxd_model_sizes *m, int parts) {
+    int most = m->last_cut < 0 ? 1 : m->last_cut ? m->last_cut + 1 : m->n_layers;
+    return parts < most ? parts : most;
 }
 
 static void *need(size_t n, size_t size) {
@@ -35,7 +39,7 @@ static void *need(size_t n, size_t size) {
 int main(int argc, char **argv) {
     mxd_log_set_level(MXD_LOG_ERROR);
     if (argc != 6) die("usage", "mlxd-logits MODEL 8|16|f32 KERNELS|best CHUNK PARTS");
-    int chunk = atoi(argv[4]), parts = atoi(argv[5]), layers = layers_of(argv[1]), n = 0;
+    int chunk = atoi(argv[4]), parts = atoi(argv[5]), n = 0;
     if (chunk < 1 || chunk > MXD_MAX_STEP_TOKENS || parts < 1 || parts > MAX_PARTS)
         die("usage", "CHUNK is 1 to 512, PARTS 1 to 16");
     int32_t *ids = need(MAX_IDS, sizeof *ids);
@@ -46,10 +50,14 @@ int main(int argc, char **argv) {
                                               : MXD_ACT_I8;
     mxd_shard *shard[MAX_PARTS] = {0};
     mxd_err err = {0};
+    static mxd_model_sizes sizes;
+    if (mxd_model_sizes_read(&sizes, &mxd_alloc_libc, argv[1], chunk, 2, &err))
+        die("open", err.msg);
+    parts = parts_of(&sizes, parts);
     for (int i = 0; i < parts; i++) {
         mxd_shard_opts o = {.folder = argv[1],
-                            .layer0 = layers * i / parts,
-                            .layer1 = layers * (i + 1) / parts,
+                            .layer0 = cut_of(&sizes, i, parts),
+                            .layer1 = cut_of(&sizes, i + 1, parts),
                             .n_slots = 1,
                             .ctx = n + 1,
                             .max_rows = chunk,

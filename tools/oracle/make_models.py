@@ -14,12 +14,16 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
+import expert_recipes
+import experts64
+import gemma_recipes
 import reference64
 from common import GOLDENS, sha256, versions, write_json
 
 PROMPT_LENGTHS = (1, 9, 70)
 N_GREEDY = 24
 LOGIT_SPREAD = 4.0  # standard deviation of the logits, so that the two best rarely lie close together
+CLOSEST_CHOICE = 5e-4  # of experts, by their scores: rounding must not make it fall the other way
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 
 
@@ -46,6 +50,7 @@ class Recipe:
     config: dict[str, Any] = field(default_factory=dict)  # further keys of config.json
     absent: tuple[str, ...] = ()  # keys left out of config.json: the model's own default holds
     overrides: dict[str, Any] = field(default_factory=dict)  # module path -> quantization entry
+    stepwise: bool = False  # mlx-lm's result depends on how the prompt is cut: token by token is what counts
     issue: str | None = None
 
 
@@ -88,6 +93,10 @@ RECIPES = [
            model_type="mistral",
            config={"sliding_window": 24, "rope_scaling": {"type": "linear", "factor": 2.0},
                    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    Recipe("llama-dynamic", 126, "dynamic RoPE past a context of 40; base by position, as token by token; f16, tied",
+           hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, inter=64, vocab=160, theta=10_000, tied=True,
+           dtype="float16", model_type="llama", absent=("head_dim",), stepwise=True,
+           config={"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 40}),
     Recipe("qwen2-tied", 123, "bias on q, k, v only; rope base and tied head by default; head_dim derived",
            hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, inter=128, vocab=160, tied=True,
            model_type="qwen2", absent=("rope_theta", "tie_word_embeddings", "head_dim")),
@@ -237,11 +246,12 @@ def save(r: Recipe, folder: Path, tensors: dict[str, mx.array]) -> None:
     write_json(folder / "config.json", make_config(r), indent=4)
 
 
-def run(model: Any, prompt: list[int]) -> tuple[np.ndarray, list[int]]:
-    """Prefill, then one token at a time with the KV cache. Row len(prompt) - 1 + k predicts greedy[k]."""
+def run(model: Any, prompt: list[int], stepwise: bool) -> tuple[np.ndarray, list[int]]:
+    """Prefill, at once or not, then one token at a time with the KV cache. Row len(prompt) - 1 + k predicts greedy[k]."""
     cache = make_prompt_cache(model)
-    rows = [np.array(model(mx.array([prompt]), cache=cache)[0])]
-    greedy = [int(rows[0][-1].argmax())]
+    parts = [[token] for token in prompt] if stepwise else [prompt]
+    rows = [np.array(model(mx.array([part]), cache=cache)[0]) for part in parts]
+    greedy = [int(rows[-1][-1].argmax())]
     while len(greedy) < N_GREEDY:
         rows.append(np.array(model(mx.array([[greedy[-1]]]), cache=cache)[0]))
         greedy.append(int(rows[-1][-1].argmax()))
@@ -267,20 +277,33 @@ def dequantized64(r: Recipe, tensors: dict[str, mx.array]) -> dict[str, np.ndarr
     return out
 
 
-def make(r: Recipe, folder: Path) -> str:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def write(r: Any, folder: Path) -> dict[str, np.ndarray]:
+    """Makes the repository; returns its weights in float64."""
+    if isinstance(r, expert_recipes.FamilyRecipe):
+        expert_recipes.write(r, folder)
+        return expert_recipes.dequantized64(r, folder)
     tensors = quantize(r, random_weights(r))
     save(r, folder, tensors)
+    return dequantized64(r, tensors)
 
-    model, config = load_model(folder)
+
+def make(r: Any, folder: Path) -> str:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    weights64 = write(r, folder)
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors.update(mx.load(str(file)))
+
+    family = isinstance(r, expert_recipes.FamilyRecipe)
+    model, config = expert_recipes.mlx_model(r, folder) if family else load_model(folder)
     model.set_dtype(mx.float32)  # scales and biases too: exact, so the golden is the weights' own result
-    weights64 = dequantized64(r, tensors)
+    experts64.closest[0] = np.inf
     rng = np.random.RandomState(r.seed + 1000)
     cases, blocks, worst = [], [], 0.0
     for length in PROMPT_LENGTHS:
         prompt = rng.randint(0, r.vocab, length).tolist()
-        rows, greedy = run(model, prompt)
+        rows, greedy = run(model, prompt, getattr(r, "stepwise", False))
         exact = reference64.logits(prompt + greedy[:-1], weights64, {**config, "tie_word_embeddings": r.tied})
         worst = max(worst, float(np.abs(rows - exact).max()))
         top = np.sort(rows[length - 1:], axis=-1)
@@ -289,6 +312,7 @@ def make(r: Recipe, folder: Path) -> str:
                       "logits_offset_floats": sum(b.size for b in blocks), "n_positions": len(rows)})
         blocks.append(rows)
     assert worst < 2e-3, f"{r.name}: mlx-lm and the float64 reference disagree by {worst}"
+    assert experts64.closest[0] > CLOSEST_CHOICE, f"{r.name}: a choice of experts by {experts64.closest[0]:.1e}"
 
     flat = np.concatenate(blocks)
     flat.astype("<f4").tofile(folder / "logits.f32")
@@ -306,7 +330,7 @@ def make(r: Recipe, folder: Path) -> str:
     distinct = [len(set(c["greedy"])) for c in cases]
     size = sum(p.stat().st_size for p in folder.iterdir()) // 1024
     return (f"{r.name:16s} {size:5d} KB  logits std {flat.std():.2f}  margin min {margins.min():.3f} "
-            f"{(margins < 0.05).sum()}/{margins.size} below 0.05  distinct {distinct}  error {worst:.1e} negative {negative}")
+            f"{(margins < 0.05).sum()}/{margins.size} below 0.05  distinct {distinct}  error {worst:.1e} negative {negative}  closest choice {experts64.closest[0]:.1e}")
 
 
 def main() -> None:
@@ -315,7 +339,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="models whose names start so")
     args = parser.parse_args()
     mx.set_default_device(mx.cpu)
-    for recipe in RECIPES:
+    for recipe in [*RECIPES, *expert_recipes.RECIPES, *gemma_recipes.RECIPES]:
         if recipe.name.startswith(args.only):
             print(make(recipe, args.out / recipe.name))
 

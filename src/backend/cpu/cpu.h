@@ -28,10 +28,13 @@ struct mxd_weight {
     int n_tiles;
     size_t tile_bytes;
     unsigned char *tiles; /* [n_tiles][tile_bytes], on a cache line, inside `mem` */
-    void *mem;            /* straight from the allocator: too large to be zeroed first */
+    void *mem;            /* straight from the allocator: too large to be zeroed first; NULL: the
+                           * tiles are part of another weight's */
     size_t mem_bytes;
-    float *bias;   /* [rows] or NULL */
-    float *vector; /* [in], vectors only */
+    float *bias;                /* [rows] or NULL */
+    float *vector;              /* [in], vectors only */
+    const mxd_st_tensor *table; /* of a part along `in`: what it is a part of, and from where */
+    int col0;
     uint64_t bytes;
 };
 
@@ -155,6 +158,10 @@ static inline void cpu_set_rows(cpu_reg *r, int rows) {
 mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, mxd_err *err);
 void cpu_weight_free(cpu_backend *b, mxd_weight *w);
 void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w);
+
+/* turned.c: the transpose of a checked matrix. Shape first, then memory, then reading. */
+mxd_rc cpu_turn_shape(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
+mxd_rc cpu_turn(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
 
 /* linear.c */
 void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_weight *const *w);

@@ -19,11 +19,15 @@ static mxd_rc check_float(const mxd_weight_src *s, const mxd_st_tensor *t, mxd_f
                     s->name, t->name, mxd_dtype_name(t->dtype));
 }
 
-/* The last two dimensions; weights of experts have one more in front. */
+/* The last two dimensions; weights of experts have one more in front, unless they are stacked. */
 static mxd_rc check_2d(const mxd_weight_src *s, const mxd_st_tensor *t, uint64_t rows,
                        uint64_t cols, mxd_err *err) {
-    int more = s->experts > 0;
-    uint64_t n = more ? (uint64_t)s->experts : 1;
+    int more = s->experts > 0 && !s->stacked;
+    uint64_t n = s->experts ? (uint64_t)s->experts : 1;
+    if (s->stacked) {
+        rows *= n;
+        n = 1;
+    }
     if (t->n_dims == 2 + more && t->shape[more] == rows && t->shape[more + 1] == cols &&
         (!more || t->shape[0] == n) && t->bytes == n * rows * cols * mxd_dtype_bytes(t->dtype))
         return MXD_OK;
@@ -99,7 +103,7 @@ static mxd_rc check_quantised(const mxd_weight_src *s, mxd_weight *w, mxd_err *e
     MXD_TRY(check_2d(s, s->weight, out, n_groups * (uint64_t)(group * bits) / 32, err));
     MXD_TRY(check_2d(s, s->scales, out, n_groups, err));
     if (s->quant.mode == MXD_Q_AFFINE) MXD_TRY(check_2d(s, s->biases, out, n_groups, err));
-    if (s->block_k % group)
+    if (s->block_k % group && !s->transposed)
         return mxd_fail(err, MXD_E_INVAL, "%s: block of %d columns cuts a group of %d", s->name,
                         s->block_k, group);
     w->quantised = tile != 16;
@@ -127,6 +131,8 @@ static mxd_rc check_columns(const mxd_weight_src *s, mxd_weight *w, mxd_err *err
                         "with smaller groups",
                         s->name, s->col0, s->cols, group);
     w->in = s->cols;
+    w->table = s->weight;
+    w->col0 = s->col0;
     return MXD_OK;
 }
 
@@ -150,7 +156,8 @@ static mxd_rc check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err)
         MXD_TRY(check_2d(s, s->weight, (uint64_t)s->out, (uint64_t)s->in, err));
         w->tile_bytes = mxd_ftile_bytes((size_t)w->in, w->type);
     }
-    return s->bias ? check_bias(s, s->bias, (uint64_t)s->out, err) : MXD_OK;
+    if (s->bias) MXD_TRY(check_bias(s, s->bias, (uint64_t)s->out, err));
+    return s->transposed ? cpu_turn_shape(s, w, err) : MXD_OK;
 }
 
 /* ------------------------------------------------------------------------------------- reading */
@@ -377,7 +384,51 @@ static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     w->tiles = (unsigned char *)(((uintptr_t)w->mem + 63) & ~(uintptr_t)63);
     w->bytes += w->mem_bytes;
     if (s->bias) MXD_TRY(load_bias(b, s, w, err));
-    return load_tiles(b, s, w, err);
+    return s->transposed ? cpu_turn(b, s, w, err) : load_tiles(b, s, w, err);
+}
+
+static void keep(cpu_backend *b, mxd_weight *w) {
+    w->next = b->weights;
+    b->weights = w;
+    b->weight_bytes += w->bytes + sizeof *w;
+}
+
+/* The columns of a span as they are in memory; NULL: not yet. */
+static mxd_weight *find_span(const cpu_backend *b, const mxd_weight_src *s) {
+    for (mxd_weight *w = b->weights; w; w = w->next)
+        if (w->mem && w->table == s->weight && w->col0 == s->span0 && w->in == s->span) return w;
+    return NULL;
+}
+
+/* A part of a span. Tiles hold their columns in order, so the part is a tile of the same stride
+ * that starts later. Read by itself it would cost a call for every row. */
+static mxd_rc load_part(cpu_backend *b, const mxd_weight_src *s, mxd_weight **out, mxd_err *err) {
+    mxd_weight part = {.use = s->use, .in = s->in}, *all = find_span(b, s);
+    MXD_TRY(check_columns(s, &part, err));
+    if (s->col0 < s->span0 || s->cols > s->span - (s->col0 - s->span0))
+        return mxd_fail(err, MXD_E_INVAL, "%s: columns [%d, +%d) of a span [%d, +%d)", s->name,
+                        s->col0, s->cols, s->span0, s->span);
+    mxd_weight_src whole = *s;
+    whole.col0 = s->span0;
+    whole.cols = s->span;
+    whole.span = 0;
+    if (!all) MXD_TRY(cpu_load(&b->base, &whole, &all, err));
+    mxd_weight *w = MXD_NEW(b->al, 1, mxd_weight);
+    if (!w) return mxd_fail(err, MXD_E_NOMEM, "%s", s->name);
+    *w = *all;
+    w->in = s->cols;
+    w->col0 = s->col0;
+    w->q.k = (size_t)s->cols;
+    size_t first = (size_t)(s->col0 - s->span0);
+    w->tiles += w->quantised ? first / (size_t)w->q.group * mxd_qgroup_bytes(&w->q)
+                             : mxd_ftile_bytes(first, w->type);
+    w->mem = NULL;
+    w->mem_bytes = 0;
+    w->bytes = 0;
+    w->bias = NULL;
+    keep(b, w);
+    *out = w;
+    return MXD_OK;
 }
 
 mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, mxd_err *err) {
@@ -389,6 +440,7 @@ mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, 
         (src->experts && src->out > (1 << 28) / src->experts))
         return mxd_fail(err, MXD_E_INVAL, "%s: %d experts [%d, %d]", src->name, src->experts,
                         src->out, src->in);
+    if (src->cols && src->span) return load_part(b, src, out, err);
     mxd_weight *w = MXD_NEW(b->al, 1, mxd_weight);
     if (!w) return mxd_fail(err, MXD_E_NOMEM, "%s", src->name);
     w->use = src->use;
@@ -399,10 +451,8 @@ mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, 
         cpu_weight_free(b, w);
         return rc;
     }
-    if (w->quantised && w->in > b->max_in) b->max_in = w->in;
-    w->next = b->weights;
-    b->weights = w;
-    b->weight_bytes += w->bytes + sizeof *w;
+    if (w->quantised && (w->use & MXD_W_LINEAR) && w->in > b->max_in) b->max_in = w->in;
+    keep(b, w);
     *out = w;
     return MXD_OK;
 }

@@ -44,6 +44,12 @@ using mx::Shape;
 
 constexpr int page_tokens = MXD_KV_PAGE_TOKENS;
 
+struct table_span { // columns of a table that are loaded once and given out in parts
+    const mxd_st_tensor *tensor;
+    int from, n;
+    const mxd_weight *all;
+};
+
 struct layer_kv { // rows of k and v: positions
     int n_kv, head_dim, v_dim;
     bool latent;            // no v
@@ -87,6 +93,7 @@ struct engine final : mxd_backend {
     bool kv_f32;
     uint64_t held = 0; // bytes of weights and KV
     std::vector<std::unique_ptr<mxd_weight>> weights;
+    std::vector<table_span> spans; // until setup
     std::vector<std::optional<array>> reg;
     std::vector<int> width;
     std::vector<rope_freqs> freqs;

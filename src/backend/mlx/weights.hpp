@@ -219,7 +219,7 @@ inline mxd_rc check_part(const engine &e, const mxd_weight_src &s, mxd_err *err)
     return MXD_OK;
 }
 
-inline mxd_rc load_any(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd_err *err) {
+inline mxd_rc load_whole(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd_err *err) {
     if (mxd_rc rc = check_part(e, s, err)) return rc;
     int rows = s.rows ? s.rows : s.out - s.row0, in = s.cols ? s.cols : s.in - s.col0;
     auto w = std::make_unique<mxd_weight>(mxd_weight{.use = s.use,
@@ -250,6 +250,51 @@ inline mxd_rc load_any(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd
     e.weights.push_back(std::move(w));
     mx::clear_cache(); // the file's copy of the floats
     return MXD_OK;
+}
+
+// Every layer looks up its own columns of one table: they are read once, and each part is a view.
+inline mxd_rc load_span(engine &e, const mxd_weight_src &s, const mxd_weight **out, mxd_err *err) {
+    for (const table_span &t : e.spans)
+        if (t.tensor == s.weight && t.from == s.span0 && t.n == s.span) return *out = t.all, MXD_OK;
+    mxd_weight_src whole = s;
+    whole.col0 = s.span0;
+    whole.cols = s.span;
+    mxd_weight *w = nullptr;
+    if (mxd_rc rc = load_whole(e, whole, &w, err)) return rc;
+    e.spans.push_back({s.weight, s.span0, s.span, w});
+    *out = w;
+    return MXD_OK;
+}
+
+inline mxd_rc load_part(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd_err *err) {
+    if (mxd_rc rc = check_part(e, s, err)) return rc;
+    if (s.col0 < s.span0 || s.cols > s.span - (s.col0 - s.span0))
+        return e.host->fail(err, MXD_E_INVAL, "%s: columns [%d, +%d) of a span [%d, +%d)", s.name,
+                            s.col0, s.cols, s.span0, s.span);
+    bool quantised = s.quant.mode != MXD_Q_NONE;
+    if (quantised)
+        if (mxd_rc rc = check_quant(reader{e, s, err})) return rc;
+    const mxd_weight *all = nullptr;
+    if (mxd_rc rc = load_span(e, s, &all, err)) return rc;
+    auto w = std::make_unique<mxd_weight>(*all);
+    auto columns = [&](const array &a, int each, int of) { // `each` units of a for `of` columns
+        int64_t from = s.col0 - s.span0, to = from + s.cols;
+        array view =
+            part(e, a, 1, static_cast<int>(from * each / of), static_cast<int>(to * each / of));
+        view.eval();
+        return view;
+    };
+    w->in = s.cols;
+    w->w = quantised ? columns(all->w, s.quant.bits, 32) : columns(all->w, 1, 1);
+    if (all->scales) w->scales = columns(*all->scales, 1, s.quant.group);
+    if (all->biases) w->biases = columns(*all->biases, 1, s.quant.group);
+    *out = w.get();
+    e.weights.push_back(std::move(w));
+    return MXD_OK;
+}
+
+inline mxd_rc load_any(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd_err *err) {
+    return s.cols && s.span ? load_part(e, s, out, err) : load_whole(e, s, out, err);
 }
 
 inline mxd_rc op_load(mxd_backend *b, const mxd_weight_src *src, mxd_weight **out, mxd_err *err) {
