@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Compiles every C source, and the MLX plugin, for Apple Silicon on a Linux machine, with the flags and the choice of
-# sources of meson.build: the C compiler is zig's, from PyPI, with Apple's libc headers. Nothing of it can run here.
-#   libraries   headers of Debian's packages, which are the same everywhere but for OpenSSL's configuration.h (of this
-#               machine: 64 bits, little endian, as there). Nothing to link: what they define stays undefined in the
-#               programs and the library, which are linked all the same, so that nothing of ours is missing
-#   plugin      compiled and linked against the headers and libmlx.dylib of the macOS wheel, all symbols found
-# Debian: the packages that the build itself needs. An argument is the version of MLX, else the newest 0.32.
+# Compiles every C source and the MLX plugin for Apple Silicon on a Linux machine, with the flags and the choice of
+# sources of meson.build. The compiler is zig's, from PyPI, which has Apple's libc headers. Nothing of it can run here.
+#   libraries   headers of Debian's packages, the same everywhere but for OpenSSL's configuration.h (this machine's: 64
+#               bits and little endian, as there). There is nothing to link, so their names stay open in the programs,
+#               and cross_symbols.py says whether an open name is really one of theirs
+#   plugin      against the headers and the libmlx.dylib of the macOS wheel; the linker finds every name
+#   tests       not compiled
+# Debian: the packages that the build itself needs. An argument is the version of MLX, else the newest.
 set -eu
 cd "$(dirname "$0")/.."
 out=$PWD/build-macos mlx=${1:-}
@@ -77,3 +78,6 @@ cd "$out" # zig leaves its answers to Meson's questions where it stands
 [ -f tree/build.ninja ] || meson setup tree "$root" --cross-file "$out/cross.ini" --buildtype=release \
     -Dtests=false -Dmlx=enabled -Dmlx_root="$out/wheel/mlx"
 ninja -k 0 -C tree
+"$root/tools/cross_symbols.py" $(find tree/src/cli -maxdepth 1 -type f -name 'mlx*' -perm -u+x) \
+    tree/src/api/libmlx_distributed.0.dylib
+echo "cross-macos: compiled, linked, and no name is missing"
