@@ -8,7 +8,7 @@ ifneq ($(BREW),)
 export PKG_CONFIG_PATH := $(BREW)/opt/openssl@3/lib/pkgconfig:$(BREW)/opt/curl/lib/pkgconfig:$(PKG_CONFIG_PATH)
 endif
 
-.PHONY: build deps demo test install check sanitize coverage fuzz bench oracle cross-arm64 docs clean help
+.PHONY: build deps demo test install check sanitize coverage fuzz bench oracle cross cross-arm64 docs clean help
 build: deps $(BUILD)/build.ninja
 	@tools/find-mlx.sh $(BUILD)
 	ninja -C $(BUILD)
@@ -23,6 +23,7 @@ help:
 	@echo "make coverage       line coverage of the tests, at least 85 %"
 	@echo "make fuzz           every fuzz target for SECONDS_PER_FUZZER=$(SECONDS_PER_FUZZER)"
 	@echo "make bench          speeds of this machine;  make oracle  goldens made anew and compared"
+	@echo "make cross          everything compiled and linked for Apple Silicon, on Linux"
 	@echo "make cross-arm64    the NEON kernels compared with scalar, under qemu"
 	@echo "make docs           docs/cli.md from the option table;  make clean"
 
@@ -63,8 +64,11 @@ bench: build
 oracle: build
 	@tools/oracle/run.sh
 
+cross:
+	@tools/cross-macos.sh
+
 cross-arm64:
 	@tools/cross-arm64.sh
 
 clean:
-	rm -rf $(BUILD) build-arm64 build-asan build-tsan build-coverage build-fuzz
+	rm -rf $(BUILD) build-arm64 build-macos build-asan build-tsan build-coverage build-fuzz

@@ -202,7 +202,7 @@ static void against_golden(const char *name) {
         case_of(&g, c);
     CHECK(n >= 2);
     for (int k = 0; k < n; k++) {
-        prefill_every_length(shard, &all[k]);
+        if (k == 0) prefill_every_length(shard, &all[k]);
         prefill_in_chunks(shard, &all[k], 7);
         prefill_in_chunks(shard, &all[k], 33);
     }

@@ -79,6 +79,7 @@ static void write_experts(kit *k) {
     kit_float(k, "down_b", MXD_DTYPE_F32, 0, E * D, 1, 0);
     kit_float(k, "correction", MXD_DTYPE_F32, 0, E, 0.5f, 0);
     kit_float(k, "scale", MXD_DTYPE_BF16, 0, E, 0.5f, 1);
+    kit_float(k, "plain", MXD_DTYPE_BF16, E * F, D, 0.3f, 0);
     kit_open(k);
 }
 
@@ -183,15 +184,65 @@ TEST(mlx_heads_agree_with_the_cpu) {
     kit_end(&k);
 }
 
+/* Matrices one under the other in the file, of which some rows are loaded, as they are or turned.
+ */
+static void check_turned(const kit *k, const char *name, mxd_qmode mode, int bits, int group) {
+    enum { FROM = 32, PART = 48 };
+    static float x[ROWS * E * PART], got[ROWS * E * D];
+    mlx_kit_noise(x, "x", MXD_COUNT(x));
+    mxd_weight_src s = kit_src(k, name, MXD_W_LINEAR, F, D, bits, group, 64), whole = s;
+    s.quant.mode = mode;
+    s.experts = E;
+    s.row0 = FROM, s.rows = PART;
+    s.stacked = s.transposed = true;
+    mxd_backend *b = mlx_kit_open("mlx", true);
+    const mxd_weight *w = mlx_kit_load(b, &s);
+    mxd_err err = {0};
+    mxd_step_shape shape = {.max_rows = ROWS,
+                            .n_regs = 2,
+                            .reg_width = (const int[]){E * PART, E * D},
+                            .max_context = ROWS};
+    CHECK_OK(b->ops->setup(b, &shape, &err), &err);
+    mxd_run run = {0, ROWS, 0, NULL};
+    b->ops->begin(b, &(mxd_batch){ROWS, 1, &run, NULL});
+    b->ops->input(b, 0, x);
+    b->ops->linear_heads(b, 1, 0, w);
+    CHECK_OK(b->ops->output(b, 1, got, &err), &err);
+    CHECK_OK(b->ops->end(b, &err), &err);
+    b->ops->close(b);
+    for (int i = 0; i < ROWS * E * D; i++) {
+        int row = i / (E * D), h = i / D % E;
+        double want = 0;
+        for (int r = 0; r < PART; r++)
+            want +=
+                (double)x[(row * E + h) * PART + r] * kit_value(k, &whole, h * F + FROM + r, i % D);
+        if (!(fabs((double)got[i] - want) <= 1e-4))
+            fail_msg("%s: row %d head %d [%d]: %g, want %g", name, row, h, i % D, (double)got[i],
+                     want);
+    }
+}
+
+TEST(mlx_heads_in_part_and_turned) {
+    mlx_kit_need();
+    kit k;
+    write_experts(&k);
+    check_turned(&k, "gate", MXD_Q_AFFINE, 8, 64);
+    check_turned(&k, "up", MXD_Q_AFFINE, 4, 32);
+    check_turned(&k, "plain", MXD_Q_NONE, 0, 0);
+    kit_end(&k);
+}
+
 /* ---------------------------------------------------------------------------------- fp modes
  *
  * A weight against the same weight as plain floats, decoded by the definition of the format. */
 
 typedef struct fp_values {
-    float embedded[ROWS * D], part[ROWS * 32], product[ROWS * E * F], experts[ROWS * D];
+    float embedded[ROWS * D], part[ROWS * 32], span[ROWS * 32], product[ROWS * E * F],
+        experts[ROWS * D];
 } fp_values;
 
-/* The whole [E * F, D] as an embedding and its product, then columns [32, 64) alone. */
+/* The whole [E * F, D] as an embedding and its product, then columns [32, 64) alone and as the
+ * second part of a span. */
 static void fp_matrix(const mxd_weight_src *s, fp_values *v) {
     int ids[ROWS], dst = 1;
     for (int i = 0; i < ROWS; i++) ids[i] = i * 19 % s->out;
@@ -200,10 +251,19 @@ static void fp_matrix(const mxd_weight_src *s, fp_values *v) {
     cut.col0 = 32, cut.cols = 32;
     mxd_backend *b = mlx_kit_open("mlx", true);
     const mxd_weight *w = mlx_kit_load(b, s), *columns = mlx_kit_load(b, &cut);
+    cut.span = D;
+    const mxd_weight *second = mlx_kit_load(b, &cut);
+    uint64_t held = b->ops->bytes(b);
+    cut.col0 = 0;
+    mlx_kit_load(b, &cut); /* costs nothing more */
+    CHECK_EQ(b->ops->bytes(b), held);
+    cut.span0 = 32;
+    mxd_weight *no;
     mxd_err err = {0};
+    CHECK_EQ(b->ops->load(b, &cut, &no, &err), MXD_E_INVAL);
     mxd_step_shape shape = {.max_rows = ROWS,
-                            .n_regs = 3,
-                            .reg_width = (const int[]){D, E * F, 32},
+                            .n_regs = 4,
+                            .reg_width = (const int[]){D, E * F, 32, 32},
                             .max_context = ROWS};
     CHECK_OK(b->ops->setup(b, &shape, &err), &err);
     mxd_run run = {0, ROWS, 0, NULL};
@@ -211,9 +271,11 @@ static void fp_matrix(const mxd_weight_src *s, fp_values *v) {
     b->ops->embed(b, 0, w);
     b->ops->linear(b, 1, &dst, 0, &w);
     b->ops->embed(b, 2, columns);
+    b->ops->embed(b, 3, second);
     CHECK_OK(b->ops->output(b, 0, v->embedded, &err), &err);
     CHECK_OK(b->ops->output(b, 1, v->product, &err), &err);
     CHECK_OK(b->ops->output(b, 2, v->part, &err), &err);
+    CHECK_OK(b->ops->output(b, 3, v->span, &err), &err);
     CHECK_OK(b->ops->end(b, &err), &err);
     b->ops->close(b);
 }
@@ -248,6 +310,8 @@ static void check_fp(mxd_quant quant, const char *what) {
     mlx_kit_close_to(what, got.embedded, want.embedded, ROWS * D);
     mlx_kit_close_to(what, got.product, want.product, ROWS * E * F);
     mlx_kit_close_to(what, got.part, want.part, ROWS * 32);
+    CHECK(memcmp(got.span, got.part, sizeof got.span) == 0);
+    CHECK(memcmp(want.span, want.part, sizeof want.span) == 0);
     for (int row = 0; row < ROWS; row++)
         CHECK(memcmp(want.part + row * 32, want.embedded + row * D + 32, 32 * sizeof(float)) == 0);
     fp_experts(&k, "in_f", "out_f", plain, ROWS, want.experts);

@@ -27,7 +27,8 @@ namespace mx = mlx::core;
 
 struct mxd_weight {
     unsigned use;
-    int rows, in; // of the part that was loaded
+    int rows, in; // of the part that was loaded, as the operations see it
+    bool turned;  // w, scales and biases hold [in, rows]: a product takes them as they are
     int experts;  // matrices; 0: one, without a dimension of its own. Else w, scales, biases and
                   // bias have a dimension [experts] in front
     mxd_quant quant;
@@ -42,6 +43,12 @@ using mx::array;
 using mx::Shape;
 
 constexpr int page_tokens = MXD_KV_PAGE_TOKENS;
+
+struct table_span { // columns of a table that are loaded once and given out in parts
+    const mxd_st_tensor *tensor;
+    int from, n;
+    const mxd_weight *all;
+};
 
 struct layer_kv { // rows of k and v: positions
     int n_kv, head_dim, v_dim;
@@ -86,6 +93,7 @@ struct engine final : mxd_backend {
     bool kv_f32;
     uint64_t held = 0; // bytes of weights and KV
     std::vector<std::unique_ptr<mxd_weight>> weights;
+    std::vector<table_span> spans; // until setup
     std::vector<std::optional<array>> reg;
     std::vector<int> width;
     std::vector<rope_freqs> freqs;

@@ -92,6 +92,7 @@ inline mxd_rc check_room(const engine &e, const mxd_step_shape &s, mxd_err *err)
 inline mxd_rc set_up(engine &e, const mxd_step_shape &s, mxd_err *err) {
     if (mxd_rc rc = check_step_shape(e, s, err)) return rc;
     if (mxd_rc rc = check_room(e, s, err)) return rc;
+    e.spans.clear(); // the files may be closed from now on
     e.max_rows = s.max_rows;
     e.max_context = s.max_context;
     e.width.assign(s.reg_width, s.reg_width + s.n_regs);

@@ -32,6 +32,12 @@ struct reader {
                                    t->name, want.c_str());
     }
 
+    // What the tensor's shape must be: matrices one under the other have no dimension of their own.
+    std::vector<extent> in_file(const std::vector<extent> &dims) const {
+        if (!src.stacked || dims.size() < 3) return dims;
+        return {{dims[0].full * dims[1].full, 0, 0}, dims[2]};
+    }
+
     // Columns [from, from + n) of whole rows; all in bytes. dst [rows, n].
     mxd_rc read_columns(const mxd_st_tensor *t, uint64_t at, size_t rows, size_t row, size_t from,
                         size_t n, char *dst) const {
@@ -51,7 +57,7 @@ struct reader {
     // A part of a tensor of 1 to 3 dimensions, of which the first is whole when there are 3.
     mxd_rc raw(const mxd_st_tensor *t, const std::vector<extent> &dims, mx::Dtype type,
                std::optional<array> *out) const {
-        if (mxd_rc rc = check_shape(t, dims)) return rc;
+        if (mxd_rc rc = check_shape(t, in_file(dims))) return rc;
         Shape shape;
         for (const extent &d : dims) shape.push_back(d.n);
         array a = mx::zeros(shape, type, e.stream);
@@ -180,11 +186,11 @@ inline mxd_rc load_quantised(const reader &r, mxd_weight *w, std::optional<array
     auto words = [&](int n) {
         return static_cast<int>(static_cast<int64_t>(n) * s.quant.bits / 32);
     };
-    int group = s.quant.group;
+    int group = s.quant.group, in = s.cols ? s.cols : s.in - s.col0;
     if (mxd_rc rc =
-            r.raw(s.weight, r.matrices(words(s.in), words(s.col0), words(w->in)), mx::uint32, data))
+            r.raw(s.weight, r.matrices(words(s.in), words(s.col0), words(in)), mx::uint32, data))
         return rc;
-    std::vector<extent> groups = r.matrices(s.in / group, s.col0 / group, w->in / group);
+    std::vector<extent> groups = r.matrices(s.in / group, s.col0 / group, in / group);
     if (s.quant.mode != MXD_Q_AFFINE) return r.raw(s.scales, groups, mx::uint8, &w->scales);
     if (mxd_rc rc = r.floats(s.scales, groups, &w->scales)) return rc;
     return r.floats(s.biases, groups, &w->biases);
@@ -208,14 +214,18 @@ inline mxd_rc check_part(const engine &e, const mxd_weight_src &s, mxd_err *err)
                             s.cols, s.out, s.in);
     if (s.experts < 0 || s.experts > MXD_MAX_EXPERTS)
         return e.host->fail(err, MXD_E_INVAL, "%s: %d matrices", s.name, s.experts);
+    if ((s.stacked || s.transposed) && (!s.experts || (s.transposed && s.bias)))
+        return e.host->fail(err, MXD_E_INVAL, "%s: not a matrix that can be turned", s.name);
     return MXD_OK;
 }
 
-inline mxd_rc load_any(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd_err *err) {
+inline mxd_rc load_whole(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd_err *err) {
     if (mxd_rc rc = check_part(e, s, err)) return rc;
+    int rows = s.rows ? s.rows : s.out - s.row0, in = s.cols ? s.cols : s.in - s.col0;
     auto w = std::make_unique<mxd_weight>(mxd_weight{.use = s.use,
-                                                     .rows = s.rows ? s.rows : s.out - s.row0,
-                                                     .in = s.cols ? s.cols : s.in - s.col0,
+                                                     .rows = s.transposed ? in : rows,
+                                                     .in = s.transposed ? rows : in,
+                                                     .turned = s.transposed,
                                                      .experts = s.experts,
                                                      .quant = s.quant,
                                                      .w = array(0.0f),
@@ -228,7 +238,7 @@ inline mxd_rc load_any(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd
     if (s.use == MXD_W_VECTOR)
         rc = load_vector(r, w.get(), &data);
     else if (s.quant.mode == MXD_Q_NONE)
-        rc = r.floats(s.weight, r.matrices(s.in, s.col0, w->in), &data);
+        rc = r.floats(s.weight, r.matrices(s.in, s.col0, in), &data);
     else
         rc = load_quantised(r, w.get(), &data);
     if (!rc && s.bias) rc = load_bias(r, w.get());
@@ -240,6 +250,51 @@ inline mxd_rc load_any(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd
     e.weights.push_back(std::move(w));
     mx::clear_cache(); // the file's copy of the floats
     return MXD_OK;
+}
+
+// Every layer looks up its own columns of one table: they are read once, and each part is a view.
+inline mxd_rc load_span(engine &e, const mxd_weight_src &s, const mxd_weight **out, mxd_err *err) {
+    for (const table_span &t : e.spans)
+        if (t.tensor == s.weight && t.from == s.span0 && t.n == s.span) return *out = t.all, MXD_OK;
+    mxd_weight_src whole = s;
+    whole.col0 = s.span0;
+    whole.cols = s.span;
+    mxd_weight *w = nullptr;
+    if (mxd_rc rc = load_whole(e, whole, &w, err)) return rc;
+    e.spans.push_back({s.weight, s.span0, s.span, w});
+    *out = w;
+    return MXD_OK;
+}
+
+inline mxd_rc load_part(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd_err *err) {
+    if (mxd_rc rc = check_part(e, s, err)) return rc;
+    if (s.col0 < s.span0 || s.cols > s.span - (s.col0 - s.span0))
+        return e.host->fail(err, MXD_E_INVAL, "%s: columns [%d, +%d) of a span [%d, +%d)", s.name,
+                            s.col0, s.cols, s.span0, s.span);
+    bool quantised = s.quant.mode != MXD_Q_NONE;
+    if (quantised)
+        if (mxd_rc rc = check_quant(reader{e, s, err})) return rc;
+    const mxd_weight *all = nullptr;
+    if (mxd_rc rc = load_span(e, s, &all, err)) return rc;
+    auto w = std::make_unique<mxd_weight>(*all);
+    auto columns = [&](const array &a, int each, int of) { // `each` units of a for `of` columns
+        int64_t from = s.col0 - s.span0, to = from + s.cols;
+        array view =
+            part(e, a, 1, static_cast<int>(from * each / of), static_cast<int>(to * each / of));
+        view.eval();
+        return view;
+    };
+    w->in = s.cols;
+    w->w = quantised ? columns(all->w, s.quant.bits, 32) : columns(all->w, 1, 1);
+    if (all->scales) w->scales = columns(*all->scales, 1, s.quant.group);
+    if (all->biases) w->biases = columns(*all->biases, 1, s.quant.group);
+    *out = w.get();
+    e.weights.push_back(std::move(w));
+    return MXD_OK;
+}
+
+inline mxd_rc load_any(engine &e, const mxd_weight_src &s, mxd_weight **out, mxd_err *err) {
+    return s.cols && s.span ? load_part(e, s, out, err) : load_whole(e, s, out, err);
 }
 
 inline mxd_rc op_load(mxd_backend *b, const mxd_weight_src *src, mxd_weight **out, mxd_err *err) {
@@ -256,11 +311,16 @@ inline const array &vector_of(const mxd_weight *w, int n) {
     return w->w;
 }
 
+// A plain matrix as [..., in, rows].
+inline array turned(const engine &e, const mxd_weight &w) {
+    return w.turned ? w.w : mx::swapaxes(w.w, -1, -2, e.stream);
+}
+
 // x [..., rows, in] times the matrix, or [heads, rows, in] times the matrix of each head.
 inline array product(const engine &e, const array &x, const mxd_weight &w) {
-    array y = w.scales ? mx::quantized_matmul(x, w.w, *w.scales, w.biases, true, w.quant.group,
+    array y = w.scales ? mx::quantized_matmul(x, w.w, *w.scales, w.biases, !w.turned, w.quant.group,
                                               w.quant.bits, mode_of(w.quant).name, e.stream)
-                       : mx::matmul(x, mx::swapaxes(w.w, -1, -2, e.stream), e.stream);
+                       : mx::matmul(x, turned(e, w), e.stream);
     if (!w.bias) return y;
     return mx::add(y, w.experts ? mx::expand_dims(*w.bias, 1, e.stream) : *w.bias, e.stream);
 }
@@ -269,11 +329,10 @@ inline array product(const engine &e, const array &x, const mxd_weight &w) {
 // or [rows, top_k], sorted or not: [pairs, 1, out] or [rows, top_k, 1, out].
 inline array expert_product(const engine &e, const array &x, const mxd_weight &w,
                             const array &chosen, bool sorted) {
-    array y = w.scales ? mx::gather_qmm(x, w.w, *w.scales, w.biases, std::nullopt, chosen, true,
-                                        w.quant.group, w.quant.bits, mode_of(w.quant).name,
-                                        std::nullopt, sorted, e.stream)
-                       : mx::gather_mm(x, mx::swapaxes(w.w, -1, -2, e.stream), std::nullopt, chosen,
-                                       sorted, e.stream);
+    array y = w.scales ? mx::gather_qmm(x, w.w, *w.scales, w.biases, std::nullopt, chosen,
+                                        !w.turned, w.quant.group, w.quant.bits,
+                                        mode_of(w.quant).name, std::nullopt, sorted, e.stream)
+                       : mx::gather_mm(x, turned(e, w), std::nullopt, chosen, sorted, e.stream);
     if (!w.bias) return y;
     return mx::add(y, mx::expand_dims(mx::take(*w.bias, chosen, 0, e.stream), -2, e.stream),
                    e.stream);
