@@ -542,6 +542,40 @@ TEST(backend_embed_norm_gated_add_pick) {
     kit_end(&k);
 }
 
+/* Small and large weights in turn, so that slabs are begun, filled and left. */
+TEST(backend_weights_do_not_share_bytes) {
+    enum { N = 6, W = 512 };
+    static const int rows[N] = {3, 700, 40, 2100, 900, 17};
+    kit k;
+    kit_begin(&k);
+    for (int i = 0; i < N; i++)
+        kit_float(&k, (const char[]){(char)('a' + i), 0}, MXD_DTYPE_F32, rows[i], W, 1, 0);
+    kit_open(&k);
+    mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 2});
+    mxd_weight_src src[N];
+    mxd_weight *w[N];
+    for (int i = 0; i < N; i++) {
+        src[i] = kit_src(&k, (const char[]){(char)('a' + i), 0}, MXD_W_LOOKUP, rows[i], W, 0, 0, 0);
+        w[i] = load(b, &src[i]);
+    }
+    setup(b, 3, 1, (int[]){W});
+    for (int i = 0; i < N; i++) {
+        int32_t ids[3] = {0, rows[i] / 2, rows[i] - 1};
+        mxd_run run = {0, 3, 0, NULL};
+        mxd_batch batch = {3, 1, &run, ids};
+        float x[3 * W];
+        mxd_err err = {0};
+        b->ops->begin(b, &batch);
+        b->ops->embed(b, 0, w[i]);
+        CHECK_OK(b->ops->output(b, 0, x, &err), &err);
+        CHECK_OK(b->ops->end(b, &err), &err);
+        for (int c = 0; c < 3 * W; c++)
+            CHECK(x[c] == (float)kit_value(&k, &src[i], ids[c / W], c % W));
+    }
+    b->ops->close(b);
+    kit_end(&k);
+}
+
 /* ------------------------------------------------------------------------------------- failures */
 
 typedef struct lie {

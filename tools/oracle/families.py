@@ -124,7 +124,7 @@ def gemma4_text(r: random.Random) -> Config:
     c.update(tie_word_embeddings=True, layer_types=types, sliding_window=r.choice([8, 20]),
              sliding_window_pattern=pattern, global_head_dim=r.choice([32, 64, 128]),
              num_kv_shared_layers=r.choice([0, 0, n - pattern]), use_double_wide_mlp=r.random() < 0.5,
-             hidden_size_per_layer_input=r.choice([0, 128]), vocab_size_per_layer_input=c["vocab_size"],
+             hidden_size_per_layer_input=r.choice([0, 32, 128]), vocab_size_per_layer_input=c["vocab_size"],
              attention_k_eq_v=r.random() < 0.4, final_logit_softcapping=30.0, enable_moe_block=moe,
              rope_parameters={
                  "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
