@@ -104,8 +104,8 @@ static bool encode(question *q, const char *text) {
 
 static void one_model(question *q, const char *text) {
     int vocab;
-    if (!text || !encode(q, text)) { /* every vocabulary has 128 tokens */
-        for (int i = 0; i < q->n; i++) q->ids[i] = (int32_t)(mxd_rand_u64(1, 0, (uint64_t)i) % 128);
+    if (!text || !encode(q, text)) { /* every vocabulary has 96 tokens */
+        for (int i = 0; i < q->n; i++) q->ids[i] = (int32_t)(mxd_rand_u64(1, 0, (uint64_t)i) % 96);
     }
     const char *name = strrchr(q->folder, '/');
     printf("| %s |", name ? name + 1 : q->folder);

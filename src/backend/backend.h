@@ -32,7 +32,7 @@ typedef struct mxd_weight mxd_weight; /* owned by the backend that loaded it */
 /* ------------------------------------------------------------------------------------ opening */
 
 typedef enum mxd_activations {             /* what quantised weights are multiplied with */
-                               MXD_ACT_I8, /* int8, a scale per group of at most 64 */
+                               MXD_ACT_I8, /* int8, a scale per group of at most 32 */
                                MXD_ACT_I16,
                                MXD_ACT_F32, /* the reference path */
 } mxd_activations;

@@ -28,7 +28,7 @@
  * Activations of up to MXD_PANEL tokens are quantised into a panel, four columns of every token
  * side by side:
  *   q [k/4][n][4]      codes, int8; or int16, the four in the order 0 2 1 3
- *   s [k/g][n]         scale of each token's group of g = min(group, 64) columns
+ *   s [k/g][n]         scale of each token's group of g = min(group, 32) columns
  *   b [k/g][n]         scale times the sum of the group's codes
  */
 #ifndef MXD_KERNELS_KERNELS_H
@@ -83,10 +83,10 @@ static inline size_t mxd_ftile_bytes(size_t k, mxd_ftype t) {
     return (k + 15) / 16 * 16 * MXD_TILE_ROWS * mxd_ftype_bytes(t);
 }
 /* Columns that share one activation scale. */
-static inline int mxd_act_group(int group) { return group < 64 ? group : 64; }
+static inline int mxd_act_group(int group) { return group < 32 ? group : 32; }
 
 typedef struct mxd_panel {
-    int n, g;     /* tokens, 1 .. MXD_PANEL; columns per scale, 16, 32 or 64 */
+    int n, g;     /* tokens, 1 .. MXD_PANEL; columns per scale, 16 or 32 */
     size_t k;     /* columns, a multiple of g */
     void *q;      /* [k/4][n][4] of int8_t, or int16_t for the i16 slots */
     float *s, *b; /* [k/g][n] each */

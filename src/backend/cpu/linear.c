@@ -141,7 +141,7 @@ static int cut(linear_job *j) {
 }
 
 void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_weight *const *w) {
-    static const int groups[] = {0, 16, 32, 64};
+    static const int groups[] = {0, 16, 32};
     cpu_backend *b = (cpu_backend *)base;
     if (!cpu_live(b)) return;
     MXD_ASSERT(n <= MXD_MAX_REGS && src >= 0 && src < b->n_regs);
