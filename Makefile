@@ -62,7 +62,7 @@ bench: build
 	@bench/run.sh $(BUILD)
 
 oracle: build
-	@tools/oracle/run.sh
+	@tools/oracle/run.sh $(or $(PYTHON),python3) $(abspath $(BUILD))
 
 cross:
 	@tools/cross-macos.sh

@@ -61,8 +61,8 @@ static int cores(const bench *b) { return b->threads ? b->threads : mxd_proc_cor
 static void print_row(const bench *b, const row *r) {
     char name[80];
     name_of(&r->test, name);
-    fprintf(stdout, "%-20s %2d threads %10.2f tokens/s  +- %.2f\n", name, cores(b), mean(r),
-            spread(r));
+    fprintf(stdout, "%-20s %3d thread%s %10.2f tokens/s  +- %.2f\n", name, cores(b),
+            cores(b) == 1 ? " " : "s", mean(r), spread(r));
     fflush(stdout);
 }
 
