@@ -8,7 +8,8 @@ shards. Fails where logits differ by more than 1e-3 of the largest, or where spl
 """
 
 import argparse
-import json
+import contextlib
+import io
 import random
 import re
 import subprocess
@@ -77,7 +78,8 @@ def make(family: str, seed: int, folder: Path) -> dict[str, Any]:
     dtype = r.choice([mx.bfloat16, mx.float16, mx.float32])
     model.set_dtype(dtype)
     choose, (mode, bits, group) = quantization(r)
-    model, config = quantize_model(model, config, group, bits, mode=mode, quant_predicate=choose)
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells the bits per weight
+        model, config = quantize_model(model, config, group, bits, mode=mode, quant_predicate=choose)
     save_model(folder, model, donate_model=True)
     save_config(config, folder / "config.json")
     return config
