@@ -230,6 +230,8 @@ mxd_engine_state mxd_engine_state_now(const mxd_engine *e) {
         return MXD_ENGINE_READY;
     case MXD_CLUSTER_FAILED:
         return MXD_ENGINE_NO_WORKERS;
+    case MXD_CLUSTER_RECOVERING:
+        return MXD_ENGINE_RECOVERING;
     case MXD_CLUSTER_LOADING:
         break;
     }

@@ -65,6 +65,7 @@ void mxd_engine_close(mxd_engine *e);
 typedef enum mxd_engine_state {
     MXD_ENGINE_LOADING,
     MXD_ENGINE_READY,
+    MXD_ENGINE_RECOVERING, /* between two plans: requests wait a moment, nothing is refused */
     MXD_ENGINE_NO_WORKERS,
     MXD_ENGINE_DRAINING
 } mxd_engine_state;

@@ -82,6 +82,7 @@ struct mxd_cluster {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     mxd_cluster_state state;
+    bool served; /* it has been READY */
     mxd_err why;
     bool drained;
     char determinism[16];

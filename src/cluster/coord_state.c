@@ -32,7 +32,9 @@ void mxd_coord_publish(mxd_cluster *c) {
     mxd_cluster_state was = c->state;
     c->state = v.state == MXD_COORD_SERVING ? MXD_CLUSTER_READY
                : v.stuck || starts_fail(c)  ? MXD_CLUSTER_FAILED
+               : c->served                  ? MXD_CLUSTER_RECOVERING
                                             : MXD_CLUSTER_LOADING;
+    c->served = c->served || c->state == MXD_CLUSTER_READY;
     c->why = (mxd_err){.rc = v.rc ? v.rc : MXD_E_PEER};
     snprintf(c->why.msg, sizeof c->why.msg, "%s", v.why[0] ? v.why : "no worker is connected");
     if (v.determinism[0]) snprintf(c->determinism, sizeof c->determinism, "%s", v.determinism);
@@ -58,16 +60,20 @@ mxd_cluster_state mxd_cluster_state_now(mxd_cluster *c, mxd_err *err) {
     return s;
 }
 
+static bool is_pending(mxd_cluster_state s) {
+    return s == MXD_CLUSTER_LOADING || s == MXD_CLUSTER_RECOVERING;
+}
+
 mxd_rc mxd_cluster_wait(mxd_cluster *c, int64_t timeout_ms, mxd_err *err) {
     int64_t until = mxd_now_ms() + timeout_ms;
     pthread_mutex_lock(&c->lock);
-    for (int64_t left; c->state == MXD_CLUSTER_LOADING && (left = until - mxd_now_ms()) > 0;)
+    for (int64_t left; is_pending(c->state) && (left = until - mxd_now_ms()) > 0;)
         mxd_cond_wait(&c->changed, &c->lock, left * 1000000);
     mxd_cluster_state s = c->state;
     mxd_err why = c->why;
     pthread_mutex_unlock(&c->lock);
     if (s == MXD_CLUSTER_READY) return MXD_OK;
-    if (s == MXD_CLUSTER_LOADING)
+    if (is_pending(s))
         return mxd_fail(err, MXD_E_TIMEOUT, "the model was not loaded in %lld s",
                         (long long)timeout_ms / 1000);
     if (err) *err = why;

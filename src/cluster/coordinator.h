@@ -51,15 +51,16 @@ mxd_rc mxd_cluster_open(mxd_cluster **out, const mxd_alloc *al, const mxd_cluste
 void mxd_cluster_close(mxd_cluster *c); /* local workers end with it, within 2 s */
 
 typedef enum mxd_cluster_state {
-    MXD_CLUSTER_LOADING, /* nodes join, or a plan is being installed */
+    MXD_CLUSTER_LOADING, /* nodes join, or the first plan is being installed */
     MXD_CLUSTER_READY,
-    MXD_CLUSTER_FAILED /* no plan is possible; see the error */
+    MXD_CLUSTER_RECOVERING, /* it has been READY and will be again: a new plan is being installed */
+    MXD_CLUSTER_FAILED      /* no plan is possible; see the error */
 } mxd_cluster_state;
 
 /* err (may be NULL): why it failed. */
 mxd_cluster_state mxd_cluster_state_now(mxd_cluster *c, mxd_err *err);
 
-/* Waits while LOADING. Errors: why it FAILED; E_TIMEOUT. */
+/* Waits while LOADING or RECOVERING. Errors: why it FAILED; E_TIMEOUT. */
 mxd_rc mxd_cluster_wait(mxd_cluster *c, int64_t timeout_ms, mxd_err *err) MXD_MUST_USE;
 
 int mxd_cluster_port(const mxd_cluster *c);          /* where workers join */
