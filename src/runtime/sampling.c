@@ -77,12 +77,32 @@ static void adjust(mxd_sampler *s, float *logits, const mxd_sampling *how, const
 /* ------------------------------------------------------------------------------ log probabilities
  */
 
+enum { LANES = 16, STRIP = 64 * LANES };
+
+/* The largest of x [n]; a NaN never is. -infinity when there is nothing else. Lanes, so that a
+ * compiler can use vectors: the largest does not depend on the order. */
+static float largest(const float *x, int n) {
+    float lane[LANES], most = -INFINITY;
+    int i = 0;
+    for (int l = 0; l < LANES; l++) lane[l] = -INFINITY;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) lane[l] = x[i + l] > lane[l] ? x[i + l] : lane[l];
+    for (int l = 0; l < LANES; l++) most = lane[l] > most ? lane[l] : most;
+    for (; i < n; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+/* The lowest id of the largest logit; 0 when all are NaN. */
 static int32_t argmax(const float *logits, int n) {
-    int32_t best = 0;
-    for (int32_t i = 1; i < n; i++) /* a NaN never wins; equal values: the lowest id */
-        if (logits[i] > logits[best] || (logits[best] != logits[best] && logits[i] == logits[i]))
-            best = i;
-    return best;
+    float most = -INFINITY;
+    int from = 0;
+    for (int at = 0; at < n; at += STRIP) { /* the first strip that has it */
+        float m = largest(logits + at, n - at < STRIP ? n - at : STRIP);
+        if (m > most) most = m, from = at;
+    }
+    for (int i = from; i < n; i++)
+        if (logits[i] == most) return i;
+    return 0;
 }
 
 /* ln of the sum of exp(logits), in order of ids. */
