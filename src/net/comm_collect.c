@@ -224,7 +224,7 @@ mxd_rc mxd_comm_all_reduce(mxd_comm *c, float *x, size_t n, mxd_reduce how, int6
                            mxd_err *err) {
     if (n > MXD_COMM_MAX_MESSAGE / sizeof *x)
         return mxd_fail(err, MXD_E_TOOBIG, "a sum of %zu floats", n);
-    uint32_t tag, tag2;
+    uint32_t tag = 0, tag2 = 0;
     MXD_TRY(begin(c, &tag, err));
     MXD_TRY(begin(c, &tag2, err)); /* every rank counts alike, whatever the algorithm */
     if (c->size == 1) return MXD_OK;
@@ -275,7 +275,7 @@ mxd_rc mxd_comm_broadcast(mxd_comm *c, int root, void *data, size_t n, int64_t t
     if (root < 0 || root >= c->size || n > MXD_COMM_MAX_MESSAGE)
         return mxd_fail(err, MXD_E_INVAL, "broadcast of %zu bytes from rank %d of %d", n, root,
                         c->size);
-    uint32_t tag;
+    uint32_t tag = 0;
     MXD_TRY(begin(c, &tag, err));
     if (c->size == 1) return MXD_OK;
     return end(c, spread(c, root, data, n, tag, comm_deadline(timeout_ms), err));
@@ -286,7 +286,7 @@ mxd_rc mxd_comm_gather(mxd_comm *c, int root, const void *data, size_t n, void *
     bool wants = root < 0 || root == c->rank;
     if (root < -1 || root >= c->size || n > MXD_COMM_MAX_MESSAGE || (wants && !out && n))
         return mxd_fail(err, MXD_E_INVAL, "gather of %zu bytes at rank %d of %d", n, root, c->size);
-    uint32_t tag;
+    uint32_t tag = 0;
     MXD_TRY(begin(c, &tag, err));
     int64_t deadline = comm_deadline(timeout_ms);
     mxd_blob *b = copy_of(c, data, n, err);
@@ -308,7 +308,7 @@ mxd_rc mxd_comm_gather(mxd_comm *c, int root, const void *data, size_t n, void *
 mxd_rc mxd_comm_barrier(mxd_comm *c, int64_t timeout_ms, mxd_err *err) {
     int64_t deadline = comm_deadline(timeout_ms);
     for (int step = 1; step < c->size; step *= 2) {
-        uint32_t tag;
+        uint32_t tag = 0;
         MXD_TRY(begin(c, &tag, err));
         mxd_rc rc = comm_post(c, (c->rank + step) % c->size, tag, NULL, deadline, err);
         if (!rc) rc = receive(c, (c->rank - step + c->size) % c->size, tag, NULL, 0, deadline, err);
