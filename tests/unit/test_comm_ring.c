@@ -124,3 +124,28 @@ TEST(ring_survives_scribbling) {
     free(x);
     close_pair(&p);
 }
+
+/* A head that promises more than was written. */
+TEST(ring_refuses_lengths_that_lie) {
+    static const uint32_t lies[] = {101 + 27, 4096, RING_MAX_FRAME, RING_MAX_FRAME + 1, UINT32_MAX};
+    for (size_t i = 0; i < MXD_COUNT(lies); i++) {
+        pair p = open_pair();
+        int fd = shm_open(p.name, O_RDWR, 0);
+        struct stat st;
+        CHECK(fd >= 0 && fstat(fd, &st) == 0);
+        size_t n = (size_t)st.st_size, at = 0;
+        unsigned char *m = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), x[100] = {0};
+        CHECK(m != MAP_FAILED);
+        ring_frame f = {.seq = 0x5eed5eed5eed5eedu, .bytes = (uint32_t)sizeof x}, g;
+        CHECK(comm_ring_put(p.b, &f, x));
+        while (at + sizeof f <= n && memcmp(m + at, &f, sizeof f) != 0) at += 32;
+        CHECK(at + sizeof f <= n);
+        CHECK_EQ(comm_ring_peek(p.a, &g), RING_FRAME);
+        f.bytes = lies[i];
+        memcpy(m + at, &f, sizeof f);
+        CHECK_EQ(comm_ring_peek(p.a, &g), RING_BROKEN);
+        munmap(m, n);
+        close(fd);
+        close_pair(&p);
+    }
+}
