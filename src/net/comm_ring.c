@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -207,7 +208,9 @@ void comm_ring_wait(comm_ring *r, ring_mark m, int spin_us, int64_t ns) {
     for (unsigned i = 1; spin_us > 0; i++) {
         if (!is_still(d, m)) return;
         relax();
-        if (i % 64 == 0 && mxd_now_ns() >= until) break;
+        if (i % 32 != 0) continue;
+        if (mxd_now_ns() >= until) break;
+        sched_yield(); /* the other side may want this very core */
     }
     atomic_fetch_add(&d->asleep, 1);
     if (is_still(d, m)) sleep_on(d, m.bell, ns);
