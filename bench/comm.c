@@ -213,7 +213,7 @@ static void two_processes(side s[2]) {
 
 static void run_way(way how) {
     char text[2][32];
-    int base = 20000 + (int)(getpid() % 20000) + 2 * (int)how;
+    int base = 12000 + (int)(getpid() % 20000) + 2 * (int)how;
     for (int r = 0; r < 2; r++) snprintf(text[r], sizeof text[r], "127.0.0.1:%d", base + r);
     const char *addresses[2] = {text[0], text[1]};
     side s[2] = {{.how = how, .rank = 0, .addresses = addresses},
