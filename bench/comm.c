@@ -8,6 +8,7 @@
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -200,10 +201,23 @@ static void two_threads(side s[2]) {
     mxd_loopback_hub_close(s[0].hub);
 }
 
+/* Each rank keeps to a core of its own, as mpirun does it, where the system lets us choose. */
+static void pin(int rank) {
+#if defined(__linux__)
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET((size_t)rank, &one);
+    (void)!sched_setaffinity(0, sizeof one, &one);
+#else
+    (void)rank;
+#endif
+}
+
 /* gRPC does not survive a fork: this one is before anything opens it. */
 static void two_processes(side s[2]) {
     for (int r = 0; r < 2; r++) {
         if (fork() != 0) continue;
+        if (s[r].how == SHM) pin(r);
         run_side(&s[r]);
         exit(0);
     }

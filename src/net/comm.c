@@ -321,7 +321,7 @@ mxd_rc mxd_comm_send_blob(mxd_comm *c, int peer, uint32_t tag, mxd_blob *data, i
 mxd_rc mxd_comm_send(mxd_comm *c, int peer, uint32_t tag, const void *data, size_t n,
                      int64_t timeout_ms, mxd_err *err) {
     MXD_TRY(check_call(c, peer, tag, n, err));
-    mxd_blob *b = mxd_blob_new(c->al, n);
+    mxd_blob *b = mxd_blob_raw(c->al, n);
     if (!b) return mxd_fail(err, MXD_E_NOMEM, "%zu bytes to rank %d", n, peer);
     if (n) memcpy(b->bytes, data, n);
     mxd_rc rc = comm_post(c, peer, tag, b, comm_deadline(timeout_ms), err);

@@ -81,7 +81,7 @@ static bool take(mxd_comm *c, comm_peer *p) {
         return false;
     }
     if (f.seq > p->received + 1) return false; /* those before it are still on the link */
-    mxd_blob *b = f.bytes ? mxd_blob_new(c->al, f.bytes) : NULL;
+    mxd_blob *b = f.bytes ? mxd_blob_raw(c->al, f.bytes) : NULL;
     if (f.bytes && !b) {
         comm_lose(c, p, MXD_E_NOMEM, "memory is short for what it sent");
         return false;
