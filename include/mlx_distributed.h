@@ -1,7 +1,8 @@
 /* mlx_distributed.h - the public C interface of MLX Distributed.
  *
  * An engine is a model that answers, over this machine, worker processes on it, or a cluster. A
- * stream is one answer on its way.
+ * stream is one answer on its way. A communicator is a group of ranks that send to each other and
+ * compute sums together, with or without an engine.
  *
  *     mlxd_engine_options o = {sizeof o, .model = "demo", .local_workers = 3};
  *     mlxd_engine *e;
@@ -21,7 +22,8 @@
  *           with a newer library; fields are only ever added at the end, and zero means default.
  * Errors:   0 is success; other codes are mlxd_code, with one line for people in mlxd_error (may be
  *           NULL): what failed, the likely cause, the next step.
- * Threads:  an engine from any threads at once; a stream from one at a time (cancel from any).
+ * Threads:  an engine from any threads at once; a stream from one at a time (cancel from any); a
+ *           communicator: see there.
  * Process:  the library never exits, aborts on input, prints, installs signal handlers or reads the
  *           environment. It logs through mlxd_set_log.
  */
@@ -169,6 +171,76 @@ MLXD_API int mlxd_stream_next(mlxd_stream *stream, int64_t timeout_ms, mlxd_even
 MLXD_API int mlxd_stream_ended(const mlxd_stream *stream);
 MLXD_API void mlxd_stream_cancel(mlxd_stream *stream); /* DONE with MLXD_CANCELLED follows */
 MLXD_API void mlxd_stream_free(mlxd_stream *stream);   /* cancels if still running; NULL is fine */
+
+/* ------------------------------------------------------------------------------- communicators
+ *
+ * Every rank opens one with the same group, size and addresses. Messages between two ranks of one
+ * tag arrive in order; a broken link is dialled again and nothing is lost or doubled; ranks of one
+ * machine and user talk through shared memory. Sums have the same bits on every rank, over every
+ * carrier. docs/api.md has an example.
+ *
+ * Collectives (all_reduce, broadcast, gather, barrier) are called by all ranks in the same order
+ * with the same sizes; one that fails leaves the ranks out of step, and later ones return
+ * MLXD_STALE.
+ *
+ * Threads: one collective at a time; send and recv from any threads, one at a time for each peer
+ * and direction. Timeouts in ms, -1: for ever; MLXD_TIMEOUT when they pass, MLXD_PEER when a rank
+ * is lost for good. */
+typedef struct mlxd_comm mlxd_comm;
+
+typedef struct mlxd_comm_options {
+    size_t struct_size;
+    const char *group;            /* at most 63 bytes; NULL: "default" */
+    int rank, size;               /* 0 <= rank < size */
+    const char *const *addresses; /* [size] "host:port" where each rank listens */
+    const char *const *nodes;     /* [size] names in the ranks' certificates; NULL: any of the CA */
+    const char *ca_pem, *cert_pem, *key_pem; /* PEM texts; all three, or insecure */
+    int insecure;                            /* 1: no TLS; one machine, or a closed network */
+    int64_t connect_timeout_ms;              /* all ranks must be there within; 0: 30 s */
+    int64_t reconnect_timeout_ms;            /* a rank that is away longer is lost; 0: 10 s */
+    int spin_us;          /* poll this long before sleeping; 0: 50, -1: not at all */
+    int no_shared_memory; /* 1: the network only, also between ranks of one machine */
+} mlxd_comm_options;
+
+/* Returns when all ranks are there. *out: owned by the caller. */
+MLXD_API int mlxd_comm_open(mlxd_comm **out, const mlxd_comm_options *options, mlxd_error *err);
+
+/* Waits up to 1 s for what was sent to arrive. No other call may run. NULL is fine. */
+MLXD_API void mlxd_comm_close(mlxd_comm *comm);
+
+MLXD_API int mlxd_comm_rank(const mlxd_comm *comm);
+MLXD_API int mlxd_comm_size(const mlxd_comm *comm);
+
+/* Queues a copy of data [bytes]; waits only while 16 MiB are on their way. tag: below 2^24. */
+MLXD_API int mlxd_comm_send(mlxd_comm *comm, int peer, uint32_t tag, const void *data, size_t bytes,
+                            int64_t timeout_ms, mlxd_error *err);
+
+/* The next message of that tag into data [capacity]; *bytes: its length. MLXD_TOO_BIG: it is
+ * longer; it stays, and *bytes says how long it is. */
+MLXD_API int mlxd_comm_recv(mlxd_comm *comm, int peer, uint32_t tag, void *data, size_t capacity,
+                            size_t *bytes, int64_t timeout_ms, mlxd_error *err);
+
+typedef enum mlxd_reduce { MLXD_SUM = 0, MLXD_MAX = 1 } mlxd_reduce;
+
+/* x [n] becomes the sum, or the largest, of every rank's x. */
+MLXD_API int mlxd_comm_all_reduce(mlxd_comm *comm, float *x, size_t n, int reduce,
+                                  int64_t timeout_ms, mlxd_error *err);
+MLXD_API int mlxd_comm_broadcast(mlxd_comm *comm, int root, void *data, size_t bytes,
+                                 int64_t timeout_ms, mlxd_error *err);
+/* Every rank's data [bytes] to out [size * bytes], on root, or with root = -1 on all. out may be
+ * NULL elsewhere. */
+MLXD_API int mlxd_comm_gather(mlxd_comm *comm, int root, const void *data, size_t bytes, void *out,
+                              int64_t timeout_ms, mlxd_error *err);
+MLXD_API int mlxd_comm_barrier(mlxd_comm *comm, int64_t timeout_ms, mlxd_error *err);
+
+typedef struct mlxd_comm_stats {
+    size_t struct_size;           /* set by the caller */
+    double latency_us;            /* half a round trip of 8 bytes, slowest pair with rank 0 */
+    double bandwidth_bytes_per_s; /* of 1 MiB messages, likewise; both measured at opening */
+    int shared_memory_peers;      /* ranks that are reached through shared memory */
+    uint64_t reconnects, resent_frames;
+} mlxd_comm_stats;
+MLXD_API int mlxd_comm_get_stats(mlxd_comm *comm, mlxd_comm_stats *out, mlxd_error *err);
 
 #ifdef __cplusplus
 }

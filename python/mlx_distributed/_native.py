@@ -13,7 +13,8 @@ _HERE = pathlib.Path(__file__).resolve().parent
 _LIBRARY = "libmlx_distributed.dylib" if sys.platform == "darwin" else "libmlx_distributed.so"
 _ABI = 1
 
-E_TIMEOUT = 17  # mlxd_code: nothing yet
+E_TOOBIG = 2  # mlxd_code: over a limit
+E_TIMEOUT = 17  # nothing yet
 
 
 class Error(C.Structure):
@@ -76,6 +77,36 @@ class Event(C.Structure):
     ]
 
 
+class CommOptions(C.Structure):
+    _fields_ = [
+        ("struct_size", C.c_size_t),
+        ("group", C.c_char_p),
+        ("rank", C.c_int),
+        ("size", C.c_int),
+        ("addresses", C.POINTER(C.c_char_p)),
+        ("nodes", C.POINTER(C.c_char_p)),
+        ("ca_pem", C.c_char_p),
+        ("cert_pem", C.c_char_p),
+        ("key_pem", C.c_char_p),
+        ("insecure", C.c_int),
+        ("connect_timeout_ms", C.c_int64),
+        ("reconnect_timeout_ms", C.c_int64),
+        ("spin_us", C.c_int),
+        ("no_shared_memory", C.c_int),
+    ]
+
+
+class CommStats(C.Structure):
+    _fields_ = [
+        ("struct_size", C.c_size_t),
+        ("latency_us", C.c_double),
+        ("bandwidth_bytes_per_s", C.c_double),
+        ("shared_memory_peers", C.c_int),
+        ("reconnects", C.c_uint64),
+        ("resent_frames", C.c_uint64),
+    ]
+
+
 def _candidates() -> list[pathlib.Path]:
     found = [_HERE / "lib" / _LIBRARY]
     build = os.environ.get("MLXD_LIBRARY_DIR")
@@ -116,6 +147,39 @@ def _declare(lib: C.CDLL) -> C.CDLL:
         "mlxd_stream_ended": (C.c_int, [pointer]),
         "mlxd_stream_cancel": (None, [pointer]),
         "mlxd_stream_free": (None, [pointer]),
+        "mlxd_comm_open": (C.c_int, [C.POINTER(pointer), C.POINTER(CommOptions), error]),
+        "mlxd_comm_close": (None, [pointer]),
+        "mlxd_comm_send": (
+            C.c_int,
+            [pointer, C.c_int, C.c_uint32, pointer, C.c_size_t, C.c_int64, error],
+        ),
+        "mlxd_comm_recv": (
+            C.c_int,
+            [
+                pointer,
+                C.c_int,
+                C.c_uint32,
+                pointer,
+                C.c_size_t,
+                C.POINTER(C.c_size_t),
+                C.c_int64,
+                error,
+            ],
+        ),
+        "mlxd_comm_all_reduce": (
+            C.c_int,
+            [pointer, pointer, C.c_size_t, C.c_int, C.c_int64, error],
+        ),
+        "mlxd_comm_broadcast": (
+            C.c_int,
+            [pointer, C.c_int, pointer, C.c_size_t, C.c_int64, error],
+        ),
+        "mlxd_comm_gather": (
+            C.c_int,
+            [pointer, C.c_int, pointer, C.c_size_t, pointer, C.c_int64, error],
+        ),
+        "mlxd_comm_barrier": (C.c_int, [pointer, C.c_int64, error]),
+        "mlxd_comm_get_stats": (C.c_int, [pointer, C.POINTER(CommStats), error]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(lib, name)

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "api/engine.h"
+#include "api/public_kit.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/rand.h"
@@ -33,7 +34,7 @@ struct mlxd_stream {
     mxd_stream *stream;
 };
 
-static int report(mxd_rc rc, const mxd_err *from, mlxd_error *err) {
+int public_report(mxd_rc rc, const mxd_err *from, mlxd_error *err) {
     if (!err) return (int)rc;
     err->code = (int)rc;
     snprintf(err->message, sizeof err->message, "%s",
@@ -149,8 +150,7 @@ static mxd_rc open_engine(mlxd_engine *e, const mlxd_engine_options *o, mxd_err 
                            err);
 }
 
-/* What the caller's header knew of the struct; the rest is zero. */
-static bool take_struct(void *dst, size_t size, const void *src, size_t src_size) {
+bool public_take_struct(void *dst, size_t size, const void *src, size_t src_size) {
     if (src_size < sizeof(size_t)) return false;
     memset(dst, 0, size);
     memcpy(dst, src, src_size < size ? src_size : size);
@@ -160,15 +160,15 @@ static bool take_struct(void *dst, size_t size, const void *src, size_t src_size
 int mlxd_engine_open(mlxd_engine **out, const mlxd_engine_options *options, mlxd_error *err) {
     mlxd_engine_options o;
     mxd_err e = {0};
-    if (!take_struct(&o, sizeof o, options, options->struct_size))
-        return report(mxd_fail(&e, MXD_E_INVAL, "struct_size is not set"), &e, err);
+    if (!public_take_struct(&o, sizeof o, options, options->struct_size))
+        return public_report(mxd_fail(&e, MXD_E_INVAL, "struct_size is not set"), &e, err);
     mlxd_engine *engine = MXD_NEW(&mxd_alloc_libc, 1, mlxd_engine);
     mxd_rc rc = engine ? open_engine(engine, &o, &e) : mxd_fail(&e, MXD_E_NOMEM, "engine");
     if (rc)
         mlxd_engine_close(engine);
     else
         *out = engine;
-    return report(rc, &e, err);
+    return public_report(rc, &e, err);
 }
 
 void mlxd_engine_close(mlxd_engine *engine) {
@@ -211,7 +211,7 @@ int mlxd_detect_json(char **out, mlxd_error *err) {
     char *text = to_text(v);
     if (!rc && !text) rc = mxd_fail(&e, MXD_E_NOMEM, "hardware");
     if (!rc) *out = text;
-    return report(rc, &e, err);
+    return public_report(rc, &e, err);
 }
 
 /* -------------------------------------------------------------------------------------- answers */
@@ -303,15 +303,15 @@ int mlxd_engine_start(mlxd_engine *engine, const mlxd_request *request, mlxd_str
                       mlxd_error *err) {
     mlxd_request r;
     mxd_err e = {0};
-    if (!take_struct(&r, sizeof r, request, request->struct_size))
-        return report(mxd_fail(&e, MXD_E_INVAL, "struct_size is not set"), &e, err);
+    if (!public_take_struct(&r, sizeof r, request, request->struct_size))
+        return public_report(mxd_fail(&e, MXD_E_INVAL, "struct_size is not set"), &e, err);
     mlxd_stream *s = MXD_NEW(&mxd_alloc_libc, 1, mlxd_stream);
     mxd_rc rc = s ? start(engine, &r, s, &e) : mxd_fail(&e, MXD_E_NOMEM, "stream");
     if (rc)
         mlxd_free(s);
     else
         *out = s;
-    return report(rc, &e, err);
+    return public_report(rc, &e, err);
 }
 
 int mlxd_stream_next(mlxd_stream *stream, int64_t timeout_ms, mlxd_event *event, mlxd_error *err) {
@@ -329,7 +329,7 @@ int mlxd_stream_next(mlxd_stream *stream, int64_t timeout_ms, mlxd_event *event,
                               .queue_ms = ev.queue_ms,
                               .prefill_ms = ev.prefill_ms,
                               .decode_ms = ev.decode_ms};
-    return report(rc, &e, err);
+    return public_report(rc, &e, err);
 }
 
 int mlxd_stream_ended(const mlxd_stream *stream) { return mxd_stream_ended(stream->stream); }

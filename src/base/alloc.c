@@ -27,13 +27,18 @@ static bool size_of(size_t n, size_t size, size_t *bytes) {
     return !__builtin_mul_overflow(n, size, bytes) && *bytes <= SIZE_MAX / 2;
 }
 
-void *mxd_new(const mxd_alloc *al, size_t n, size_t size) {
-    size_t bytes;
-    if (!size_of(n, size, &bytes)) return NULL;
+void *mxd_new_bytes(const mxd_alloc *al, size_t bytes) {
+    if (bytes > SIZE_MAX / 2) return NULL;
     header *h = al->resize(al->ctx, NULL, 0, bytes + sizeof *h);
     if (!h) return NULL;
     h->bytes = bytes;
-    return memset(h + 1, 0, bytes);
+    return h + 1;
+}
+
+void *mxd_new(const mxd_alloc *al, size_t n, size_t size) {
+    size_t bytes;
+    void *p = size_of(n, size, &bytes) ? mxd_new_bytes(al, bytes) : NULL;
+    return p ? memset(p, 0, bytes) : NULL;
 }
 
 void *mxd_renew(const mxd_alloc *al, void *p, size_t n, size_t size) {

@@ -30,6 +30,8 @@ extern const mxd_alloc mxd_alloc_libc;
 /* n objects of `size` bytes, zeroed, aligned to 16; NULL when memory is short or n * size
  * overflows. Owned by the caller: mxd_free. n = 0 gives a valid pointer to nothing. */
 void *mxd_new(const mxd_alloc *al, size_t n, size_t size);
+/* The same for bytes that are written before they are read: not zeroed. */
+void *mxd_new_bytes(const mxd_alloc *al, size_t bytes);
 #define MXD_NEW(al, n, type) ((type *)mxd_new((al), (n), sizeof(type)))
 
 /* Grows or shrinks an array from mxd_new to n objects; new bytes are zero. NULL on failure, and

@@ -1,8 +1,16 @@
 #include "base/blob.h"
 
+#include <string.h>
+
 mxd_blob *mxd_blob_new(const mxd_alloc *al, size_t cap) {
+    mxd_blob *b = mxd_blob_raw(al, cap);
+    if (b) memset(b->bytes, 0, cap);
+    return b;
+}
+
+mxd_blob *mxd_blob_raw(const mxd_alloc *al, size_t cap) {
     mxd_blob *b = MXD_NEW(al, 1, mxd_blob);
-    unsigned char *bytes = b ? mxd_new(al, cap, 1) : NULL;
+    unsigned char *bytes = b ? mxd_new_bytes(al, cap) : NULL;
     if (!bytes) {
         mxd_free(al, b);
         return NULL;

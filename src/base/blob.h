@@ -18,8 +18,10 @@ typedef struct mxd_blob {
     struct mxd_blob *of;  /* whose bytes these are, retained; NULL: our own */
 } mxd_blob;
 
-/* Room for cap bytes, len = cap, one reference. NULL when memory is short. */
+/* Room for cap bytes, zeroed, len = cap, one reference. NULL when memory is short. */
 mxd_blob *mxd_blob_new(const mxd_alloc *al, size_t cap);
+/* The same, not zeroed: the maker writes every byte at once. */
+mxd_blob *mxd_blob_raw(const mxd_alloc *al, size_t cap);
 /* The bytes [from, from + n) of `of`, which is retained as long as the view is. NULL when memory is
  * short. */
 mxd_blob *mxd_blob_view(const mxd_alloc *al, mxd_blob *of, size_t from, size_t n);

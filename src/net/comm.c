@@ -9,18 +9,28 @@
 #include "base/rand.h"
 
 enum { CONNECT_MS = 30000, RECONNECT_MS = 10000, DIAL_MS = 3000, REDIAL_MS = 100, CLOSE_MS = 1000 };
+enum { POLL_NS = 1000000 }; /* rings that no sleeper sleeps on are looked into this often */
 
 /* ------------------------------------------------------------------------------------- waiting */
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 int64_t comm_deadline(int64_t timeout_ms) {
     return timeout_ms < 0 ? INT64_MAX : mxd_now_ns() + timeout_ms * 1000000;
 }
 
-bool comm_wait(mxd_comm *c, int64_t deadline_ns) {
+bool comm_wait(mxd_comm *c, comm_peer *p, int64_t deadline_ns) {
+    comm_ring *ring = p && p->ring_out ? p->ring : NULL;
+    ring_mark m = ring ? comm_ring_mark(ring) : (ring_mark){0};
+    bool moved = comm_shm_poll(c);
     int64_t now = mxd_now_ns();
     if (now >= deadline_ns) return false;
+    if (moved) return true;
     int64_t left = deadline_ns - now;
-    mxd_cond_wait(&c->changed, &c->lock, left < 1000000000 ? left : 1000000000);
+    if (ring && p->ring == ring)
+        comm_shm_wait(c, p, m, left);
+    else
+        mxd_cond_wait(&c->changed, &c->lock, least(left, comm_shm_any(c) ? POLL_NS : 1000000000));
     return true;
 }
 
@@ -61,7 +71,8 @@ static void *serve(void *arg) {
                 comm_lose(c, p, MXD_E_PEER, "it has been away too long");
             comm_ack(c, p, true);
         }
-        mxd_cond_wait(&c->changed, &c->lock, (int64_t)COMM_TICK_MS * 1000000);
+        int64_t tick = comm_shm_poll(c) ? POLL_NS : (int64_t)COMM_TICK_MS * 1000000;
+        mxd_cond_wait(&c->tick, &c->lock, tick);
     }
     pthread_mutex_unlock(&c->lock);
     return NULL;
@@ -121,10 +132,10 @@ static mxd_rc gather_ranks(mxd_comm *c, mxd_err *err) {
     pthread_mutex_lock(&c->lock);
     for (int r = 0; r < c->size && !rc; r++) {
         if (r == c->rank) continue;
-        while (!rc && !c->peers[r].up) {
+        while (!rc && (!c->peers[r].up || c->peers[r].ring_pending)) {
             if (c->peers[r].lost)
                 rc = comm_peer_rc(&c->peers[r], err);
-            else if (!comm_wait(c, deadline))
+            else if (!comm_wait(c, NULL, deadline))
                 rc = missing(c, err);
         }
     }
@@ -139,6 +150,7 @@ static mxd_rc take_opts(mxd_comm *c, const mxd_comm_opts *o, mxd_err *err) {
     c->connect_ms = o->connect_ms > 0 ? o->connect_ms : CONNECT_MS;
     c->reconnect_ms = o->reconnect_ms > 0 ? o->reconnect_ms : RECONNECT_MS;
     c->spin_us = o->spin_us;
+    if (!o->hub && !o->no_shared_memory) comm_ring_host(c->host);
     c->incarnation = mxd_rand_u64((uint64_t)mxd_now_ns(), (uint64_t)o->rank, 1) | 1;
     c->direct_max = SIZE_MAX;
     size_t n = (size_t)c->size;
@@ -172,6 +184,7 @@ mxd_rc mxd_comm_open(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *o
     c->al = al;
     pthread_mutex_init(&c->lock, NULL);
     mxd_cond_init(&c->changed);
+    mxd_cond_init(&c->tick);
     mxd_rc rc = open_all(c, opts, err);
     if (rc) {
         mxd_comm_close(c);
@@ -190,7 +203,7 @@ static void linger(mxd_comm *c) {
             const comm_peer *p = &c->peers[r];
             more = more || (r != c->rank && p->up && p->out);
         }
-        if (more && !comm_wait(c, deadline)) return;
+        if (more && !comm_wait(c, NULL, deadline)) return;
     }
 }
 
@@ -203,12 +216,13 @@ void mxd_comm_close(mxd_comm *c) {
         linger(c);
     }
     c->closing = true;
-    pthread_cond_broadcast(&c->changed);
+    pthread_cond_signal(&c->tick);
     pthread_mutex_unlock(&c->lock);
     if (c->service_runs) pthread_join(c->service, NULL);
     if (c->t) c->t->ops->close(c->t);
     for (int r = 0; c->peers && r < c->size; r++) comm_peer_deinit(c, &c->peers[r]);
     pthread_cond_destroy(&c->changed);
+    pthread_cond_destroy(&c->tick);
     pthread_mutex_destroy(&c->lock);
     mxd_free(c->al, c->peers);
     mxd_free(c->al, c->addresses);
@@ -220,10 +234,13 @@ int mxd_comm_rank(const mxd_comm *c) { return c->rank; }
 int mxd_comm_size(const mxd_comm *c) { return c->size; }
 
 void mxd_comm_stats_get(mxd_comm *c, mxd_comm_stats *out) {
+    int rings = 0;
     pthread_mutex_lock(&c->lock);
+    for (int r = 0; r < c->size; r++) rings += c->peers[r].ring_out ? 1 : 0;
     *out = (mxd_comm_stats){.latency_us = c->latency_us,
                             .bandwidth_bytes_per_s = c->bandwidth,
                             .direct_max_bytes = c->direct_max,
+                            .shared_memory_peers = rings,
                             .reconnects = c->reconnects,
                             .resent_frames = c->resent};
     pthread_mutex_unlock(&c->lock);
@@ -260,7 +277,7 @@ static mxd_rc post_piece(mxd_comm *c, comm_peer *p, comm_out *o, int64_t deadlin
     mxd_rc rc = MXD_OK;
     pthread_mutex_lock(&c->lock);
     while (!rc && !p->lost && p->out && p->out_bytes + o->bytes > MXD_COMM_WINDOW)
-        if (!comm_wait(c, deadline)) rc = late("sending to", p->rank, err);
+        if (!comm_wait(c, p, deadline)) rc = late("sending to", p->rank, err);
     if (!rc && p->lost) rc = comm_peer_rc(p, err);
     if (!rc) {
         o->seq = p->next_seq++;
@@ -304,7 +321,7 @@ mxd_rc mxd_comm_send_blob(mxd_comm *c, int peer, uint32_t tag, mxd_blob *data, i
 mxd_rc mxd_comm_send(mxd_comm *c, int peer, uint32_t tag, const void *data, size_t n,
                      int64_t timeout_ms, mxd_err *err) {
     MXD_TRY(check_call(c, peer, tag, n, err));
-    mxd_blob *b = mxd_blob_new(c->al, n);
+    mxd_blob *b = mxd_blob_raw(c->al, n);
     if (!b) return mxd_fail(err, MXD_E_NOMEM, "%zu bytes to rank %d", n, peer);
     if (n) memcpy(b->bytes, data, n);
     mxd_rc rc = comm_post(c, peer, tag, b, comm_deadline(timeout_ms), err);
@@ -315,10 +332,11 @@ mxd_rc mxd_comm_send(mxd_comm *c, int peer, uint32_t tag, const void *data, size
 mxd_rc comm_await(mxd_comm *c, int peer, uint32_t tag, int64_t deadline, comm_in **out,
                   mxd_err *err) {
     comm_peer *p = &c->peers[peer];
+    comm_shm_poll(c);
     for (;;) {
         if ((*out = comm_find(p, tag))) return MXD_OK; /* what has come is good, lost or not */
         if (p->lost) return comm_peer_rc(p, err);
-        if (!comm_wait(c, deadline)) return late("waiting for", peer, err);
+        if (!comm_wait(c, p, deadline)) return late("waiting for", peer, err);
     }
 }
 

@@ -9,6 +9,9 @@
  *   peer: CONNECTING --hello both ways--> UP --link lost--> CONNECTING ... --reconnect_ms--> LOST
  *   LOST stays: the peer was away too long, came back as another process, or speaks nonsense.
  *
+ * Ranks of one host and user that both allow it move their frames to a ring in shared memory; the
+ * link stays as the sign of life, and what breaks with it is sent again like everything else.
+ *
  * Collectives must be called by all ranks in the same order with the same sizes. Sums are taken
  * along one binary tree over rank numbers (docs/numerics.md), so every rank gets the same bits, on
  * every transport and whatever the algorithm. A collective that fails leaves the ranks out of step:
@@ -49,6 +52,7 @@ typedef struct mxd_comm_opts {
     int64_t connect_ms;       /* all ranks must be there within; 0: 30 s */
     int64_t reconnect_ms;     /* a peer that is away longer is LOST; 0: 10 s */
     int spin_us;              /* poll this long before sleeping; 0: none */
+    bool no_shared_memory;    /* links only, also between ranks of one host */
 } mxd_comm_opts;
 
 /* Listens, finds all ranks, measures. Errors: E_INVAL options; E_NET the address is taken;
@@ -104,6 +108,7 @@ typedef struct mxd_comm_stats {
     double latency_us;            /* half a round trip of 8 bytes, the slowest pair with rank 0 */
     double bandwidth_bytes_per_s; /* of 1 MiB pieces, the slowest pair with rank 0 */
     size_t direct_max_bytes;      /* sums up to this go directly */
+    int shared_memory_peers;      /* ranks of this host that are reached through shared memory */
     uint64_t reconnects, resent_frames;
 } mxd_comm_stats;
 void mxd_comm_stats_get(mxd_comm *c, mxd_comm_stats *out);

@@ -30,6 +30,17 @@ static float combine(float a, float b, mxd_reduce how) {
     return a > b || a != a ? a : b; /* a NaN wins */
 }
 
+/* a [m] = a + b, or their larger. Whole strips have a loop of known length, which becomes vectors.
+ */
+static void merge(float *restrict a, const float *restrict b, size_t m, mxd_reduce how) {
+    if (m == STRIP && how == MXD_REDUCE_SUM)
+        for (size_t i = 0; i < STRIP; i++) a[i] = combine(a[i], b[i], MXD_REDUCE_SUM);
+    else if (m == STRIP)
+        for (size_t i = 0; i < STRIP; i++) a[i] = combine(a[i], b[i], MXD_REDUCE_MAX);
+    else
+        for (size_t i = 0; i < m; i++) a[i] = combine(a[i], b[i], how);
+}
+
 /* y [n] = v[0] .. v[size - 1] along the binary tree over ranks: neighbours of equal size merge at
  * once, what is left is folded from the right. y may be one of v. */
 static void tree(float *y, const float *const *v, int size, size_t n, mxd_reduce how) {
@@ -38,14 +49,14 @@ static void tree(float *y, const float *const *v, int size, size_t n, mxd_reduce
         size_t m = n - at < STRIP ? n - at : STRIP;
         int depth = 0;
         for (int r = 0; r < size; r++) {
-            memcpy(wait[depth++], v[r] + at, m * sizeof(float));
-            for (int carry = __builtin_ctz(~(unsigned)r); carry > 0; carry--, depth--)
-                for (size_t i = 0; i < m; i++)
-                    wait[depth - 2][i] = combine(wait[depth - 2][i], wait[depth - 1][i], how);
+            int carry = __builtin_ctz(~(unsigned)r); /* merges that rank r completes */
+            if (carry == 0)
+                memcpy(wait[depth++], v[r] + at, m * sizeof(float));
+            else
+                merge(wait[depth - 1], v[r] + at, m, how);
+            for (; carry > 1; carry--, depth--) merge(wait[depth - 2], wait[depth - 1], m, how);
         }
-        for (; depth > 1; depth--)
-            for (size_t i = 0; i < m; i++)
-                wait[depth - 2][i] = combine(wait[depth - 2][i], wait[depth - 1][i], how);
+        for (; depth > 1; depth--) merge(wait[depth - 2], wait[depth - 1], m, how);
         memcpy(y + at, wait[0], m * sizeof(float));
     }
 }
@@ -123,7 +134,7 @@ static mxd_rc end(mxd_comm *c, mxd_rc rc) {
 }
 
 static mxd_blob *copy_of(mxd_comm *c, const void *data, size_t n, mxd_err *err) {
-    mxd_blob *b = mxd_blob_new(c->al, n);
+    mxd_blob *b = mxd_blob_raw(c->al, n);
     if (!b) (void)!mxd_fail(err, MXD_E_NOMEM, "%zu bytes of a collective", n);
     if (b && n) memcpy(b->bytes, data, n);
     return b;
@@ -224,7 +235,7 @@ mxd_rc mxd_comm_all_reduce(mxd_comm *c, float *x, size_t n, mxd_reduce how, int6
                            mxd_err *err) {
     if (n > MXD_COMM_MAX_MESSAGE / sizeof *x)
         return mxd_fail(err, MXD_E_TOOBIG, "a sum of %zu floats", n);
-    uint32_t tag, tag2;
+    uint32_t tag = 0, tag2 = 0;
     MXD_TRY(begin(c, &tag, err));
     MXD_TRY(begin(c, &tag2, err)); /* every rank counts alike, whatever the algorithm */
     if (c->size == 1) return MXD_OK;
@@ -275,7 +286,7 @@ mxd_rc mxd_comm_broadcast(mxd_comm *c, int root, void *data, size_t n, int64_t t
     if (root < 0 || root >= c->size || n > MXD_COMM_MAX_MESSAGE)
         return mxd_fail(err, MXD_E_INVAL, "broadcast of %zu bytes from rank %d of %d", n, root,
                         c->size);
-    uint32_t tag;
+    uint32_t tag = 0;
     MXD_TRY(begin(c, &tag, err));
     if (c->size == 1) return MXD_OK;
     return end(c, spread(c, root, data, n, tag, comm_deadline(timeout_ms), err));
@@ -286,7 +297,7 @@ mxd_rc mxd_comm_gather(mxd_comm *c, int root, const void *data, size_t n, void *
     bool wants = root < 0 || root == c->rank;
     if (root < -1 || root >= c->size || n > MXD_COMM_MAX_MESSAGE || (wants && !out && n))
         return mxd_fail(err, MXD_E_INVAL, "gather of %zu bytes at rank %d of %d", n, root, c->size);
-    uint32_t tag;
+    uint32_t tag = 0;
     MXD_TRY(begin(c, &tag, err));
     int64_t deadline = comm_deadline(timeout_ms);
     mxd_blob *b = copy_of(c, data, n, err);
@@ -308,7 +319,7 @@ mxd_rc mxd_comm_gather(mxd_comm *c, int root, const void *data, size_t n, void *
 mxd_rc mxd_comm_barrier(mxd_comm *c, int64_t timeout_ms, mxd_err *err) {
     int64_t deadline = comm_deadline(timeout_ms);
     for (int step = 1; step < c->size; step *= 2) {
-        uint32_t tag;
+        uint32_t tag = 0;
         MXD_TRY(begin(c, &tag, err));
         mxd_rc rc = comm_post(c, (c->rank + step) % c->size, tag, NULL, deadline, err);
         if (!rc) rc = receive(c, (c->rank - step + c->size) % c->size, tag, NULL, 0, deadline, err);

@@ -36,6 +36,7 @@ static void free_in(mxd_comm *c, comm_in *m) {
 }
 
 void comm_peer_deinit(mxd_comm *c, comm_peer *p) {
+    comm_ring_release(p->ring);
     for (comm_out *o = p->out; o; o = p->out) {
         p->out = o->next;
         free_out(c, o);
@@ -46,12 +47,18 @@ void comm_peer_deinit(mxd_comm *c, comm_peer *p) {
     }
 }
 
+void comm_signal(mxd_comm *c) {
+    pthread_cond_broadcast(&c->changed);
+    for (int r = 0; r < c->size; r++)
+        if (c->peers[r].ring) comm_ring_wake(c->peers[r].ring);
+}
+
 void comm_lose(mxd_comm *c, comm_peer *p, mxd_rc rc, const char *why) {
     if (p->lost) return;
     p->lost = rc;
     snprintf(p->why, sizeof p->why, "%s", why);
     p->up = false;
-    pthread_cond_broadcast(&c->changed);
+    comm_signal(c);
 }
 
 /* ------------------------------------------------------------------------------------- sending */
@@ -74,6 +81,7 @@ static void say_hello(mxd_comm *c, const comm_peer *p, mxd_link link) {
     m.size = (uint32_t)c->size;
     m.incarnation = c->incarnation;
     m.received = p ? p->received : 0;
+    m.host = c->host;
     (void)!send_packed(c, link, COMM_HELLO, &m.base, NULL); /* a dead link says so by itself */
 }
 
@@ -81,6 +89,11 @@ static void say_hello(mxd_comm *c, const comm_peer *p, mxd_link link) {
 void comm_pump(mxd_comm *c, comm_peer *p) {
     while (p->up && p->unsent) {
         comm_out *o = p->unsent;
+        if (p->ring_out) {
+            if (!comm_shm_put(p, o)) return;
+            p->unsent = o->next;
+            continue;
+        }
         PB(CommData) m;
         pb(comm_data__init)(&m);
         m.seq = o->seq;
@@ -94,8 +107,16 @@ void comm_pump(mxd_comm *c, comm_peer *p) {
 
 void comm_ack(mxd_comm *c, comm_peer *p, bool now) {
     if (!p->up || p->ack_told == p->received) return;
-    if (!now && p->received - p->ack_told < COMM_ACK_EVERY && p->since_ack < COMM_ACK_BYTES) return;
+    if (!p->ring_out && !now && p->received - p->ack_told < COMM_ACK_EVERY &&
+        p->since_ack < COMM_ACK_BYTES)
+        return;
     if (p->unread_bytes > MXD_COMM_WINDOW) return; /* the sender waits until something is read */
+    if (p->ring_out) {
+        comm_ring_tell(p->ring, p->received);
+        p->ack_told = p->received;
+        p->since_ack = 0;
+        return;
+    }
     PB(CommAck) m;
     pb(comm_ack__init)(&m);
     m.received = p->received;
@@ -104,8 +125,7 @@ void comm_ack(mxd_comm *c, comm_peer *p, bool now) {
     p->since_ack = 0;
 }
 
-/* Frames up to `received` have arrived. False: the peer claims frames that were never made. */
-static bool forget(mxd_comm *c, comm_peer *p, uint64_t received) {
+bool comm_forget(mxd_comm *c, comm_peer *p, uint64_t received) {
     if (received < p->acked || received >= p->next_seq) return false;
     while (p->out && p->out->seq <= received) {
         comm_out *o = p->out;
@@ -138,7 +158,7 @@ void comm_take(mxd_comm *c, comm_peer *p, comm_in *m) {
 }
 
 /* A piece that goes on where the newest message of its tag ends, or begins a message. */
-static bool add_piece(mxd_comm *c, comm_peer *p, const PB(CommData) * d, mxd_blob *piece) {
+static bool add_piece(mxd_comm *c, comm_peer *p, const ring_frame *d, mxd_blob *piece) {
     size_t n = piece ? piece->len : 0;
     comm_in *m = NULL;
     for (comm_in *i = p->in; i; i = i->next)
@@ -169,16 +189,21 @@ static bool add_piece(mxd_comm *c, comm_peer *p, const PB(CommData) * d, mxd_blo
     return true;
 }
 
-static void on_data(mxd_comm *c, comm_peer *p, const PB(CommData) * d, mxd_blob *piece) {
-    if (d->seq <= p->received) return; /* sent again, and had arrived all the same */
-    if (d->seq != p->received + 1 || !add_piece(c, p, d, piece)) {
+void comm_add(mxd_comm *c, comm_peer *p, const ring_frame *f, mxd_blob *piece) {
+    if (f->seq <= p->received) return; /* sent again, and had arrived all the same */
+    if (f->seq != p->received + 1 || !add_piece(c, p, f, piece)) {
         comm_lose(c, p, MXD_E_FORMAT, "it sent a frame that does not follow, or memory is short");
         return;
     }
-    p->received = d->seq;
+    p->received = f->seq;
     p->since_ack += piece ? piece->len : 0;
     comm_ack(c, p, false);
-    pthread_cond_broadcast(&c->changed);
+}
+
+static void on_data(mxd_comm *c, comm_peer *p, const PB(CommData) * d, mxd_blob *piece) {
+    const ring_frame f = {.seq = d->seq, .total = d->total, .offset = d->offset, .tag = d->tag};
+    comm_add(c, p, &f, piece);
+    comm_signal(c);
 }
 
 /* --------------------------------------------------------------------------------------- links */
@@ -221,12 +246,13 @@ static bool on_hello(mxd_comm *c, mxd_link link, bool accepted, const char *node
         comm_lose(c, p, MXD_E_PEER, "it was started again and has forgotten this group");
         return false;
     }
-    if (!forget(c, p, h->received)) {
+    if (!comm_forget(c, p, h->received)) {
         comm_lose(c, p, MXD_E_FORMAT, "it claims frames that were never sent");
         return false;
     }
     if (accepted) {
         if (p->link) c->t->ops->hangup(c->t, p->link); /* the peer has given it up already */
+        comm_shm_drop(c, p);
         p->link = link;
         say_hello(c, p, link);
     }
@@ -237,19 +263,21 @@ static bool on_hello(mxd_comm *c, mxd_link link, bool accepted, const char *node
     p->ack_told = p->received; /* our hello said so */
     p->up = true;
     p->away_since = 0;
+    comm_shm_offer(c, p, h->host);
     comm_pump(c, p);
-    pthread_cond_broadcast(&c->changed);
+    comm_signal(c);
     return true;
 }
 
 static void on_down(mxd_comm *c, comm_peer *p, mxd_rc rc) {
     int64_t now = mxd_now_ms();
+    comm_shm_drop(c, p);
     p->link = 0;
     p->up = false;
     if (!p->away_since) p->away_since = now;
     p->redial_ms = now + 50;
     if (rc == MXD_E_AUTH) comm_lose(c, p, rc, "it refused our certificate, or we refused its");
-    pthread_cond_broadcast(&c->changed);
+    comm_signal(c);
 }
 
 /* What a message means; false: the link is worth nothing. */
@@ -269,10 +297,17 @@ static bool on_message(mxd_comm *c, const mxd_net_event *ev) {
         pb(comm_data__free_unpacked)(d, NULL);
     } else if (peer && peer->up && ev->message == COMM_ACK) {
         PB(CommAck) *a = pb(comm_ack__unpack)(NULL, n, p);
-        good = a && forget(c, peer, a->received);
+        /* one that the ring's word has overtaken says nothing new */
+        good = a &&
+               ((peer->ring_out && a->received < peer->acked) || comm_forget(c, peer, a->received));
         if (good) comm_pump(c, peer);
         pb(comm_ack__free_unpacked)(a, NULL);
-        pthread_cond_broadcast(&c->changed);
+        comm_signal(c);
+    } else if (peer && peer->up && ev->message == COMM_RING) {
+        PB(CommRing) *a = pb(comm_ring__unpack)(NULL, n, p);
+        good = a && comm_shm_answer(c, peer, a->name);
+        pb(comm_ring__free_unpacked)(a, NULL);
+        comm_signal(c);
     }
     return good;
 }

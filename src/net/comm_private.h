@@ -1,5 +1,5 @@
-/* comm_private.h - the state of a group, between comm.c (life, calls), comm_peer.c (one stream) and
- * comm_collect.c (collectives).
+/* comm_private.h - the state of a group, between comm.c (life, calls), comm_peer.c (one stream),
+ * comm_shm.c (the stream through shared memory) and comm_collect.c (collectives).
  *
  * Locks: c->lock guards everything of the peers; it is never held while a transport is called,
  *        except for `send`, which only queues. The sink runs on the transport's thread. */
@@ -8,8 +8,9 @@
 
 #include <pthread.h>
 #include "net/comm.h"
+#include "net/comm_ring.h"
 
-enum { COMM_HELLO = 1, COMM_DATA = 2, COMM_ACK = 3, COMM_VERSION = 1 };
+enum { COMM_HELLO = 1, COMM_DATA = 2, COMM_ACK = 3, COMM_RING = 4, COMM_VERSION = 1 };
 enum { COMM_ACK_EVERY = 32, COMM_ACK_BYTES = 4 << 20, COMM_TICK_MS = 20 };
 
 typedef struct comm_out { /* a frame that the peer has not acknowledged */
@@ -46,6 +47,10 @@ typedef struct comm_peer {
     comm_in *in, **in_end;
     size_t unread_bytes; /* of the whole messages in there */
 
+    comm_ring *ring;   /* shared memory on this link; NULL: none */
+    bool ring_pending; /* hosts are alike, the other's word about the ring is awaited */
+    bool ring_out;     /* both have it: frames go into the ring */
+
     mxd_rc lost; /* not OK: LOST */
     char why[160];
 } comm_peer;
@@ -58,12 +63,14 @@ struct mxd_comm {
     char (*nodes)[MXD_MAX_NODE_NAME]; /* [size], "" any */
     int64_t connect_ms, reconnect_ms;
     int spin_us;
+    char host[RING_HOST]; /* "": no memory is shared */
     uint64_t incarnation;
     mxd_transport *t;
 
     pthread_mutex_t lock;
-    pthread_cond_t changed;
-    pthread_t service; /* dials again, gives up */
+    pthread_cond_t changed; /* for calls that wait */
+    pthread_cond_t tick;    /* for the service, which wakes by the clock and to end */
+    pthread_t service;      /* dials again, gives up, looks after rings that no call looks into */
     bool service_runs, closing;
     comm_peer *peers; /* [size]; the own one is unused */
     uint64_t reconnects, resent;
@@ -83,9 +90,24 @@ void comm_lose(mxd_comm *c, comm_peer *p, mxd_rc rc, const char *why);
 comm_in *comm_find(comm_peer *p, uint32_t tag);        /* the oldest whole message; NULL: none */
 void comm_take(mxd_comm *c, comm_peer *p, comm_in *m); /* out of the list, freed */
 void comm_ack(mxd_comm *c, comm_peer *p, bool now);
+void comm_signal(mxd_comm *c); /* something has changed: wakes every waiting call */
+/* Frames up to `received` have arrived. False: the peer claims frames that were never made. */
+bool comm_forget(mxd_comm *c, comm_peer *p, uint64_t received);
+void comm_add(mxd_comm *c, comm_peer *p, const ring_frame *f, mxd_blob *piece);
 
-/* comm.c. Waits for a change until the deadline (INT64_MAX: none); false: it has passed. */
-bool comm_wait(mxd_comm *c, int64_t deadline_ns);
+/* comm_shm.c. All under c->lock; wait gives it up. */
+void comm_shm_offer(mxd_comm *c, comm_peer *p, const char *host);  /* after the hellos */
+bool comm_shm_answer(mxd_comm *c, comm_peer *p, const char *name); /* false: it makes no sense */
+void comm_shm_drop(mxd_comm *c, comm_peer *p);
+bool comm_shm_put(comm_peer *p, const comm_out *o); /* false: no room yet */
+bool comm_shm_poll(mxd_comm *c); /* takes what the rings hold, refills them; true: it did */
+bool comm_shm_any(const mxd_comm *c);
+void comm_shm_wait(mxd_comm *c, comm_peer *p, ring_mark m, int64_t ns);
+
+/* comm.c. Waits for a change, of p above all (NULL: of anyone), until the deadline (INT64_MAX:
+ * none); false: it has passed. */
+bool comm_wait(mxd_comm *c, comm_peer *p, int64_t deadline_ns);
+
 int64_t comm_deadline(int64_t timeout_ms);
 mxd_rc comm_peer_rc(const comm_peer *p, mxd_err *err); /* its loss as an error */
 

@@ -13,6 +13,7 @@
 #include "net_kit.h"
 
 enum { MAX_RANKS = 6, WAIT_MS = 20000 };
+enum { NET_RING = NET_TLS + 1 }; /* gRPC, and shared memory on top */
 
 typedef struct group group;
 typedef struct member {
@@ -26,7 +27,7 @@ typedef struct member {
 
 struct group {
     net_world world;
-    net_kind kind;
+    int kind; /* net_kind or NET_RING */
     int size;
     int64_t reconnect_ms;
     char addresses[MAX_RANKS][64];
@@ -51,7 +52,9 @@ static void *member_main(void *arg) {
                        .size = g->size,
                        .addresses = g->list,
                        .hub = g->kind == NET_LOOPBACK ? g->world.hub : NULL,
-                       .insecure = g->kind == NET_GRPC,
+                       .insecure = g->kind == NET_GRPC || g->kind == NET_RING,
+                       .no_shared_memory = g->kind != NET_RING,
+                       .spin_us = g->kind == NET_RING ? 20 : 0,
                        .connect_ms = WAIT_MS,
                        .reconnect_ms = g->reconnect_ms};
     if (g->kind == NET_TLS) {
@@ -69,11 +72,11 @@ static int free_port(void) {
     return 21000 + (int)(mxd_now_ns() / 1000 % 9000) + atomic_fetch_add(&next, 1) % 900;
 }
 
-static void run_group(group *g, net_kind kind, int size, mxd_rc (*run)(member *, mxd_err *)) {
+static void run_group(group *g, int kind, int size, mxd_rc (*run)(member *, mxd_err *)) {
     g->kind = kind;
     g->size = size;
     g->run = run;
-    kit_open(&g->world, kind);
+    kit_open(&g->world, kind == NET_RING ? NET_GRPC : (net_kind)kind);
     for (int r = 0; r < size; r++) {
         snprintf(g->addresses[r], sizeof g->addresses[r], "127.0.0.1:%d", free_port());
         snprintf(g->names[r], sizeof g->names[r], "node-%d", r);
@@ -97,15 +100,15 @@ static void all_good(const group *g) {
         if (g->m[r].rc) fail_msg("rank %d: %s", r, g->m[r].why);
 }
 
-#define ON_EACH(name, size, run)                                           \
-    TEST(name) {                                                           \
-        static const net_kind kinds[] = {NET_LOOPBACK, NET_GRPC, NET_TLS}; \
-        for (size_t k = 0; k < 3; k++) {                                   \
-            group g = {.seed = 7};                                         \
-            run_group(&g, kinds[k], size, run);                            \
-            all_good(&g);                                                  \
-            end_group(&g);                                                 \
-        }                                                                  \
+#define ON_EACH(name, size, run)                                                \
+    TEST(name) {                                                                \
+        static const int kinds[] = {NET_LOOPBACK, NET_GRPC, NET_TLS, NET_RING}; \
+        for (size_t k = 0; k < 4; k++) {                                        \
+            group g = {.seed = 7};                                              \
+            run_group(&g, kinds[k], size, run);                                 \
+            all_good(&g);                                                       \
+            end_group(&g);                                                      \
+        }                                                                       \
     }
 
 /* ------------------------------------------------------------------------------ point to point */
@@ -223,8 +226,8 @@ static mxd_rc cut_stream(member *m, mxd_err *err) {
 }
 
 TEST(comm_stream_survives_cut_links) {
-    static const net_kind kinds[] = {NET_LOOPBACK, NET_GRPC, NET_TLS};
-    for (size_t k = 0; k < 3; k++) {
+    static const int kinds[] = {NET_LOOPBACK, NET_GRPC, NET_TLS, NET_RING};
+    for (size_t k = 0; k < 4; k++) {
         group g = {0};
         run_group(&g, kinds[k], 2, cut_stream);
         all_good(&g);
@@ -254,8 +257,8 @@ static mxd_rc leave(member *m, mxd_err *err) {
 }
 
 TEST(comm_lost_rank_is_named) {
-    static const net_kind kinds[] = {NET_LOOPBACK, NET_GRPC, NET_TLS};
-    for (size_t k = 0; k < 3; k++) {
+    static const int kinds[] = {NET_LOOPBACK, NET_GRPC, NET_TLS, NET_RING};
+    for (size_t k = 0; k < 4; k++) {
         group g = {.reconnect_ms = 300};
         run_group(&g, kinds[k], 3, leave);
         all_good(&g);
@@ -310,7 +313,7 @@ static mxd_rc reduce(member *m, mxd_err *err) {
     return mxd_comm_all_reduce(m->c, x, g->n, g->how, WAIT_MS, err);
 }
 
-static void check_reduce(net_kind kind, int size, size_t n, mxd_reduce how) {
+static void check_reduce(int kind, int size, size_t n, mxd_reduce how) {
     group g = {.n = n, .seed = (unsigned)(n + (size_t)size), .how = how};
     run_group(&g, kind, size, reduce);
     all_good(&g);
@@ -336,6 +339,9 @@ TEST(comm_sums_have_the_bits_of_the_tree) {
     check_reduce(NET_GRPC, 3, 2048, MXD_REDUCE_SUM);
     check_reduce(NET_GRPC, 3, 3000001, MXD_REDUCE_SUM);
     check_reduce(NET_TLS, 2, 3000001, MXD_REDUCE_MAX);
+    check_reduce(NET_RING, 2, 3000001, MXD_REDUCE_SUM);
+    check_reduce(NET_RING, 5, 70001, MXD_REDUCE_SUM);
+    check_reduce(NET_RING, 4, 3000001, MXD_REDUCE_SUM);
 }
 
 static mxd_rc collectives(member *m, mxd_err *err) {
@@ -377,3 +383,34 @@ static mxd_rc out_of_step(member *m, mxd_err *err) {
     return MXD_OK;
 }
 ON_EACH(comm_ranks_out_of_step, 2, out_of_step)
+
+/* ------------------------------------------------------------------------------- shared memory */
+
+static mxd_rc counts_rings(member *m, mxd_err *err) {
+    mxd_comm_stats s;
+    mxd_comm_stats_get(m->c, &s);
+    CHECK_EQ(s.shared_memory_peers, m->g->kind == NET_RING ? mxd_comm_size(m->c) - 1 : 0);
+    return mxd_comm_barrier(m->c, WAIT_MS, err);
+}
+ON_EACH(comm_shares_memory_where_it_may, 3, counts_rings)
+
+/* A lone reader that sleeps is woken, and a lone deadline is kept. */
+static mxd_rc sleepy(member *m, mxd_err *err) {
+    char x[8];
+    size_t n;
+    for (int i = 0; i < 5; i++) {
+        if (m->rank == 0) {
+            CHECK_EQ(mxd_comm_recv(m->c, 1, 9, x, sizeof x, &n, 25, err), MXD_E_TIMEOUT);
+            MXD_TRY(mxd_comm_recv(m->c, 1, 8, x, sizeof x, &n, WAIT_MS, err));
+            MXD_TRY(mxd_comm_send(m->c, 1, 7, x, n, WAIT_MS, err));
+        } else {
+            mxd_sleep_ms(40);
+            MXD_TRY(mxd_comm_send(m->c, 0, 8, "wake", 4, WAIT_MS, err));
+            MXD_TRY(mxd_comm_recv(m->c, 0, 7, x, sizeof x, &n, WAIT_MS, err));
+            CHECK(n == 4 && memcmp(x, "wake", 4) == 0);
+        }
+    }
+    *err = (mxd_err){0};
+    return mxd_comm_barrier(m->c, WAIT_MS, err);
+}
+ON_EACH(comm_sleepers_wake, 2, sleepy)
