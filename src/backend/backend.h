@@ -72,6 +72,28 @@ enum {                   /* what a weight will be used for; may be combined */
                           * choose another expert) */
 };
 
+enum { MXD_MAX_RANKS = 16 };
+
+/* A tensor cut over a tensor-parallel group: rank r holds the rows, or the columns, [edge[r],
+ * edge[r + 1]), which may be none. */
+typedef struct mxd_cut {
+    int rank, size;              /* of the group; 1 <= size <= MXD_MAX_RANKS */
+    bool columns;                /* along `in`, on edges of blocks; else along `out` */
+    int edge[MXD_MAX_RANKS + 1]; /* [size + 1], ascending, from 0 to all of them */
+} mxd_cut;
+
+/* How the ranks of a group reach each other. All of them make the same calls in the same order.
+ *   exchange  all = what every rank gave, one rank after the other, n_each [size] floats of each;
+ *             mine: n_each[rank] floats. Returns on every rank, or fails: a rank whose step has
+ *             failed makes no more calls in it, and the others must not wait for it forever.
+ * Lifetime: of the backend. Threads: called by the engine thread. */
+typedef struct mxd_group {
+    int rank, size;
+    void *ctx;
+    mxd_rc (*exchange)(void *ctx, const float *mine, const size_t *n_each, float *all,
+                       mxd_err *err);
+} mxd_group;
+
 typedef struct mxd_weight_src {
     const char *name; /* module path, for messages */
     unsigned use;     /* MXD_W_* */
@@ -93,6 +115,9 @@ typedef struct mxd_weight_src {
                       * bias is [experts, out] */
     bool stacked;    /* experts: in the file one under the other, [experts out, in] */
     bool transposed; /* experts: rows of the part become columns, [in, rows] */
+    const mxd_cut *cut; /* LINEAR, for linear_cut; by rows LOOKUP too, whose `embed` then asks the
+                         * group. Borrowed while loading; NULL: not cut. A bias is held whole
+                         * where columns are cut */
 } mxd_weight_src;
 
 /* --------------------------------------------------------------------------------- a micro-batch
@@ -128,6 +153,7 @@ typedef struct mxd_step_shape {
     mxd_moe_spec moe;
     int n_states;                /* sequences with recurrent state at one time; 0: no such layers */
     const mxd_state_spec *state; /* [n_layers]; NULL when n_states is 0 */
+    const mxd_group *group;      /* NULL: no weight is cut */
 } mxd_step_shape;
 
 enum { MXD_MAX_REGS = 32, MXD_MAX_EXPERTS = 1024, MXD_MAX_TOP_K = 64, MXD_MAX_CONV = 16 };
@@ -301,6 +327,11 @@ typedef struct mxd_backend_ops {
      * [rows, n_v]; moves the state of `layer` on. dst may be z. x, b and a are used up. */
     void (*delta_net)(mxd_backend *b, int layer, int dst, int x, int z, int beta, int a,
                       const mxd_delta_net *how);
+    /* dst [rows, out] = src * w^T + bias, whole and with the bits of `linear`, of a w that is cut.
+     * By columns: src [rows, columns of this rank]; every rank gives the sums of its whole subtrees
+     * of blocks and finishes the tree. A rank without columns does not read src, and has the rows
+     * of the batch. By rows: src [rows, in]; every rank gives its part of dst. */
+    void (*linear_cut)(mxd_backend *b, int dst, int src, const mxd_weight *w);
     /* Between steps: the recurrent state `to` becomes that of `from`, all layers. */
     void (*state_copy)(mxd_backend *b, int to, int from);
 } mxd_backend_ops;
