@@ -18,6 +18,7 @@ typedef enum mxd_decl_cut {
     MXD_CUT_INNER,     /* rows, by inner values of the MLP */
     MXD_CUT_KV_IN,     /* columns, by KV heads: the ranks' products are one sum */
     MXD_CUT_INNER_IN,  /* columns, by inner values: the same */
+    MXD_CUT_EXPERTS,   /* whole experts */
     MXD_CUT_VOCABULARY /* rows, by token ids: gathered */
 } mxd_decl_cut;
 

@@ -80,6 +80,7 @@ mxd_rc mxd_model_share(const mxd_model *m, int size, const double *weight, mxd_s
     *out = (mxd_shares){.size = size};
     cut_by(out->kv, m->hp.n_kv, kv, size, weight, total);
     cut_by(out->inner, m->hp.intermediate, inner, size, weight, total);
+    cut_by(out->experts, m->hp.moe.n_experts, 1, size, weight, total);
     cut_by(out->vocab, m->hp.n_vocab, VOCAB_STEP, size, weight, total);
     return MXD_OK;
 }
@@ -92,9 +93,9 @@ static void take_rows(const mxd_decl *d, const int *edge, int each, int rank, mx
     *none = src->rows == 0;
 }
 
-static void take_cut(mxd_weight_src *src, mxd_cut *cut, bool columns, const int *edge, int each,
-                     int size, int rank) {
-    *cut = (mxd_cut){.rank = rank, .size = size, .columns = columns};
+static void take_cut(mxd_weight_src *src, mxd_cut *cut, mxd_cut_along along, const int *edge,
+                     int each, int size, int rank) {
+    *cut = (mxd_cut){.rank = rank, .size = size, .along = along};
     for (int r = 0; r <= size; r++) cut->edge[r] = edge[r] * each;
     src->cut = cut;
 }
@@ -114,13 +115,16 @@ mxd_rc mxd_share_source(const mxd_model *m, const mxd_decl *d, int layer, const 
         take_rows(d, shares->inner, 1, rank, src, none);
         break;
     case MXD_CUT_KV_IN:
-        take_cut(src, cut, true, shares->kv, d->in / m->hp.n_kv, shares->size, rank);
+        take_cut(src, cut, MXD_ALONG_IN, shares->kv, d->in / m->hp.n_kv, shares->size, rank);
         break;
     case MXD_CUT_INNER_IN:
-        take_cut(src, cut, true, shares->inner, 1, shares->size, rank);
+        take_cut(src, cut, MXD_ALONG_IN, shares->inner, 1, shares->size, rank);
+        break;
+    case MXD_CUT_EXPERTS:
+        take_cut(src, cut, MXD_ALONG_EXPERTS, shares->experts, 1, shares->size, rank);
         break;
     case MXD_CUT_VOCABULARY:
-        take_cut(src, cut, false, shares->vocab, 1, shares->size, rank);
+        take_cut(src, cut, MXD_ALONG_OUT, shares->vocab, 1, shares->size, rank);
         break;
     }
     return MXD_OK;

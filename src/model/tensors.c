@@ -94,9 +94,11 @@ uint64_t mxd_source_bytes(const mxd_weight_src *s) {
     uint64_t all = s->weight->bytes + (s->scales ? s->scales->bytes : 0) +
                    (s->biases ? s->biases->bytes : 0) + (s->bias ? s->bias->bytes : 0);
     const mxd_cut *cut = s->cut;
-    if (cut)
-        all = all / (uint64_t)(cut->columns ? s->in : s->out) *
-              (uint64_t)(cut->edge[cut->rank + 1] - cut->edge[cut->rank]);
+    if (cut) {
+        int of = cut->along == MXD_ALONG_IN ? s->in : s->out;
+        if (cut->along == MXD_ALONG_EXPERTS) of = s->experts;
+        all = all / (uint64_t)of * (uint64_t)(cut->edge[cut->rank + 1] - cut->edge[cut->rank]);
+    }
     if (s->cols) all = all / (uint64_t)s->in * (uint64_t)s->cols;
     return s->rows ? all / (uint64_t)s->out * (uint64_t)s->rows : all;
 }

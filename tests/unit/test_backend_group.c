@@ -21,23 +21,22 @@ typedef struct member {
     mxd_group group;
 } member;
 
-static mxd_rc exchange(void *ctx, const float *mine, const size_t *n_each, float *all,
-                       mxd_err *err) {
+static mxd_rc exchange(void *ctx, float *all, const size_t *n_each, mxd_err *err) {
     member *m = ctx;
     board *b = m->all;
     int rank = m->group.rank;
-    if (!b->complete) {
-        b->n[rank] = n_each[rank];
-        b->given[rank] = malloc((n_each[rank] + 1) * sizeof *mine);
-        CHECK(b->given[rank]);
-        if (n_each[rank]) memcpy(b->given[rank], mine, n_each[rank] * sizeof *mine);
-        return mxd_fail(err, MXD_E_CANCELED, "the others are not there yet");
-    }
     for (int r = 0; r < b->size; all += n_each[r++]) {
+        if (!b->complete && r == rank) {
+            b->n[r] = n_each[r];
+            b->given[r] = malloc((n_each[r] + 1) * sizeof *all);
+            CHECK(b->given[r]);
+            if (n_each[r]) memcpy(b->given[r], all, n_each[r] * sizeof *all);
+        }
+        if (!b->complete || r == rank) continue;
         CHECK_EQ(n_each[r], b->n[r]);
         if (n_each[r]) memcpy(all, b->given[r], n_each[r] * sizeof *all);
     }
-    return MXD_OK;
+    return b->complete ? MXD_OK : mxd_fail(err, MXD_E_CANCELED, "the others are not there yet");
 }
 
 /* ------------------------------------------------------------------------------------ one rank */
@@ -62,7 +61,7 @@ static mxd_rc run_one(const job *j, member *m, const mxd_cut *cut, float *y) {
     mxd_weight_src src = j->src;
     src.cut = cut;
     int col0 = 0, in = src.in, out = src.out;
-    if (cut && cut->columns) {
+    if (cut && cut->along == MXD_ALONG_IN) {
         col0 = cut->edge[cut->rank];
         in = cut->edge[cut->rank + 1] - col0;
     }
@@ -129,9 +128,9 @@ static unsigned draw(unsigned *state, unsigned n) {
 }
 
 /* Some ascending edges: of `step` in `all`; parts may be empty. */
-static mxd_cut random_cut(unsigned *state, bool columns, int all, int step) {
+static mxd_cut random_cut(unsigned *state, mxd_cut_along along, int all, int step) {
     int size = 1 + (int)draw(state, 6), n_steps = (all - 1) / step + 1;
-    mxd_cut c = {.size = size, .columns = columns};
+    mxd_cut c = {.size = size, .along = along};
     for (int r = 1; r < size; r++) {
         int at = (int)draw(state, (unsigned)n_steps + 1), k = r;
         for (; k > 1 && c.edge[k - 1] > at; k--) c.edge[k] = c.edge[k - 1];
@@ -159,9 +158,9 @@ static void check_weight(const mxd_weight_src *s, const mxd_st_tensor *bias, int
                                             .kernels = tables[t]->name};
                 j.src.use = MXD_W_LINEAR;
                 j.src.bias = i % 2 ? bias : NULL;
-                mxd_cut c = random_cut(&state, true, s->in, s->block_k);
+                mxd_cut c = random_cut(&state, MXD_ALONG_IN, s->in, s->block_k);
                 check_cut(&j, &c);
-                c = random_cut(&state, false, s->out, 1);
+                c = random_cut(&state, MXD_ALONG_OUT, s->out, 1);
                 check_cut(&j, &c);
                 j.src.use = MXD_W_LINEAR | MXD_W_LOOKUP;
                 j.src.bias = NULL;
@@ -249,14 +248,14 @@ TEST(backend_cuts_that_cannot_be_are_refused) {
         mxd_cut cut;
         unsigned use;
     } rows[] = {
-        {{0, 2, true, {0, 32, 256}}, MXD_W_LINEAR},                 /* inside a block */
-        {{0, 2, true, {0, 64, 192}}, MXD_W_LINEAR},                 /* not all */
-        {{0, 2, true, {64, 128, 256}}, MXD_W_LINEAR},               /* not from 0 */
-        {{0, 3, true, {0, 128, 64, 256}}, MXD_W_LINEAR},            /* not ascending */
-        {{2, 2, true, {0, 64, 256}}, MXD_W_LINEAR},                 /* no such rank */
-        {{0, MXD_MAX_RANKS + 1, true, {0, 64, 256}}, MXD_W_LINEAR}, /* too many */
-        {{0, 2, true, {0, 64, 256}}, MXD_W_LINEAR | MXD_W_LOOKUP},  /* columns of a table */
-        {{0, 2, false, {0, 17, 16}}, MXD_W_LINEAR},                 /* more than all */
+        {{0, 2, MXD_ALONG_IN, {0, 32, 256}}, MXD_W_LINEAR},                 /* inside a block */
+        {{0, 2, MXD_ALONG_IN, {0, 64, 192}}, MXD_W_LINEAR},                 /* not all */
+        {{0, 2, MXD_ALONG_IN, {64, 128, 256}}, MXD_W_LINEAR},               /* not from 0 */
+        {{0, 3, MXD_ALONG_IN, {0, 128, 64, 256}}, MXD_W_LINEAR},            /* not ascending */
+        {{2, 2, MXD_ALONG_IN, {0, 64, 256}}, MXD_W_LINEAR},                 /* no such rank */
+        {{0, MXD_MAX_RANKS + 1, MXD_ALONG_IN, {0, 64, 256}}, MXD_W_LINEAR}, /* too many */
+        {{0, 2, MXD_ALONG_IN, {0, 64, 256}}, MXD_W_LINEAR | MXD_W_LOOKUP},  /* columns of a table */
+        {{0, 2, MXD_ALONG_OUT, {0, 17, 16}}, MXD_W_LINEAR},                 /* more than all */
     };
     for (size_t i = 0; i < MXD_COUNT(rows); i++) {
         mxd_backend *b = NULL;

@@ -45,13 +45,15 @@ static bool meet(room *m) {
     return ok;
 }
 
-static mxd_rc exchange(void *ctx, const float *mine, const size_t *n_each, float *all,
-                       mxd_err *err) {
+static mxd_rc exchange(void *ctx, float *all, const size_t *n_each, mxd_err *err) {
     rank *r = ctx;
+    float *mine = all;
+    for (int i = 0; i < r->group.rank; i++) mine += n_each[i];
     r->room->given[r->group.rank] = mine;
     bool ok = meet(r->room);
     for (int i = 0; ok && i < r->group.size; all += n_each[i++])
-        if (n_each[i]) memcpy(all, r->room->given[i], n_each[i] * sizeof *all);
+        if (n_each[i] && i != r->group.rank)
+            memcpy(all, r->room->given[i], n_each[i] * sizeof *all);
     if (ok) ok = meet(r->room); /* before `mine` changes */
     return ok ? MXD_OK : mxd_fail(err, MXD_E_CANCELED, "another rank failed");
 }
@@ -129,7 +131,7 @@ static const char *const models[] = {
     "tied-bf16",       "untied-f16",      "deep-f32-scales", "kv3-inter320",    "hidden192",
     "mixed-overrides", "plain-bf16",      "plain-f32",       "llama-llama3",    "llama-yarn-bias",
     "llama-dynamic",   "mistral-sliding", "mistral3-llama",  "ministral3-yarn", "qwen2-tied",
-    "qwen2-kv3-f16",   "phi3-longrope",   "phi3-plain",
+    "qwen2-kv3-f16",   "phi3-longrope",   "phi3-plain",      "moe-8bit",        "moe-mixed",
 };
 
 static const double uneven[MAX_SIZE + 1][MAX_SIZE] = {

@@ -69,8 +69,7 @@ static void lay_out(cpu_backend *b, layout *l) {
         s->out = place(l, MXD_PANEL, b->max_dp * sizeof(float));
         s->turned = place(l, MXD_KV_PAGE_TOKENS, b->max_turned * mxd_ftype_bytes(b->kv_type));
     }
-    b->cut_mine = place(l, b->cut_mine_floats, sizeof(float));
-    b->cut_all = place(l, b->cut_all_floats, sizeof(float));
+    b->cut = place(l, b->cut_floats, sizeof(float));
     b->row_pos = place(l, rows, sizeof(int32_t));
     b->row_run = place(l, rows, sizeof(int32_t));
     for (int i = 0; i < b->n_layers; i++)
@@ -135,9 +134,8 @@ static mxd_rc take_group(cpu_backend *b, const mxd_step_shape *s, mxd_err *err) 
         if (!s->group || s->group->size != at->size || s->group->rank != at->rank)
             return mxd_fail(err, MXD_E_INVAL, "weights of rank %d of %d, without that group",
                             at->rank, at->size);
-        size_t mine, all = cpu_cut_floats(w, s->max_rows, &mine);
-        if (all > b->cut_all_floats) b->cut_all_floats = all;
-        if (mine > b->cut_mine_floats) b->cut_mine_floats = mine;
+        size_t n = cpu_cut_floats(w, s->max_rows);
+        if (n > b->cut_floats) b->cut_floats = n;
     }
     return MXD_OK;
 }

@@ -45,9 +45,9 @@ enum { CPU_MAX_PIECES = 40 };
 
 struct cpu_cut { /* see group.c */
     mxd_cut at;
-    int out, in;              /* of the whole tensor */
-    int given[MXD_MAX_RANKS]; /* floats that a rank gives for a row: of `out` when by columns */
-    int n_pieces;             /* by columns: this rank's whole subtrees */
+    int out, in, experts;     /* of the whole tensor */
+    int given[MXD_MAX_RANKS]; /* what a rank gives for a row: floats, or sums of `out` floats */
+    int n_pieces;             /* along `in`: this rank's whole subtrees */
     int n_sums;               /* and those of all ranks */
     /* after sum i come merges[i] additions of the two newest */
     unsigned char merges[MXD_MAX_RANKS * CPU_MAX_PIECES];
@@ -136,8 +136,8 @@ typedef struct cpu_backend {
     int max_in; /* of quantised weights */
 
     const mxd_group *group;
-    float *cut_mine, *cut_all; /* of one exchange */
-    size_t cut_mine_floats, cut_all_floats;
+    float *cut; /* of one exchange */
+    size_t cut_floats;
 
     unsigned char *map; /* from setup to close */
     size_t map_bytes;
@@ -215,8 +215,8 @@ void cpu_linear_pieces(cpu_backend *b, const mxd_weight *w, const cpu_reg *src, 
 mxd_rc cpu_cut_make(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
 mxd_rc cpu_cut_pieces(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
 void cpu_cut_place(mxd_weight *w);
-/* Floats of the largest exchange of a weight; *mine: what of it this rank gives. */
-size_t cpu_cut_floats(const mxd_weight *w, int max_rows, size_t *mine);
+size_t cpu_cut_floats(const mxd_weight *w, int max_rows);            /* of its largest exchange */
+bool cpu_exchange(cpu_backend *b, float *all, const size_t *n_each); /* false: failed */
 void cpu_linear_cut(mxd_backend *base, int dst, int src, const mxd_weight *w);
 void cpu_embed_cut(cpu_backend *b, int dst, const mxd_weight *w);
 

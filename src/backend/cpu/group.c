@@ -1,12 +1,13 @@
 /* group.c - weights cut over a tensor-parallel group.
  *
- * By columns: a rank holds a run of the blocks of the whole tensor's tree (docs/numerics.md). The
+ * Along `in`: a rank holds a run of the blocks of the whole tensor's tree (docs/numerics.md). The
  * largest subtrees that lie whole in the run are products of their own, of fewer columns, with the
  * tree of so many blocks; a tile of the part is the tiles of these pieces one after the other. What
  * ranks exchange are the products [rows, out] of all pieces, which in the order of ranks are in the
  * order of blocks, so that the rest of the tree is a list of additions, the same everywhere.
  *
- * By rows: a rank has its part of the product, or the rows of the table of its token ids. */
+ * Along `out`: a rank has its part of the product, or the rows of the table of its token ids.
+ * Experts: moe.c. */
 #include "backend/cpu/cpu.h"
 
 enum {
@@ -56,19 +57,32 @@ static void walk_tree(walk *w, int lo, int n) {
     if (!w->full) w->c->merges[w->c->n_sums - 1]++;
 }
 
+/* Whether a source can be cut so, edges aside. */
+static bool can_cut(const mxd_weight_src *s) {
+    const mxd_cut *at = s->cut;
+    if (at->size < 1 || at->size > MXD_MAX_RANKS || at->rank < 0 || at->rank >= at->size ||
+        s->row0 || s->rows || s->cols || s->col0 || s->transposed)
+        return false;
+    if (at->along == MXD_ALONG_EXPERTS) return s->experts > 0 && s->use == MXD_W_LINEAR;
+    if (at->along == MXD_ALONG_IN) return !s->experts && s->use == MXD_W_LINEAR && s->block_k > 0;
+    return !s->experts && !(s->use & MXD_W_VECTOR);
+}
+
+static int all_of(const mxd_weight_src *s) {
+    if (s->cut->along == MXD_ALONG_EXPERTS) return s->experts;
+    return s->cut->along == MXD_ALONG_IN ? s->in : s->out;
+}
+
 static mxd_rc check_cut(const mxd_weight_src *s, mxd_err *err) {
     const mxd_cut *at = s->cut;
-    int all = at->columns ? s->in : s->out;
-    bool ok = at->size >= 1 && at->size <= MXD_MAX_RANKS && at->rank >= 0 && at->rank < at->size &&
-              !s->experts && !s->row0 && !s->rows && !s->cols && !s->col0 &&
-              (at->columns ? s->use == MXD_W_LINEAR : !(s->use & MXD_W_VECTOR));
-    if (!ok || at->edge[0] != 0 || at->edge[at->size] != all)
+    if (!can_cut(s) || at->edge[0] != 0 || at->edge[at->size] != all_of(s))
         return mxd_fail(err, MXD_E_INVAL, "%s: cut for rank %d of %d", s->name, at->rank, at->size);
-    for (int r = 0; r < at->size; r++)
-        if (at->edge[r] > at->edge[r + 1] ||
-            (at->columns && at->edge[r] != all && (s->block_k < 1 || at->edge[r] % s->block_k)))
+    for (int r = 0; r < at->size; r++) {
+        bool inside = at->along == MXD_ALONG_IN && at->edge[r] % s->block_k && at->edge[r] != s->in;
+        if (inside || at->edge[r] > at->edge[r + 1])
             return mxd_fail(err, MXD_E_INVAL, "%s: cut at %d, in blocks of %d", s->name,
                             at->edge[r], s->block_k);
+    }
     return MXD_OK;
 }
 
@@ -80,20 +94,22 @@ mxd_rc cpu_cut_make(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_
     c->at = *s->cut;
     c->out = s->out;
     c->in = s->in;
+    c->experts = s->experts;
     w->bytes += sizeof *c;
     int mine = c->at.edge[c->at.rank + 1] - c->at.edge[c->at.rank];
-    w->in = c->at.columns ? mine : s->in;
-    w->rows = c->at.columns ? s->out : mine;
-    for (int r = 0; r < c->at.size && !c->at.columns; r++)
+    w->rows = c->at.along == MXD_ALONG_OUT ? mine : s->out;
+    w->in = c->at.along == MXD_ALONG_IN ? mine : s->in;
+    w->experts = c->at.along == MXD_ALONG_EXPERTS ? mine : 0;
+    for (int r = 0; r < c->at.size && c->at.along == MXD_ALONG_OUT; r++)
         c->given[r] = c->at.edge[r + 1] - c->at.edge[r];
-    if (!c->at.columns) return MXD_OK;
+    if (c->at.along != MXD_ALONG_IN) return MXD_OK;
     walk t = {.c = c, .block_k = s->block_k};
     walk_tree(&t, 0, (s->in - 1) / s->block_k + 1);
     return t.full ? mxd_fail(err, MXD_E_TOOBIG, "%s: too many blocks", s->name) : MXD_OK;
 }
 
 mxd_rc cpu_cut_pieces(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
-    if (!w->cut->at.columns) return MXD_OK;
+    if (w->cut->at.along != MXD_ALONG_IN) return MXD_OK;
     w->tile_bytes = 0;
     for (int i = 0; i < w->cut->n_pieces; i++) {
         mxd_weight *p = &w->cut->pieces[i];
@@ -124,11 +140,9 @@ void cpu_cut_place(mxd_weight *w) {
 
 /* ---------------------------------------------------------------------------------- exchanging */
 
-/* Floats of a row of the product that all ranks give together, and this one. */
-static size_t row_floats(const cpu_cut *c, size_t *mine) {
-    size_t each = c->at.columns ? (size_t)c->out : 1;
-    if (mine) *mine = (size_t)c->given[c->at.rank] * each;
-    return c->at.columns ? (size_t)c->n_sums * each : (size_t)c->out;
+/* Floats that all ranks give together for a row of the product. */
+static size_t row_floats(const cpu_cut *c) {
+    return (size_t)c->out * (c->at.along == MXD_ALONG_IN ? (size_t)c->n_sums : 1);
 }
 
 static size_t rows_at_once(size_t floats, int max_rows) {
@@ -136,24 +150,25 @@ static size_t rows_at_once(size_t floats, int max_rows) {
     return n < 1 ? 1 : n < (size_t)max_rows ? n : (size_t)max_rows;
 }
 
-size_t cpu_cut_floats(const mxd_weight *w, int max_rows, size_t *mine) {
-    size_t all = 0, in = (size_t)w->cut->in;
-    *mine = 0;
-    if (w->use & MXD_W_LINEAR) {
-        size_t row, row_mine;
-        row = row_floats(w->cut, &row_mine);
-        all = row * rows_at_once(row, max_rows);
-        *mine = row_mine * rows_at_once(row, max_rows);
-    }
-    if (!(w->use & MXD_W_LOOKUP)) return all;
-    size_t rows = in * rows_at_once(in, max_rows); /* which may all be of one rank */
-    if (rows > *mine) *mine = rows;
-    return rows > all ? rows : all;
+size_t cpu_cut_floats(const mxd_weight *w, int max_rows) {
+    const cpu_cut *c = w->cut;
+    size_t row = row_floats(c), in = (size_t)c->in;
+    if (c->at.along == MXD_ALONG_EXPERTS) return 0; /* there is room for their products */
+    size_t product = w->use & MXD_W_LINEAR ? row * rows_at_once(row, max_rows) : 0;
+    size_t table = w->use & MXD_W_LOOKUP ? in * rows_at_once(in, max_rows) : 0;
+    return product > table ? product : table;
 }
 
-static bool exchange(cpu_backend *b, const size_t *n_each) {
-    cpu_stick(b, b->group->exchange(b->group->ctx, b->cut_mine, n_each, b->cut_all, &b->err));
+bool cpu_exchange(cpu_backend *b, float *all, const size_t *n_each) {
+    cpu_stick(b, b->group->exchange(b->group->ctx, all, n_each, &b->err));
     return !b->failed;
+}
+
+/* Where this rank's part of an exchange is. */
+static float *my_part(const cpu_backend *b, const size_t *n_each) {
+    float *at = b->cut;
+    for (int r = 0; r < b->group->rank; r++) at += n_each[r];
+    return at;
 }
 
 typedef struct fold_job {
@@ -173,8 +188,7 @@ static void fold_task(void *ctx, int task, int thread) {
     int col0 = task % per_row * FOLD_WIDTH, n = c->out - col0;
     if (n > FOLD_WIDTH) n = FOLD_WIDTH;
     for (int i = 0; i < c->n_sums; i++) {
-        const float *sum =
-            j->b->cut_all + ((size_t)i * (size_t)j->n + (size_t)row) * (size_t)c->out;
+        const float *sum = j->b->cut + ((size_t)i * (size_t)j->n + (size_t)row) * (size_t)c->out;
         MXD_ASSERT(depth < FOLD_DEPTH);
         memcpy(wait[depth++], sum + col0, (size_t)n * sizeof(float));
         for (int k = 0; k < c->merges[i]; k++, depth--)
@@ -186,7 +200,7 @@ static void fold_task(void *ctx, int task, int thread) {
 
 /* Every rank's columns of n rows come to their places. */
 static void gather_rows(const cpu_backend *b, const cpu_cut *c, cpu_reg *dst, int row0, int n) {
-    const float *from = b->cut_all;
+    const float *from = b->cut;
     for (int r = 0; r < c->at.size; r++)
         for (int t = 0; t < n; t++, from += c->given[r])
             memcpy(cpu_row(dst, row0 + t) + c->at.edge[r], from,
@@ -198,20 +212,21 @@ void cpu_linear_cut(mxd_backend *base, int dst, int src, const mxd_weight *w) {
     if (!cpu_live(b)) return;
     MXD_ASSERT(dst >= 0 && dst < b->n_regs && src >= 0 && src < b->n_regs && dst != src && w->cut);
     const cpu_cut *c = w->cut;
+    bool sums = c->at.along == MXD_ALONG_IN;
     cpu_reg *d = &b->reg[dst];
     int rows = w->in ? b->reg[src].rows : b->batch->n_rows;
-    int step = (int)rows_at_once(row_floats(c, NULL), b->max_rows);
-    MXD_ASSERT(d->width == c->out);
+    int step = (int)rows_at_once(row_floats(c), b->max_rows);
+    MXD_ASSERT(d->width == c->out && c->at.along != MXD_ALONG_EXPERTS);
     cpu_set_rows(d, rows);
     for (int row0 = 0; row0 < rows; row0 += step) {
         int n = rows - row0 < step ? rows - row0 : step;
         size_t n_each[MXD_MAX_RANKS];
         for (int r = 0; r < c->at.size; r++)
-            n_each[r] = (size_t)c->given[r] * (size_t)n * (size_t)(c->at.columns ? c->out : 1);
-        cpu_linear_pieces(b, w, &b->reg[src], row0, n, b->cut_mine);
-        if (!exchange(b, n_each)) return;
+            n_each[r] = (size_t)c->given[r] * (size_t)n * (size_t)(sums ? c->out : 1);
+        cpu_linear_pieces(b, w, &b->reg[src], row0, n, my_part(b, n_each));
+        if (!cpu_exchange(b, b->cut, n_each)) return;
         fold_job j = {b, w, d, row0, n};
-        if (c->at.columns)
+        if (sums)
             cpu_run(b, fold_task, &j, n * ((c->out - 1) / FOLD_WIDTH + 1),
                     (double)c->n_sums * n * c->out);
         else
@@ -219,32 +234,35 @@ void cpu_linear_cut(mxd_backend *base, int dst, int src, const mxd_weight *w) {
     }
 }
 
-/* Rows of the table by the batch's ids, which are in the vocabulary: each from the rank that has
- * it. */
-void cpu_embed_cut(cpu_backend *b, int dst, const mxd_weight *w) {
-    const cpu_cut *c = w->cut;
-    const int32_t *ids = b->batch->ids;
-    size_t in = (size_t)w->in;
-    int step = (int)rows_at_once(in, b->max_rows), rows = b->batch->n_rows;
-    int from = c->at.edge[c->at.rank];
-    for (int row0 = 0; row0 < rows; row0 += step) {
-        int n = rows - row0 < step ? rows - row0 : step;
-        size_t n_each[MXD_MAX_RANKS] = {0};
-        int owner[MXD_MAX_STEP_TOKENS];
-        for (int t = 0; t < n; t++) {
-            int id = ids[row0 + t], r = 0;
-            while (c->at.edge[r + 1] <= id) r++;
-            owner[t] = r;
-            if (r == c->at.rank) cpu_embed_row(w, id - from, b->cut_mine + n_each[r]);
-            n_each[r] += in;
-        }
-        if (!exchange(b, n_each)) return;
-        const float *all = b->cut_all;
-        for (int r = 0; r < c->at.size; r++)
-            for (int t = 0; t < n; t++)
-                if (owner[t] == r) {
-                    memcpy(cpu_row(&b->reg[dst], row0 + t), all, in * sizeof *all);
-                    all += in;
-                }
+/* One exchange of the rows [row0, row0 + n) of the batch. */
+static bool embed_some(cpu_backend *b, cpu_reg *dst, const mxd_weight *w, int row0, int n) {
+    const mxd_cut *at = &w->cut->at;
+    const int32_t *ids = b->batch->ids + row0;
+    int owner[MXD_MAX_STEP_TOKENS];
+    size_t in = (size_t)w->in, n_each[MXD_MAX_RANKS] = {0};
+    for (int t = 0; t < n; t++) {
+        for (owner[t] = 0; at->edge[owner[t] + 1] <= ids[t];) owner[t]++;
+        n_each[owner[t]] += in;
     }
+    float *mine = my_part(b, n_each);
+    for (int t = 0; t < n; t++) {
+        if (owner[t] != at->rank) continue;
+        cpu_embed_row(w, ids[t] - at->edge[at->rank], mine);
+        mine += in;
+    }
+    if (!cpu_exchange(b, b->cut, n_each)) return false;
+    const float *all = b->cut;
+    for (int r = 0; r < at->size; r++)
+        for (int t = 0; t < n; t++) {
+            if (owner[t] != r) continue;
+            memcpy(cpu_row(dst, row0 + t), all, in * sizeof *all);
+            all += in;
+        }
+    return true;
+}
+
+void cpu_embed_cut(cpu_backend *b, int dst, const mxd_weight *w) {
+    int step = (int)rows_at_once((size_t)w->in, b->max_rows), rows = b->batch->n_rows;
+    for (int row0 = 0; row0 < rows; row0 += step)
+        if (!embed_some(b, &b->reg[dst], w, row0, rows - row0 < step ? rows - row0 : step)) return;
 }

@@ -204,7 +204,7 @@ static void pieces_task(void *ctx, int task, int thread) {
 void cpu_linear_pieces(cpu_backend *b, const mxd_weight *w, const cpu_reg *src, int row0, int n,
                        float *to) {
     if (!w->n_tiles || !n) return;
-    bool columns = w->cut->at.columns;
+    bool columns = w->cut->at.along == MXD_ALONG_IN;
     pieces_job j = {
         .b = b,
         .in = {cpu_row(src, row0), src->ld, (size_t)src->width, cpu_act_group(b, w), n, 0, 0},

@@ -140,9 +140,9 @@ static mxd_rc check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err)
     if (s->block_k < 0 || s->block_k % 16 || (!s->block_k && (s->use & MXD_W_LINEAR)))
         return mxd_fail(err, MXD_E_INVAL, "%s: block of %d columns", s->name, s->block_k);
     w->block_k = s->block_k ? (size_t)s->block_k : ((size_t)w->in + 15) / 16 * 16;
-    w->experts = s->experts;
+    if (!w->cut) w->experts = s->experts;
     w->expert_tiles = w->in ? (w->rows + MXD_TILE_ROWS - 1) / MXD_TILE_ROWS : 0;
-    w->n_tiles = w->expert_tiles * (s->experts ? s->experts : 1);
+    w->n_tiles = w->expert_tiles * (s->experts ? w->experts : 1);
     if (s->quant.mode != MXD_Q_NONE) {
         MXD_TRY(check_quantised(s, w, err));
     } else {
@@ -260,7 +260,7 @@ static mxd_rc load_rows(load_job *j, unsigned char *stage, int tile, size_t row,
         int m = n - r < MXD_TILE_ROWS ? (int)(n - r) : MXD_TILE_ROWS;
         file_rows f = {codes + r * j->code_bytes, scales + r * j->scale_bytes,
                        biases + r * j->bias_bytes};
-        if (w->cut && w->cut->at.columns)
+        if (w->cut && w->cut->at.along == MXD_ALONG_IN)
             MXD_TRY(pack_pieces(j, tile, f, m, biases + n * j->bias_bytes, err));
         else
             MXD_TRY(
@@ -299,12 +299,14 @@ static void size_rows(load_job *j) {
     j->bias_bytes = affine ? j->scale_bytes : 0;
 }
 
-/* The rank's rows or columns. */
+/* The rank's rows, columns or experts. */
 static void find_cut(load_job *j) {
     const mxd_cut *at = &j->w->cut->at;
-    if (!at->columns) j->row0 = (size_t)at->edge[at->rank];
-    if (!at->columns) return;
-    j->col0 = (size_t)at->edge[at->rank];
+    size_t from = (size_t)at->edge[at->rank];
+    if (at->along == MXD_ALONG_OUT) j->row0 = from;
+    if (at->along == MXD_ALONG_EXPERTS) j->row0 = from * (size_t)j->src->out;
+    if (at->along != MXD_ALONG_IN) return;
+    j->col0 = from;
     j->cols = (size_t)j->w->in;
 }
 
@@ -321,7 +323,8 @@ static mxd_rc load_tiles(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w,
     if (j.tiles_per_task > MAX_STAGE_TILES) j.tiles_per_task = MAX_STAGE_TILES;
     if (j.tiles_per_task > w->expert_tiles) j.tiles_per_task = w->expert_tiles;
     j.tasks_per_expert = (w->expert_tiles - 1) / j.tiles_per_task + 1;
-    bool pieces = w->cut && w->cut->at.columns; /* packed through the rows of one more tile */
+    bool pieces =
+        w->cut && w->cut->at.along == MXD_ALONG_IN; /* packed through the rows of one more tile */
     j.stage_bytes = (per_tile * (size_t)(j.tiles_per_task + pieces) + 63) & ~(size_t)63;
     j.stage = mxd_new(b->al, (size_t)b->n_threads, j.stage_bytes);
     if (!j.stage) return mxd_fail(err, MXD_E_NOMEM, "%s: no memory to read it", s->name);
@@ -367,14 +370,14 @@ static mxd_rc load_vector(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
 
 /* [rows], one after the other for experts. */
 static mxd_rc load_bias(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
-    size_t n = s->experts ? (size_t)s->experts : 1, rows = (size_t)w->rows;
+    size_t n = w->experts ? (size_t)w->experts : 1, rows = (size_t)w->rows;
     w->bias = MXD_NEW(b->al, n * rows, float);
     if (!w->bias) return mxd_fail(err, MXD_E_NOMEM, "%s: bias", s->name);
     w->bytes += (uint64_t)(n * rows) * sizeof(float);
-    size_t row0 = (size_t)s->row0;
-    if (w->cut && !w->cut->at.columns) row0 = (size_t)w->cut->at.edge[w->cut->at.rank];
+    load_job j = {.src = s, .w = w, .row0 = (size_t)s->row0};
+    if (w->cut) find_cut(&j);
     for (size_t e = 0; e < n; e++)
-        MXD_TRY(read_floats(b, s, s->bias, e * (size_t)s->out + row0, rows, 0, w->bias + e * rows,
+        MXD_TRY(read_floats(b, s, s->bias, e * (size_t)s->out + j.row0, rows, 0, w->bias + e * rows,
                             err));
     return MXD_OK;
 }
@@ -382,7 +385,7 @@ static mxd_rc load_bias(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, 
 static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
     MXD_TRY(check_matrix(s, w, err));
     if (!w->n_tiles) /* of a cut, nothing: but its bias is added by every rank */
-        return s->bias && w->rows ? load_bias(b, s, w, err) : MXD_OK;
+        return s->bias && w->rows && !s->experts ? load_bias(b, s, w, err) : MXD_OK;
     if (w->tile_bytes > (SIZE_MAX - 64) / (size_t)w->n_tiles)
         return mxd_fail(err, MXD_E_TOOBIG, "%s: too large for this machine", s->name);
     size_t bytes = w->tile_bytes * (size_t)w->n_tiles;
