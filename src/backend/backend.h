@@ -106,7 +106,7 @@ typedef struct mxd_weight_src {
     mxd_quant quant;
     int out, in;     /* the whole tensor is [out, in]; a vector is [1, in] */
     int row0, rows;  /* the part to load along out; rows = 0: all */
-    int col0, cols;  /* LOOKUP only: the part along in, on group edges; cols = 0: all */
+    int col0, cols;  /* LOOKUP or VECTOR: the part along in; cols = 0: all */
     int span0, span; /* with cols: columns of this table that will be asked for part by part, so
                       * that a backend may read them at once; span = 0: no others will be */
     int block_k;     /* canonical block along in: a multiple of quant.group (and of 16) */

@@ -14,7 +14,7 @@ enum { MXD_MAX_LAYER_WEIGHTS = 32 };
 /* What of a weight belongs to a rank of a tensor-parallel group (mxd_shares). */
 typedef enum mxd_decl_cut {
     MXD_CUT_NONE,      /* all of it */
-    MXD_CUT_KV,        /* rows, by KV heads with their query heads */
+    MXD_CUT_KV,        /* rows (of a vector, numbers), by KV heads with their query heads */
     MXD_CUT_INNER,     /* rows, by inner values of the MLP */
     MXD_CUT_KV_IN,     /* columns, by KV heads: the ranks' products are one sum */
     MXD_CUT_INNER_IN,  /* columns, by inner values: the same */

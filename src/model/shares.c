@@ -93,6 +93,17 @@ static void take_rows(const mxd_decl *d, const int *edge, int each, int rank, mx
     *none = src->rows == 0;
 }
 
+static void take_heads(const mxd_decl *d, const int *edge, int n_kv, int rank, mxd_weight_src *src,
+                       bool *none) {
+    if (!(d->use & MXD_W_VECTOR)) {
+        take_rows(d, edge, d->out / n_kv, rank, src, none);
+        return;
+    }
+    src->col0 = edge[rank] * (d->in / n_kv);
+    src->cols = (edge[rank + 1] - edge[rank]) * (d->in / n_kv);
+    *none = src->cols == 0;
+}
+
 static void take_cut(mxd_weight_src *src, mxd_cut *cut, mxd_cut_along along, const int *edge,
                      int each, int size, int rank) {
     *cut = (mxd_cut){.rank = rank, .size = size, .along = along};
@@ -109,7 +120,7 @@ mxd_rc mxd_share_source(const mxd_model *m, const mxd_decl *d, int layer, const 
     case MXD_CUT_NONE:
         break;
     case MXD_CUT_KV:
-        take_rows(d, shares->kv, d->out / m->hp.n_kv, rank, src, none);
+        take_heads(d, shares->kv, m->hp.n_kv, rank, src, none);
         break;
     case MXD_CUT_INNER:
         take_rows(d, shares->inner, 1, rank, src, none);

@@ -360,12 +360,17 @@ static mxd_rc load_vector(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     if (t->n_dims < 1 || t->bytes != (uint64_t)s->in * mxd_dtype_bytes(t->dtype))
         return mxd_fail(err, MXD_E_FORMAT, "%s: tensor '%s' does not hold %d numbers", s->name,
                         t->name, s->in);
+    if (s->col0 < 0 || s->cols < 0 || s->cols > s->in - s->col0 || (s->cols && s->columns))
+        return mxd_fail(err, MXD_E_INVAL, "%s: numbers [%d, +%d) of %d", s->name, s->col0, s->cols,
+                        s->in);
+    size_t n = (size_t)(s->cols ? s->cols : s->in);
+    w->in = (int)n;
     w->rows = 1;
-    w->vector = MXD_NEW(b->al, (size_t)s->in, float);
-    if (!w->vector) return mxd_fail(err, MXD_E_NOMEM, "%s: %d floats", s->name, s->in);
-    w->bytes += (uint64_t)s->in * sizeof(float);
+    w->vector = MXD_NEW(b->al, n, float);
+    if (!w->vector) return mxd_fail(err, MXD_E_NOMEM, "%s: %zu floats", s->name, n);
+    w->bytes += n * sizeof(float);
     if (s->columns) return read_turned(b, s, w->vector, err);
-    return read_floats(b, s, s->weight, 0, (size_t)s->in, s->add, w->vector, err);
+    return read_floats(b, s, s->weight, (size_t)s->col0, n, s->add, w->vector, err);
 }
 
 /* [rows], one after the other for experts. */
@@ -478,7 +483,8 @@ mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, 
         (src->experts && src->out > (1 << 28) / src->experts))
         return mxd_fail(err, MXD_E_INVAL, "%s: %d experts [%d, %d]", src->name, src->experts,
                         src->out, src->in);
-    return src->cols || src->col0 ? load_part(b, src, out, err) : load_whole(b, src, out, err);
+    bool table = src->use != MXD_W_VECTOR && (src->cols || src->col0);
+    return table ? load_part(b, src, out, err) : load_whole(b, src, out, err);
 }
 
 void cpu_weight_free(cpu_backend *b, mxd_weight *w) {
