@@ -72,6 +72,30 @@ enum {                   /* what a weight will be used for; may be combined */
                           * choose another expert) */
 };
 
+enum { MXD_MAX_RANKS = 16 };
+
+typedef enum mxd_cut_along { MXD_ALONG_OUT, MXD_ALONG_IN, MXD_ALONG_EXPERTS } mxd_cut_along;
+
+/* A tensor cut over a tensor-parallel group: rank r holds the rows, columns or experts [edge[r],
+ * edge[r + 1]), which may be none. */
+typedef struct mxd_cut {
+    int rank, size;              /* of the group; 1 <= size <= MXD_MAX_RANKS */
+    mxd_cut_along along;         /* `in`: on edges of blocks */
+    int edge[MXD_MAX_RANKS + 1]; /* [size + 1], ascending, from 0 to all of them */
+} mxd_cut;
+
+/* How the ranks of a group reach each other. All of them make the same calls in the same order.
+ *   exchange  all: n_each [size] floats of every rank, one rank after the other. This rank's are
+ *             there and stay; the others' are filled in. Returns on every rank, or fails: a rank
+ *             whose step has failed makes no more calls in it, and the others must not wait for it
+ *             forever.
+ * Lifetime: of the backend. Threads: called by the engine thread. */
+typedef struct mxd_group {
+    int rank, size;
+    void *ctx;
+    mxd_rc (*exchange)(void *ctx, float *all, const size_t *n_each, mxd_err *err);
+} mxd_group;
+
 typedef struct mxd_weight_src {
     const char *name; /* module path, for messages */
     unsigned use;     /* MXD_W_* */
@@ -82,7 +106,7 @@ typedef struct mxd_weight_src {
     mxd_quant quant;
     int out, in;     /* the whole tensor is [out, in]; a vector is [1, in] */
     int row0, rows;  /* the part to load along out; rows = 0: all */
-    int col0, cols;  /* LOOKUP only: the part along in, on group edges; cols = 0: all */
+    int col0, cols;  /* LOOKUP or VECTOR: the part along in; cols = 0: all */
     int span0, span; /* with cols: columns of this table that will be asked for part by part, so
                       * that a backend may read them at once; span = 0: no others will be */
     int block_k;     /* canonical block along in: a multiple of quant.group (and of 16) */
@@ -93,6 +117,9 @@ typedef struct mxd_weight_src {
                       * bias is [experts, out] */
     bool stacked;    /* experts: in the file one under the other, [experts out, in] */
     bool transposed; /* experts: rows of the part become columns, [in, rows] */
+    const mxd_cut *cut; /* NULL: whole. Borrowed while loading. LINEAR along `out` or `in`, for
+                         * linear_cut (along `in` every rank holds all of the bias); along `out`
+                         * LOOKUP too, whose `embed` asks the group; experts for `moe` */
 } mxd_weight_src;
 
 /* --------------------------------------------------------------------------------- a micro-batch
@@ -128,6 +155,7 @@ typedef struct mxd_step_shape {
     mxd_moe_spec moe;
     int n_states;                /* sequences with recurrent state at one time; 0: no such layers */
     const mxd_state_spec *state; /* [n_layers]; NULL when n_states is 0 */
+    const mxd_group *group;      /* NULL: no weight is cut */
 } mxd_step_shape;
 
 enum { MXD_MAX_REGS = 32, MXD_MAX_EXPERTS = 1024, MXD_MAX_TOP_K = 64, MXD_MAX_CONV = 16 };
@@ -274,7 +302,8 @@ typedef struct mxd_backend_ops {
 
     /* dst [rows, hidden] = sum over the chosen experts e of p_e * down_e(act(gate_e(src),
      * up_e(src))), each product with its expert's bias. logits [rows, n_experts] are used up. dst
-     * may be src. */
+     * may be src. When experts are cut, gate, up and down alike, every rank gives the products of
+     * its own. */
     void (*moe)(mxd_backend *b, int dst, int src, int logits, const mxd_moe *how);
 
     /* dst = src / sqrt(mean(src^2) + eps) over each n neighbouring values. dst may be src. */
@@ -301,6 +330,11 @@ typedef struct mxd_backend_ops {
      * [rows, n_v]; moves the state of `layer` on. dst may be z. x, b and a are used up. */
     void (*delta_net)(mxd_backend *b, int layer, int dst, int x, int z, int beta, int a,
                       const mxd_delta_net *how);
+    /* dst [rows, out] = src * w^T + bias, whole and with the bits of `linear`, of a w that is cut.
+     * Along `in`: src [rows, columns of this rank]; every rank gives the sums of its whole subtrees
+     * of blocks and finishes the tree. A rank without columns does not read src, and has the rows
+     * of the batch. Along `out`: src [rows, in]; every rank gives its part of dst. */
+    void (*linear_cut)(mxd_backend *b, int dst, int src, const mxd_weight *w);
     /* Between steps: the recurrent state `to` becomes that of `from`, all layers. */
     void (*state_copy)(mxd_backend *b, int to, int from);
 } mxd_backend_ops;

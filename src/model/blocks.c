@@ -111,14 +111,15 @@ int mxd_blocks_declare(const mxd_hparams *hp, mxd_decl *out) {
     int D = hp->hidden, F = hp->intermediate, d = hp->head_dim;
     int q = hp->n_heads * d, kv = hp->n_kv * d;
     out[MXD_BLOCK_ATTN_NORM] = (mxd_decl){"input_layernorm", MXD_W_VECTOR, 1, D};
-    out[MXD_BLOCK_Q] = (mxd_decl){"self_attn.q_proj", MXD_W_LINEAR, q, D};
-    out[MXD_BLOCK_K] = (mxd_decl){"self_attn.k_proj", MXD_W_LINEAR, kv, D};
-    out[MXD_BLOCK_V] = (mxd_decl){"self_attn.v_proj", MXD_W_LINEAR, kv, D};
-    out[MXD_BLOCK_O] = (mxd_decl){"self_attn.o_proj", MXD_W_LINEAR, D, q, .unit = q / hp->n_kv};
+    out[MXD_BLOCK_Q] = (mxd_decl){"self_attn.q_proj", MXD_W_LINEAR, q, D, .cut = MXD_CUT_KV};
+    out[MXD_BLOCK_K] = (mxd_decl){"self_attn.k_proj", MXD_W_LINEAR, kv, D, .cut = MXD_CUT_KV};
+    out[MXD_BLOCK_V] = (mxd_decl){"self_attn.v_proj", MXD_W_LINEAR, kv, D, .cut = MXD_CUT_KV};
+    out[MXD_BLOCK_O] = (mxd_decl){"self_attn.o_proj",   MXD_W_LINEAR,        D, q,
+                                  .unit = q / hp->n_kv, .cut = MXD_CUT_KV_IN};
     out[MXD_BLOCK_MLP_NORM] = (mxd_decl){"post_attention_layernorm", MXD_W_VECTOR, 1, D};
-    out[MXD_BLOCK_GATE] = (mxd_decl){"mlp.gate_proj", MXD_W_LINEAR, F, D};
-    out[MXD_BLOCK_UP] = (mxd_decl){"mlp.up_proj", MXD_W_LINEAR, F, D};
-    out[MXD_BLOCK_DOWN] = (mxd_decl){"mlp.down_proj", MXD_W_LINEAR, D, F};
+    out[MXD_BLOCK_GATE] = (mxd_decl){"mlp.gate_proj", MXD_W_LINEAR, F, D, .cut = MXD_CUT_INNER};
+    out[MXD_BLOCK_UP] = (mxd_decl){"mlp.up_proj", MXD_W_LINEAR, F, D, .cut = MXD_CUT_INNER};
+    out[MXD_BLOCK_DOWN] = (mxd_decl){"mlp.down_proj", MXD_W_LINEAR, D, F, .cut = MXD_CUT_INNER_IN};
     return MXD_BLOCK_N;
 }
 
@@ -129,8 +130,17 @@ void mxd_blocks_registers(const mxd_hparams *hp, mxd_regs *r) {
     r->width[INNER] = r->width[UPPED] = hp->intermediate;
 }
 
-void mxd_blocks_attend(const mxd_model *m, int layer, const mxd_blocks_how *how) {
-    const mxd_hparams *hp = &m->hp;
+void mxd_blocks_project(const mxd_model *m, int dst, int src, const mxd_weight *w) {
+    const mxd_backend_ops *op = m->backend->ops;
+    if (m->group)
+        op->linear_cut(m->backend, dst, src, w);
+    else
+        op->linear(m->backend, 1, &dst, src, &w);
+}
+
+/* ATTN [T, H d] from NORMED: the heads of this rank. */
+static void attend_heads(const mxd_model *m, int layer, const mxd_blocks_how *how) {
+    const mxd_hparams *hp = &m->local;
     const mxd_backend_ops *op = m->backend->ops;
     mxd_backend *b = m->backend;
     mxd_weight *const *w = m->layers[layer].w;
@@ -153,7 +163,11 @@ void mxd_blocks_attend(const mxd_model *m, int layer, const mxd_blocks_how *how)
         op->scale_positions(b, Q, how->position_beta, how->position_length);
     op->kv_append(b, layer, K, V);
     op->attend(b, layer, ATTN, Q, &a); /* [T, H d] */
-    op->linear(b, 1, (const int[]){NORMED}, ATTN, (const mxd_weight *const[]){w[MXD_BLOCK_O]});
+}
+
+void mxd_blocks_attend(const mxd_model *m, int layer, const mxd_blocks_how *how) {
+    if (m->local.n_kv) attend_heads(m, layer, how); /* else other ranks have them */
+    mxd_blocks_project(m, NORMED, ATTN, m->layers[layer].w[MXD_BLOCK_O]);
 }
 
 void mxd_blocks_attention(const mxd_model *m, int layer, const mxd_blocks_how *how) {
@@ -167,10 +181,12 @@ void mxd_blocks_feed(const mxd_model *m, int layer, mxd_act_fn act) {
     const mxd_backend_ops *op = m->backend->ops;
     mxd_backend *b = m->backend;
     mxd_weight *const *w = m->layers[layer].w;
-    op->linear(b, 2, (const int[]){INNER, UPPED}, NORMED, /* 2 x [T, F] */
-               (const mxd_weight *const[]){w[MXD_BLOCK_GATE], w[MXD_BLOCK_UP]});
-    op->gated(b, INNER, INNER, UPPED, act);
-    op->linear(b, 1, (const int[]){NORMED}, INNER, (const mxd_weight *const[]){w[MXD_BLOCK_DOWN]});
+    if (m->local.intermediate) {                              /* else other ranks have all */
+        op->linear(b, 2, (const int[]){INNER, UPPED}, NORMED, /* 2 x [T, F] */
+                   (const mxd_weight *const[]){w[MXD_BLOCK_GATE], w[MXD_BLOCK_UP]});
+        op->gated(b, INNER, INNER, UPPED, act);
+    }
+    mxd_blocks_project(m, NORMED, INNER, w[MXD_BLOCK_DOWN]);
 }
 
 void mxd_blocks_mlp(const mxd_model *m, int layer) {

@@ -61,6 +61,9 @@ typedef struct mxd_blocks_how {
 void mxd_blocks_attention(const mxd_model *m, int layer, const mxd_blocks_how *how);
 void mxd_blocks_mlp(const mxd_model *m, int layer);
 
+/* dst = src * w^T + bias, where src is what this rank has of w's columns, if layers are cut. */
+void mxd_blocks_project(const mxd_model *m, int dst, int src, const mxd_weight *w);
+
 /* Their middles, for families with norms of their own: MXD_REG_H, already normed, becomes what is
  * added to the residual stream. */
 void mxd_blocks_attend(const mxd_model *m, int layer, const mxd_blocks_how *how);

@@ -60,9 +60,12 @@ mxd_rc mxd_experts_configure(mxd_hparams *hp, const json_t *c, mxd_err *err) {
 
 int mxd_experts_declare(const mxd_hparams *hp, mxd_decl *out, int at) {
     int D = hp->hidden, E = hp->moe.n_experts, F = hp->moe.inner, S = hp->moe.shared_inner;
-    out[MXD_BLOCK_GATE] = (mxd_decl){"mlp.switch_mlp.gate_proj", MXD_W_LINEAR, F, D, .experts = E};
-    out[MXD_BLOCK_UP] = (mxd_decl){"mlp.switch_mlp.up_proj", MXD_W_LINEAR, F, D, .experts = E};
-    out[MXD_BLOCK_DOWN] = (mxd_decl){"mlp.switch_mlp.down_proj", MXD_W_LINEAR, D, F, .experts = E};
+    out[MXD_BLOCK_GATE] = (mxd_decl){"mlp.switch_mlp.gate_proj", MXD_W_LINEAR, F, D, .experts = E,
+                                     .cut = MXD_CUT_EXPERTS};
+    out[MXD_BLOCK_UP] = (mxd_decl){"mlp.switch_mlp.up_proj", MXD_W_LINEAR, F, D, .experts = E,
+                                   .cut = MXD_CUT_EXPERTS};
+    out[MXD_BLOCK_DOWN] = (mxd_decl){"mlp.switch_mlp.down_proj", MXD_W_LINEAR, D, F, .experts = E,
+                                     .cut = MXD_CUT_EXPERTS};
     out += at;
     out[MXD_EXPERTS_ROUTER] = (mxd_decl){"mlp.gate", MXD_W_LINEAR | MXD_W_EXACT, E, D};
     out[MXD_EXPERTS_CORRECTION] =

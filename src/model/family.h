@@ -11,6 +11,17 @@
 
 enum { MXD_MAX_LAYER_WEIGHTS = 32 };
 
+/* What of a weight belongs to a rank of a tensor-parallel group (mxd_shares). */
+typedef enum mxd_decl_cut {
+    MXD_CUT_NONE,      /* all of it */
+    MXD_CUT_KV,        /* rows (of a vector, numbers), by KV heads with their query heads */
+    MXD_CUT_INNER,     /* rows, by inner values of the MLP */
+    MXD_CUT_KV_IN,     /* columns, by KV heads: the ranks' products are one sum */
+    MXD_CUT_INNER_IN,  /* columns, by inner values: the same */
+    MXD_CUT_EXPERTS,   /* whole experts */
+    MXD_CUT_VOCABULARY /* rows, by token ids: gathered */
+} mxd_decl_cut;
+
 /* One weight of a layer, or of the embedding or head. */
 typedef struct mxd_decl {
     const char *path; /* behind "model.layers.N.", or the whole module path; NULL: this layer has
@@ -32,6 +43,7 @@ typedef struct mxd_decl {
     int columns;     /* vectors: rows of so many, kept column after column; 0: as they are */
     bool stacked;    /* experts: in the file one under the other, [experts whole, in] */
     bool transposed; /* experts: in the file [whole, out], of which `in` rows from row0 are ours */
+    mxd_decl_cut cut;
 } mxd_decl;
 
 /* The weights of one layer, in the order of the family's declarations. */
@@ -56,6 +68,10 @@ typedef struct mxd_family {
     void (*layer)(const struct mxd_model *m, int layer);
 
     /* What most families leave out. */
+
+    /* Its layers can be cut over a group: declarations say how, the forward pass counts heads and
+     * inner values by m->local and goes through mxd_blocks_project. */
+    bool cuts;
 
     /* A JSON object: keys that config.json may leave out, and what they are then. */
     const char *defaults;
@@ -105,6 +121,7 @@ struct mxd_model {
     const mxd_alloc *al;
     const mxd_family *family;
     mxd_hparams hp;
+    mxd_hparams local; /* hp with the n_heads, n_kv and intermediate of this rank, which may be 0 */
     mxd_st *st;
     json_t *config;     /* as in the file */
     json_t *text;       /* the language model's part of it, or all; defaults filled in */
@@ -118,6 +135,8 @@ struct mxd_model {
 
     /* after mxd_model_load */
     mxd_backend *backend;
+    const mxd_group *group; /* NULL: whole layers */
+    mxd_shares shares;      /* of the group */
     int layer0, layer1;
     mxd_layer *layers;               /* [layer1 - layer0] */
     mxd_weight *embed, *norm, *head; /* NULL when not of this shard; head may be embed */

@@ -30,4 +30,5 @@ const mxd_family mxd_family_llama = {
     .declare = declare,
     .registers = mxd_blocks_registers,
     .layer = layer,
+    .cuts = true,
 };

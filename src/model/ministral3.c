@@ -33,4 +33,5 @@ const mxd_family mxd_family_ministral3 = {
     .declare = declare,
     .registers = mxd_blocks_registers,
     .layer = layer,
+    .cuts = true,
 };

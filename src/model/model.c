@@ -204,6 +204,7 @@ static mxd_rc open_all(mxd_model *m, mxd_err *err) {
     MXD_TRY(mxd_config_bool(m->text, "tie_word_embeddings", no_head, &m->hp.tied, err));
     if (m->family->head_by_tensor) m->hp.tied = no_head;
     MXD_TRY(make_rope(m, err));
+    m->local = m->hp;
     return mxd_check_tensors(m, err);
 }
 

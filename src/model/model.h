@@ -107,6 +107,26 @@ uint64_t mxd_model_weight_bytes(const mxd_model *m); /* in the files */
  * 4 per stored number. */
 void mxd_model_sizes_get(const mxd_model *m, int max_rows, int kv_bytes_each, mxd_model_sizes *out);
 
+/* ---- tensor parallelism ---- */
+
+/* How the layers are cut over a group: rank r has the KV heads [kv[r], kv[r + 1]) with their query
+ * heads, the inner values of the MLP, the experts and the token ids, likewise; none of some is
+ * fine. Every edge of kv and inner is an edge of blocks in all layers (docs/numerics.md). */
+typedef struct mxd_shares {
+    int size; /* ranks */
+    int kv[MXD_MAX_RANKS + 1], inner[MXD_MAX_RANKS + 1];
+    int experts[MXD_MAX_RANKS + 1], vocab[MXD_MAX_RANKS + 1];
+} mxd_shares;
+
+/* The shares nearest to the proportions weight [size]; NULL: all equal. Pure: every rank gets the
+ * same. Errors: E_UNSUPPORTED the family cannot be cut; E_INVAL. */
+mxd_rc mxd_model_share(const mxd_model *m, int size, const double *weight, mxd_shares *out,
+                       mxd_err *err) MXD_MUST_USE;
+
+/* Bytes of a rank's weights of a layer in memory; layer = n_layers: of embedding, norm and head.
+ * Its KV is the layer's, times its KV heads by all. */
+uint64_t mxd_model_share_bytes(const mxd_model *m, const mxd_shares *shares, int rank, int layer);
+
 /* Gives layers [layer0, layer1) to the backend (with the embedding for 0, norm and head for the
  * last), and sets it up for steps.
  *   progress  called with bytes loaded so far; may be NULL
@@ -119,6 +139,8 @@ typedef struct mxd_load_opts {
     int n_states; /* sequences at one time: of the state of recurrent layers */
     bool (*progress)(void *ctx, uint64_t bytes_done, uint64_t bytes_total); /* false: stop */
     void *progress_ctx;
+    const mxd_group *group; /* NULL: whole layers. Lives as long as the backend */
+    const mxd_shares *shares;
 } mxd_load_opts;
 mxd_rc mxd_model_load(mxd_model *m, mxd_backend *b, const mxd_load_opts *opts,
                       mxd_err *err) MXD_MUST_USE;

@@ -41,4 +41,5 @@ const mxd_family mxd_family_phi3 = {
     .declare = declare,
     .registers = mxd_blocks_registers,
     .layer = layer,
+    .cuts = true,
 };

@@ -27,4 +27,5 @@ const mxd_family mxd_family_qwen2 = {
     .declare = declare,
     .registers = mxd_blocks_registers,
     .layer = layer,
+    .cuts = true,
 };

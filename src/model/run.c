@@ -16,7 +16,15 @@ static mxd_rc load_one(loading *l, const mxd_decl *d, int layer, const int span[
                        mxd_weight **out, mxd_err *err) {
     char path[256];
     mxd_weight_src src;
-    MXD_TRY(mxd_source(l->m, d, layer, path, &src, err));
+    mxd_cut cut;
+    bool none = false;
+    const mxd_group *g = l->m->group;
+    if (g)
+        MXD_TRY(
+            mxd_share_source(l->m, d, layer, &l->m->shares, g->rank, path, &src, &cut, &none, err));
+    else
+        MXD_TRY(mxd_source(l->m, d, layer, path, &src, err));
+    if (none) return MXD_OK;
     src.span0 = span[0];
     src.span = span[1];
     mxd_backend *b = l->m->backend;
@@ -61,6 +69,14 @@ static mxd_rc load_ends(loading *l, mxd_err *err) {
 }
 
 static void total_bytes(loading *l) {
+    const mxd_model *m = l->m;
+    if (m->group) {
+        for (int i = m->layer0; i < m->layer1; i++)
+            l->total += mxd_model_share_bytes(m, &m->shares, m->group->rank, i);
+        if (m->layer0 == 0 || m->layer1 == m->hp.n_layers)
+            l->total += mxd_model_share_bytes(m, &m->shares, m->group->rank, m->hp.n_layers);
+        return;
+    }
     mxd_model_sizes *s = MXD_NEW(l->m->al, 1, mxd_model_sizes);
     if (!s) return; /* only the progress display misses it */
     mxd_model_sizes_get(l->m, 1, 2, s);
@@ -94,7 +110,8 @@ static mxd_rc setup_with(mxd_model *m, const mxd_load_opts *opts, mxd_kv_spec *k
                             .max_context = opts->max_context,
                             .moe = {m->hp.moe.top_k, m->hp.hidden, m->hp.moe.inner},
                             .n_states = mxd_model_recurrent(m) ? opts->n_states : 0,
-                            .state = state};
+                            .state = state,
+                            .group = m->group};
     return m->backend->ops->setup(m->backend, &shape, err);
 }
 
@@ -110,16 +127,18 @@ static mxd_rc setup(mxd_model *m, const mxd_load_opts *opts, mxd_err *err) {
 }
 
 /* What this model asks of a backend and not every backend has. */
-static mxd_rc check_backend(const mxd_model *m, const mxd_backend *b, mxd_err *err) {
+static mxd_rc check_backend(const mxd_model *m, const mxd_backend *b, const mxd_group *group,
+                            mxd_err *err) {
     const mxd_hparams *hp = &m->hp;
     const char *what = NULL;
     if (hp->moe.n_experts && !b->ops->moe) what = "mixture of experts";
     if (hp->mla.kv_rank && !b->ops->linear_heads) what = "latent attention";
     if (hp->delta.n_v && !b->ops->delta_net) what = "gated delta net";
+    if (group && !b->ops->linear_cut) what = "tensor parallelism";
     if (!what) return MXD_OK;
     return mxd_fail(err, MXD_E_UNSUPPORTED,
-                    "backend '%s' has no %s, which '%s' needs: use --backend cpu", b->ops->name,
-                    what, hp->model_type);
+                    "backend '%s' has no %s, which '%s' needs here: use --backend cpu",
+                    b->ops->name, what, hp->model_type);
 }
 
 static mxd_rc check_range(const mxd_model *m, const mxd_load_opts *opts, mxd_err *err) {
@@ -133,11 +152,28 @@ static mxd_rc check_range(const mxd_model *m, const mxd_load_opts *opts, mxd_err
         opts->layer0, opts->layer1, cut, cut);
 }
 
+/* From here on m->local counts what this rank has. */
+static mxd_rc take_share(mxd_model *m, const mxd_load_opts *opts, mxd_err *err) {
+    const mxd_group *g = opts->group;
+    const mxd_shares *s = opts->shares;
+    if (!s || s->size != g->size || g->rank < 0 || g->rank >= g->size || !m->family->cuts)
+        return mxd_fail(err, MXD_E_INVAL, "rank %d of %d: the layers are not cut for that group",
+                        g->rank, g->size);
+    m->group = g;
+    m->shares = *s;
+    mxd_hparams *hp = &m->local;
+    hp->n_kv = s->kv[g->rank + 1] - s->kv[g->rank];
+    hp->n_heads = m->hp.n_heads / m->hp.n_kv * hp->n_kv;
+    hp->intermediate = s->inner[g->rank + 1] - s->inner[g->rank];
+    return MXD_OK;
+}
+
 mxd_rc mxd_model_load(mxd_model *m, mxd_backend *b, const mxd_load_opts *opts, mxd_err *err) {
     MXD_ASSERT(!m->backend);
     MXD_ASSERT(opts->layer0 >= 0 && opts->layer0 < opts->layer1 && opts->layer1 <= m->hp.n_layers);
-    MXD_TRY(check_backend(m, b, err));
+    MXD_TRY(check_backend(m, b, opts->group, err));
     MXD_TRY(check_range(m, opts, err));
+    if (opts->group) MXD_TRY(take_share(m, opts, err));
     m->backend = b;
     m->layer0 = opts->layer0;
     m->layer1 = opts->layer1;
@@ -158,8 +194,11 @@ static mxd_rc head(mxd_model *m, const mxd_forward *f, mxd_err *err) {
     if (!f->n_logits) return MXD_OK;
     op->pick(m->backend, MXD_REG_H, MXD_REG_X, f->rows, f->n_logits);
     op->norm(m->backend, MXD_REG_H, MXD_REG_H, m->norm, m->hp.eps);
-    op->linear(m->backend, 1, (const int[]){MXD_REG_LOGITS}, MXD_REG_H,
-               (const mxd_weight *const[]){m->head});
+    if (m->group)
+        op->linear_cut(m->backend, MXD_REG_LOGITS, MXD_REG_H, m->head);
+    else
+        op->linear(m->backend, 1, (const int[]){MXD_REG_LOGITS}, MXD_REG_H,
+                   (const mxd_weight *const[]){m->head});
     if (m->hp.logit_softcap) op->softcap(m->backend, MXD_REG_LOGITS, m->hp.logit_softcap);
     return op->output(m->backend, MXD_REG_LOGITS, f->logits, err);
 }

@@ -37,7 +37,7 @@ uint64_t mxd_model_weight_bytes(const mxd_model *m) {
  * past */
 
 mxd_kv_spec mxd_layer_kv(const mxd_model *m, int layer) {
-    const mxd_hparams *hp = &m->hp;
+    const mxd_hparams *hp = &m->local;
     if (hp->delta.recurrent[layer]) return (mxd_kv_spec){0};
     if (m->family->kv) return m->family->kv(hp, layer);
     return (mxd_kv_spec){.n_kv = hp->n_kv, .head_dim = hp->head_dim};
@@ -77,7 +77,9 @@ void mxd_model_registers(const mxd_model *m, mxd_regs *r) {
     r->width[MXD_REG_X] = r->width[MXD_REG_H] = m->hp.hidden;
     r->width[MXD_REG_LOGITS] = m->hp.n_vocab;
     r->rows[MXD_REG_LOGITS] = MXD_LOGITS_PLANNED;
-    m->family->registers(&m->hp, r);
+    m->family->registers(&m->local, r);
+    for (int i = 0; i < r->n; i++) /* of a rank without heads, or without inner values */
+        if (r->width[i] < 1) r->width[i] = 1;
 }
 
 static uint64_t scratch_bytes(const mxd_model *m, int max_rows, bool head) {

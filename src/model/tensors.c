@@ -10,13 +10,15 @@
 
 mxd_decl mxd_embed_decl(const mxd_model *m) {
     unsigned use = MXD_W_LOOKUP | (m->hp.tied ? MXD_W_LINEAR : 0);
-    return (mxd_decl){"model.embed_tokens", use, m->hp.n_vocab, m->hp.hidden};
+    return (mxd_decl){"model.embed_tokens", use, m->hp.n_vocab, m->hp.hidden,
+                      .cut = MXD_CUT_VOCABULARY};
 }
 mxd_decl mxd_norm_decl(const mxd_model *m) {
     return (mxd_decl){"model.norm", MXD_W_VECTOR, 1, m->hp.hidden, .add = m->hp.norm_add};
 }
 mxd_decl mxd_head_decl(const mxd_model *m) {
-    return (mxd_decl){"lm_head", MXD_W_LINEAR, m->hp.n_vocab, m->hp.hidden};
+    return (mxd_decl){"lm_head", MXD_W_LINEAR, m->hp.n_vocab, m->hp.hidden,
+                      .cut = MXD_CUT_VOCABULARY};
 }
 
 /* The module path of a declaration. layer < 0: the path stands alone. */
@@ -91,6 +93,12 @@ uint64_t mxd_source_bytes(const mxd_weight_src *s) {
                (s->scales ? 4 : mxd_dtype_bytes(s->weight->dtype));
     uint64_t all = s->weight->bytes + (s->scales ? s->scales->bytes : 0) +
                    (s->biases ? s->biases->bytes : 0) + (s->bias ? s->bias->bytes : 0);
+    const mxd_cut *cut = s->cut;
+    if (cut) {
+        int of = cut->along == MXD_ALONG_IN ? s->in : s->out;
+        if (cut->along == MXD_ALONG_EXPERTS) of = s->experts;
+        all = all / (uint64_t)of * (uint64_t)(cut->edge[cut->rank + 1] - cut->edge[cut->rank]);
+    }
     if (s->cols) all = all / (uint64_t)s->in * (uint64_t)s->cols;
     return s->rows ? all / (uint64_t)s->out * (uint64_t)s->rows : all;
 }

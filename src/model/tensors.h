@@ -23,6 +23,12 @@ int mxd_declare(const mxd_model *m, int layer, mxd_decl out[MXD_MAX_LAYER_WEIGHT
 mxd_rc mxd_source(const mxd_model *m, const mxd_decl *d, int layer, char path[256],
                   mxd_weight_src *src, mxd_err *err) MXD_MUST_USE;
 
+/* The same of what rank `rank` holds of it; src->cut points to *cut, where it is cut for a group's
+ * operations. *none: it holds nothing, and the weight is not loaded. */
+mxd_rc mxd_share_source(const mxd_model *m, const mxd_decl *d, int layer, const mxd_shares *shares,
+                        int rank, char path[256], mxd_weight_src *src, mxd_cut *cut, bool *none,
+                        mxd_err *err) MXD_MUST_USE;
+
 /* What a source takes in memory. */
 uint64_t mxd_source_bytes(const mxd_weight_src *s);
 

@@ -89,6 +89,7 @@ static mxd_rc open_all(mxd_shard *s, mxd_err *err) {
     MXD_TRY(check_opts(s, err));
     MXD_TRY(mxd_backend_open(&s->backend, s->al, s->opts.backend ? s->opts.backend : "auto",
                              &s->opts.backend_opts, err));
+    mxd_shares shares = {0};
     mxd_load_opts load = {.layer0 = s->opts.layer0,
                           .layer1 = s->opts.layer1,
                           .max_rows = s->max_rows,
@@ -97,7 +98,11 @@ static mxd_rc open_all(mxd_shard *s, mxd_err *err) {
                           .max_context = s->opts.ctx,
                           .n_states = 2 * s->opts.n_slots, /* each with one beside it */
                           .progress = s->opts.progress,
-                          .progress_ctx = s->opts.progress_ctx};
+                          .progress_ctx = s->opts.progress_ctx,
+                          .group = s->opts.group,
+                          .shares = &shares};
+    if (load.group)
+        MXD_TRY(mxd_model_share(s->model, load.group->size, s->opts.shares, &shares, err));
     MXD_TRY(mxd_model_load(s->model, s->backend, &load, err));
     return take_tables(s, err);
 }

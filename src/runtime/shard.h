@@ -29,6 +29,11 @@ typedef struct mxd_shard_opts {
     /* Called now and then while loading; false: stop (E_CANCELED). May be NULL. */
     bool (*progress)(void *ctx, uint64_t bytes_done, uint64_t bytes_total);
     void *progress_ctx;
+    /* Tensor parallelism: this shard is one rank of a group that holds the layers together. All
+     * ranks take the same options but the group's rank, and the same steps in the same order; each
+     * gets the same results. */
+    const mxd_group *group; /* NULL: alone */
+    const double *shares;   /* [group->size] how much each rank takes, in proportion; NULL: equal */
 } mxd_shard_opts;
 
 typedef struct mxd_shard mxd_shard;

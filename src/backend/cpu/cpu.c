@@ -69,6 +69,7 @@ static void lay_out(cpu_backend *b, layout *l) {
         s->out = place(l, MXD_PANEL, b->max_dp * sizeof(float));
         s->turned = place(l, MXD_KV_PAGE_TOKENS, b->max_turned * mxd_ftype_bytes(b->kv_type));
     }
+    b->cut = place(l, b->cut_floats, sizeof(float));
     b->row_pos = place(l, rows, sizeof(int32_t));
     b->row_run = place(l, rows, sizeof(int32_t));
     for (int i = 0; i < b->n_layers; i++)
@@ -122,6 +123,21 @@ static mxd_rc check_shape(const mxd_step_shape *s, mxd_err *err) {
             return mxd_fail(err, MXD_E_INVAL, "layer %d: %d KV heads of %d, V of %d", i,
                             s->kv[i].n_kv, s->kv[i].head_dim, s->kv[i].v_dim);
     return check_states(s, err);
+}
+
+/* What exchanges with the group need; each weight that is cut must be of this group. */
+static mxd_rc take_group(cpu_backend *b, const mxd_step_shape *s, mxd_err *err) {
+    b->group = s->group;
+    for (const mxd_weight *w = b->weights; w; w = w->next) {
+        if (!w->cut) continue;
+        const mxd_cut *at = &w->cut->at;
+        if (!s->group || s->group->size != at->size || s->group->rank != at->rank)
+            return mxd_fail(err, MXD_E_INVAL, "weights of rank %d of %d, without that group",
+                            at->rank, at->size);
+        size_t n = cpu_cut_floats(w, s->max_rows);
+        if (n > b->cut_floats) b->cut_floats = n;
+    }
+    return MXD_OK;
 }
 
 static void take_kv(cpu_backend *b, const mxd_step_shape *s) {
@@ -195,6 +211,7 @@ static mxd_rc cpu_setup(mxd_backend *base, const mxd_step_shape *shape, mxd_err 
     cpu_backend *b = (cpu_backend *)base;
     MXD_ASSERT(!b->map);
     MXD_TRY(check_shape(shape, err));
+    MXD_TRY(take_group(b, shape, err));
     b->kv = MXD_NEW(b->al, (size_t)shape->n_layers, cpu_kv);
     b->state = MXD_NEW(b->al, (size_t)shape->n_layers, cpu_state);
     b->scratch = MXD_NEW(b->al, (size_t)b->n_threads, cpu_scratch);
@@ -340,6 +357,7 @@ static const mxd_backend_ops ops = {
     .split = cpu_split,
     .join = cpu_join,
     .linear_heads = cpu_linear_heads,
+    .linear_cut = cpu_linear_cut,
     .delta_net = cpu_delta_net,
     .state_copy = cpu_state_copy,
 };

@@ -16,6 +16,8 @@
 #include "base/pool.h"
 #include "kernels/kernels.h"
 
+typedef struct cpu_cut cpu_cut;
+
 struct mxd_weight {
     mxd_weight *next; /* list of the backend, newest first */
     unsigned use;     /* MXD_W_* */
@@ -32,9 +34,24 @@ struct mxd_weight {
     float *vector;              /* [in], vectors only */
     const mxd_st_tensor *table; /* of a part along `in`: what it is a part of, and from where */
     int col0;
-    int lead;  /* columns of the tiles before this part */
-    bool part; /* its tiles are another weight's */
+    int lead;     /* columns of the tiles before this part */
+    bool part;    /* its tiles are another weight's */
+    cpu_cut *cut; /* of a group; NULL: whole */
     uint64_t bytes;
+};
+
+/* More whole subtrees no run of blocks has: two for each level of the tree of 2^20 of them. */
+enum { CPU_MAX_PIECES = 40 };
+
+struct cpu_cut { /* see group.c */
+    mxd_cut at;
+    int out, in, experts;     /* of the whole tensor */
+    int given[MXD_MAX_RANKS]; /* what a rank gives for a row: floats, or sums of `out` floats */
+    int n_pieces;             /* along `in`: this rank's whole subtrees */
+    int n_sums;               /* and those of all ranks */
+    /* after sum i come merges[i] additions of the two newest */
+    unsigned char merges[MXD_MAX_RANKS * CPU_MAX_PIECES];
+    mxd_weight pieces[CPU_MAX_PIECES]; /* `lead` columns into the part; tiles tile_bytes apart */
 };
 
 typedef struct cpu_reg {
@@ -118,6 +135,10 @@ typedef struct cpu_backend {
     uint64_t weight_bytes;
     int max_in; /* of quantised weights */
 
+    const mxd_group *group;
+    float *cut; /* of one exchange */
+    size_t cut_floats;
+
     unsigned char *map; /* from setup to close */
     size_t map_bytes;
     int max_rows, n_regs, n_layers, n_pages, max_context;
@@ -170,6 +191,7 @@ static inline void cpu_set_rows(cpu_reg *r, int rows) {
 mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, mxd_err *err);
 void cpu_weight_free(cpu_backend *b, mxd_weight *w);
 void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w);
+void cpu_embed_row(const mxd_weight *w, int id, float *y); /* y [in] = row `id` of the part */
 
 /* turned.c: the transpose of a checked matrix. Shape first, then memory, then reading. */
 mxd_rc cpu_turn_shape(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
@@ -183,6 +205,20 @@ void cpu_slabs_free(cpu_backend *b);
 /* linear.c */
 void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_weight *const *w);
 void cpu_linear_heads(mxd_backend *base, int dst, int src, const mxd_weight *w);
+/* This rank's part of rows [row0, row0 + n): [n_pieces][n, out], or [n, rows of w]. */
+void cpu_linear_pieces(cpu_backend *b, const mxd_weight *w, const cpu_reg *src, int row0, int n,
+                       float *to);
+
+/* group.c
+ * The cut of a source, whose `in` and `rows` become the rank's; then, with the shape of its tiles
+ * known, its pieces; then where they lie. Errors: E_INVAL, E_NOMEM. */
+mxd_rc cpu_cut_make(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
+mxd_rc cpu_cut_pieces(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
+void cpu_cut_place(mxd_weight *w);
+size_t cpu_cut_floats(const mxd_weight *w, int max_rows);            /* of its largest exchange */
+bool cpu_exchange(cpu_backend *b, float *all, const size_t *n_each); /* false: failed */
+void cpu_linear_cut(mxd_backend *base, int dst, int src, const mxd_weight *w);
+void cpu_embed_cut(cpu_backend *b, int dst, const mxd_weight *w);
 
 /* What a weight's activations are grouped by; 0: used as floats. */
 static inline int cpu_act_group(const cpu_backend *b, const mxd_weight *w) {

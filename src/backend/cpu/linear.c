@@ -13,7 +13,8 @@ typedef struct input { /* what a product reads: [rows, k] */
     size_t ldx, k;
     int g; /* columns per activation scale; 0: float activations */
     int rows;
-    size_t at; /* codes in the panels before the first of ours */
+    size_t from; /* columns before the first that the matrix has */
+    size_t at;   /* codes in the panels before the first of ours */
 } input;
 
 typedef struct output { /* a matrix, and where its product goes */
@@ -23,7 +24,7 @@ typedef struct output { /* a matrix, and where its product goes */
 } output;
 
 static const float *rows_of(const input *in, int panel) {
-    return in->x + (size_t)panel * MXD_PANEL * in->ldx;
+    return in->x + in->from + (size_t)panel * MXD_PANEL * in->ldx;
 }
 
 static int tokens_of(const input *in, int panel) {
@@ -34,11 +35,12 @@ static int tokens_of(const input *in, int panel) {
 static int panels_of(int rows) { return (rows - 1) / MXD_PANEL + 1; }
 
 static mxd_panel panel_at(const cpu_backend *b, const input *in, int panel) {
-    size_t codes = in->at + (size_t)panel * MXD_PANEL * in->k, scales = codes / (size_t)in->g;
-    size_t code = b->activations == MXD_ACT_I16 ? 2 : 1;
-    return (mxd_panel){.n = tokens_of(in, panel),
+    int n = tokens_of(in, panel);
+    size_t codes = in->at + (size_t)panel * MXD_PANEL * in->k + (size_t)n * in->from;
+    size_t code = b->activations == MXD_ACT_I16 ? 2 : 1, scales = codes / (size_t)in->g;
+    return (mxd_panel){.n = n,
                        .g = in->g,
-                       .k = in->k,
+                       .k = in->k - in->from,
                        .q = b->panel_q + codes * code,
                        .s = b->panel_s + scales,
                        .b = b->panel_b + scales};
@@ -147,7 +149,7 @@ void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_wei
     MXD_ASSERT(n <= MXD_MAX_REGS && src >= 0 && src < b->n_regs);
     const cpu_reg *s = &b->reg[src];
     for (size_t g = 0; g < MXD_COUNT(groups); g++) {
-        linear_job j = {.b = b, .in = {s->data, s->ld, (size_t)s->width, groups[g], s->rows, 0}};
+        linear_job j = {.b = b, .in = {s->data, s->ld, (size_t)s->width, groups[g], s->rows, 0, 0}};
         double work = 0;
         for (int i = 0; i < n; i++) {
             if (cpu_act_group(b, w[i]) != groups[g]) continue;
@@ -163,6 +165,58 @@ void cpu_linear(mxd_backend *base, int n, const int *dst, int src, const mxd_wei
             cpu_run(b, quantise_task, &j, panels_of(s->rows), (double)s->rows * s->width);
         cpu_run(b, linear_task, &j, cut(&j), work);
     }
+}
+
+/* --------------------------------------------------------------- a rank's part of a cut matrix */
+
+typedef struct pieces_job {
+    cpu_backend *b;
+    input in;
+    const mxd_weight *w, *pieces; /* [n] matrices of the same rows, from columns of their own */
+    int n, tiles_per_task;
+    float *to; /* [n][rows of the input, rows of w] */
+} pieces_job;
+
+static void quantise_part_task(void *ctx, int panel, int thread) {
+    (void)thread;
+    const pieces_job *j = ctx;
+    quantise(j->b, &j->in, panel);
+}
+
+static void pieces_task(void *ctx, int task, int thread) {
+    (void)thread;
+    const pieces_job *j = ctx;
+    int lo = task * j->tiles_per_task, hi = lo + j->tiles_per_task, rows = j->w->rows;
+    if (hi > j->w->n_tiles) hi = j->w->n_tiles;
+    for (int panel = 0; panel < panels_of(j->in.rows); panel++)
+        for (int tile = lo; tile < hi; tile++)
+            for (int i = 0; i < j->n; i++) {
+                input in = j->in;
+                in.from = (size_t)j->pieces[i].lead;
+                cpu_reg dst = {.data = j->to + (size_t)i * (size_t)in.rows * (size_t)rows,
+                               .width = rows,
+                               .rows = in.rows,
+                               .ld = (size_t)rows};
+                tile_task(j->b, &in, &(output){&j->pieces[i], &dst, 0}, tile, panel);
+            }
+}
+
+void cpu_linear_pieces(cpu_backend *b, const mxd_weight *w, const cpu_reg *src, int row0, int n,
+                       float *to) {
+    if (!w->n_tiles || !n) return;
+    bool columns = w->cut->at.along == MXD_ALONG_IN;
+    pieces_job j = {
+        .b = b,
+        .in = {cpu_row(src, row0), src->ld, (size_t)src->width, cpu_act_group(b, w), n, 0, 0},
+        .w = w,
+        .pieces = columns ? w->cut->pieces : w,
+        .n = columns ? w->cut->n_pieces : 1,
+        .tiles_per_task = tiles_per_task(b, w, w->n_tiles),
+        .to = to};
+    MXD_ASSERT(src->width == w->in);
+    double values = (double)n * src->width;
+    if (j.in.g) cpu_run(b, quantise_part_task, &j, panels_of(n), values);
+    cpu_run(b, pieces_task, &j, (w->n_tiles - 1) / j.tiles_per_task + 1, values * w->rows);
 }
 
 /* ------------------------------------------------------------------------- a matrix a head */

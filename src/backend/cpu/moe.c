@@ -16,7 +16,8 @@ typedef struct moe_job {
     const mxd_moe *how;
     const cpu_reg *src, *logits;
     cpu_reg *dst;
-    int n_pairs, n_panels, n_groups;
+    int n_pairs, n_panels, n_groups; /* panels and groups: of this rank's experts */
+    int place0, n_places;            /* of pairs with these */
 } moe_job;
 
 /* ------------------------------------------------------------------------------------- routing */
@@ -116,25 +117,37 @@ static void route_task(void *ctx, int row, int thread) {
     for (int k = 0; k < how->top_k; k++) pair[k].weight = of_chosen[k];
 }
 
-/* Gives every pair its place behind the pairs of lower experts, and cuts groups and panels. */
-static void group(moe_job *j) {
+/* The n places from `at` are of one expert: a group, cut into panels. */
+static void add_group(moe_job *j, int expert, int at, int n) {
+    cpu_moe_group *g = &j->m->groups[j->n_groups++];
+    *g = (cpu_moe_group){.expert = expert, .panel0 = j->n_panels};
+    for (int r = 0; r < n; r += MXD_PANEL)
+        j->m->panels[j->n_panels++] =
+            (cpu_moe_panel){at + r, n - r < MXD_PANEL ? n - r : MXD_PANEL};
+    g->n_panels = j->n_panels - g->panel0;
+}
+
+/* Gives every pair its place behind the pairs of lower experts, and cuts groups and panels of those
+ * that are here. */
+static void group(moe_job *j, const mxd_cut *cut) {
     int place[MXD_MAX_EXPERTS] = {0}, at = 0, top_k = j->how->top_k;
+    int lo = cut ? cut->edge[cut->rank] : 0;
+    int hi = cut ? cut->edge[cut->rank + 1] : j->how->n_experts;
     for (int i = 0; i < j->n_pairs; i++) place[j->m->pairs[i].expert]++;
     for (int e = 0; e < j->how->n_experts; e++) {
         int n = place[e];
         place[e] = at;
-        if (!n) continue;
-        cpu_moe_group *g = &j->m->groups[j->n_groups++];
-        *g = (cpu_moe_group){.expert = e, .panel0 = j->n_panels};
-        for (int r = 0; r < n; r += MXD_PANEL)
-            j->m->panels[j->n_panels++] =
-                (cpu_moe_panel){at + r, n - r < MXD_PANEL ? n - r : MXD_PANEL};
-        g->n_panels = j->n_panels - g->panel0;
+        if (e == lo) j->place0 = at;
+        if (n && e >= lo && e < hi) {
+            add_group(j, e - lo, at, n);
+            j->n_places += n;
+        }
         at += n;
     }
     for (int i = 0; i < j->n_pairs; i++) {
         cpu_moe_pair *p = &j->m->pairs[i];
         p->place = place[p->expert]++;
+        if (p->expert < lo || p->expert >= hi) continue;
         memcpy(j->m->wide + (size_t)p->place * j->m->wide_ld, cpu_row(j->src, i / top_k),
                j->src->ld * sizeof(float));
     }
@@ -225,14 +238,14 @@ static void run_product(product *p) {
     const mxd_weight *w = p->w[0];
     cpu_backend *b = j->b;
     p->g = cpu_act_group(b, w);
-    if (p->g) cpu_run(b, quantise_task, p, j->n_panels, (double)j->n_pairs * w->in);
+    if (p->g) cpu_run(b, quantise_task, p, j->n_panels, (double)j->n_places * w->in);
     size_t per_task = TASK_BYTES / w->tile_bytes;
     size_t fair = (size_t)(w->expert_tiles * j->n_groups * p->n_weights / (4 * b->n_threads));
     if (per_task > fair) per_task = fair;
     p->tiles_per_task = per_task < 1 ? 1 : (int)per_task;
     p->tasks_per_weight = (w->expert_tiles - 1) / p->tiles_per_task + 1;
     cpu_run(b, product_task, p, j->n_groups * p->n_weights * p->tasks_per_weight,
-            (double)j->n_pairs * w->rows * w->in * p->n_weights);
+            (double)j->n_places * w->rows * w->in * p->n_weights);
 }
 
 /* Both weights at once where their activations are cut alike. */
@@ -253,12 +266,25 @@ static void gate_and_up(const moe_job *j) {
     run_product(&p);
 }
 
-static void gated_task(void *ctx, int pair, int thread) {
+static void gated_task(void *ctx, int task, int thread) {
     (void)thread;
     const moe_job *j = ctx;
-    size_t at = (size_t)pair * j->m->inner_ld, n = (size_t)j->how->gate->rows;
+    size_t at = (size_t)(j->place0 + task) * j->m->inner_ld, n = (size_t)j->how->gate->rows;
     cpu_act_fn(j->b->k, j->how->act)(j->m->gate + at, j->m->gate + at, j->m->up + at, n);
     memset(j->m->gate + at + n, 0, (j->m->inner_ld - n) * sizeof(float));
+}
+
+/* What the experts here make of their rows, in place. */
+static void mlps(moe_job *j) {
+    const cpu_moe *m = j->m;
+    const mxd_moe *how = j->how;
+    gate_and_up(j);
+    cpu_run(j->b, gated_task, j, j->n_places, 4.0 * j->n_places * how->gate->rows);
+    product p = {.j = j, .x = m->gate, .ldx = m->inner_ld, .ldy = m->wide_ld};
+    p.n_weights = 1;
+    p.w[0] = how->down;
+    p.y[0] = m->wide;
+    run_product(&p);
 }
 
 static void sum_task(void *ctx, int row, int thread) {
@@ -275,14 +301,28 @@ static void sum_task(void *ctx, int row, int thread) {
     }
 }
 
+static int all_experts(const mxd_weight *w) { return w->cut ? w->cut->experts : w->experts; }
+
+/* The products of all experts, each from the rank that has it: their places are in the order of
+ * experts, so of ranks. */
+static void gather(const moe_job *j, const mxd_cut *cut) {
+    size_t n_each[MXD_MAX_RANKS] = {0};
+    for (int i = 0; i < j->n_pairs; i++) {
+        int r = 0;
+        while (cut->edge[r + 1] <= j->m->pairs[i].expert) r++;
+        n_each[r] += j->m->wide_ld;
+    }
+    cpu_exchange(j->b, j->m->wide, n_each);
+}
+
 static void check(const moe_job *j) {
     const mxd_moe *h = j->how;
     const cpu_moe *m = j->m;
     MXD_ASSERT(h->n_experts >= 1 && h->n_experts <= MXD_MAX_EXPERTS);
     MXD_ASSERT(h->top_k >= 1 && h->top_k <= h->n_experts && h->top_k <= m->top_k);
     MXD_ASSERT(j->logits->width == h->n_experts && j->logits->rows == j->src->rows);
-    MXD_ASSERT(h->gate->experts == h->n_experts && h->up->experts == h->n_experts &&
-               h->down->experts == h->n_experts);
+    MXD_ASSERT(all_experts(h->gate) == h->n_experts && h->up->experts == h->gate->experts &&
+               h->down->experts == h->gate->experts);
     MXD_ASSERT(h->gate->rows == h->up->rows && h->down->in == h->gate->rows);
     MXD_ASSERT(h->gate->rows <= m->inner && h->down->rows == j->dst->width);
     MXD_ASSERT(h->gate->in == j->src->width && h->up->in == h->gate->in);
@@ -299,20 +339,17 @@ void cpu_moe_run(mxd_backend *base, int dst, int src, int logits, const mxd_moe 
     if (!cpu_live(b)) return;
     MXD_ASSERT(dst >= 0 && dst < b->n_regs && src >= 0 && src < b->n_regs && logits >= 0);
     MXD_ASSERT(logits < b->n_regs && logits != src && logits != dst);
-    moe_job j = {b, &b->moe, how, &b->reg[src], &b->reg[logits], &b->reg[dst], 0, 0, 0};
+    moe_job j = {b, &b->moe, how, &b->reg[src], &b->reg[logits], &b->reg[dst], 0, 0, 0, 0, 0};
+    const mxd_cut *cut = how->down->cut ? &how->down->cut->at : NULL;
     check(&j);
     int rows = j.src->rows;
     j.n_pairs = rows * how->top_k;
     cpu_set_rows(j.dst, rows);
     if (!rows) return;
     cpu_run(b, route_task, &j, rows, (double)j.n_pairs * how->n_experts);
-    group(&j);
-    gate_and_up(&j);
-    cpu_run(b, gated_task, &j, j.n_pairs, 4.0 * j.n_pairs * how->gate->rows);
-    product p = {.j = &j, .x = b->moe.gate, .ldx = b->moe.inner_ld, .ldy = b->moe.wide_ld};
-    p.n_weights = 1;
-    p.w[0] = how->down;
-    p.y[0] = b->moe.wide;
-    run_product(&p);
+    group(&j, cut);
+    if (j.n_groups) mlps(&j);
+    if (cut) gather(&j, cut);
+    if (!cpu_live(b)) return;
     cpu_run(b, sum_task, &j, rows, 2.0 * j.n_pairs * j.dst->width);
 }

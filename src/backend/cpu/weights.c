@@ -133,16 +133,16 @@ static mxd_rc check_columns(const mxd_weight_src *s, mxd_weight *w, mxd_err *err
 /* Fills in everything of `w` that needs no data. */
 static mxd_rc check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
     MXD_TRY(check_columns(s, w, err));
-    w->rows = s->rows ? s->rows : s->out - s->row0;
-    if (s->row0 < 0 || w->rows < 1 || w->rows > s->out - s->row0)
+    if (!w->cut) w->rows = s->rows ? s->rows : s->out - s->row0;
+    if (s->row0 < 0 || (w->rows < 1 && !w->cut) || w->rows > s->out - s->row0)
         return mxd_fail(err, MXD_E_INVAL, "%s: rows [%d, +%d) of %d", s->name, s->row0, s->rows,
                         s->out);
     if (s->block_k < 0 || s->block_k % 16 || (!s->block_k && (s->use & MXD_W_LINEAR)))
         return mxd_fail(err, MXD_E_INVAL, "%s: block of %d columns", s->name, s->block_k);
     w->block_k = s->block_k ? (size_t)s->block_k : ((size_t)w->in + 15) / 16 * 16;
-    w->experts = s->experts;
-    w->expert_tiles = (w->rows - 1) / MXD_TILE_ROWS + 1;
-    w->n_tiles = w->expert_tiles * (s->experts ? s->experts : 1);
+    if (!w->cut) w->experts = s->experts;
+    w->expert_tiles = w->in ? (w->rows + MXD_TILE_ROWS - 1) / MXD_TILE_ROWS : 0;
+    w->n_tiles = w->expert_tiles * (s->experts ? w->experts : 1);
     if (s->quant.mode != MXD_Q_NONE) {
         MXD_TRY(check_quantised(s, w, err));
     } else {
@@ -151,6 +151,7 @@ static mxd_rc check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err)
         w->tile_bytes = mxd_ftile_bytes((size_t)w->in, w->type);
     }
     if (s->bias) MXD_TRY(check_bias(s, s->bias, (uint64_t)s->out, err));
+    if (w->cut) return cpu_cut_pieces(s, w, err);
     return s->transposed ? cpu_turn_shape(s, w, err) : MXD_OK;
 }
 
@@ -180,6 +181,8 @@ typedef struct load_job {
     const mxd_weight_src *src;
     mxd_weight *w;
     int tiles_per_task, tasks_per_expert;
+    size_t row0;                                /* of the tensor */
+    size_t col0, cols;                          /* of a row in the file; cols = 0: all */
     size_t code_bytes, scale_bytes, bias_bytes; /* of one row in the file */
     unsigned char *stage;                       /* [threads][stage_bytes] */
     size_t stage_bytes;
@@ -192,14 +195,14 @@ typedef struct file_rows { /* neighbouring rows as in the file */
 } file_rows;
 
 /* Packs n rows, at most 16, into one tile. */
-static mxd_rc pack_tile(const load_job *j, unsigned char *to, file_rows f, int n, mxd_err *err) {
-    const mxd_weight *w = j->w;
+static mxd_rc pack_tile(const mxd_weight *w, size_t scale_bytes, unsigned char *to, file_rows f,
+                        int n, mxd_err *err) {
     if (!w->quantised) {
         mxd_ftile_pack(to, w->type, (size_t)w->in, n, f.codes);
         return MXD_OK;
     }
     if (w->q.kind != MXD_AFFINE &&
-        !mxd_scales_are_finite(w->q.kind, f.scales, j->scale_bytes * (size_t)n))
+        !mxd_scales_are_finite(w->q.kind, f.scales, scale_bytes * (size_t)n))
         return mxd_fail(err, MXD_E_FORMAT,
                         "a scale of 2^%d or more: damaged file? download it again",
                         w->q.kind == MXD_MXFP4 ? 126 : 120);
@@ -207,11 +210,37 @@ static mxd_rc pack_tile(const load_job *j, unsigned char *to, file_rows f, int n
     return MXD_OK;
 }
 
+/* The columns of a piece of n rows, side by side as in the file; returns the end. */
+static unsigned char *cut_out(unsigned char *to, const unsigned char *from, size_t bytes,
+                              const mxd_weight *w, const mxd_weight *piece, int n) {
+    size_t in = (size_t)w->in, at = bytes * (size_t)piece->lead / in;
+    size_t mine = bytes * (size_t)piece->in / in;
+    for (int r = 0; r < n; r++, to += mine) memcpy(to, from + (size_t)r * bytes + at, mine);
+    return to;
+}
+
+/* The same for each piece of a weight cut by columns, through `room` of so many rows. */
+static mxd_rc pack_pieces(const load_job *j, int tile, file_rows f, int n, unsigned char *room,
+                          mxd_err *err) {
+    const mxd_weight *w = j->w;
+    for (int i = 0; i < w->cut->n_pieces; i++) {
+        const mxd_weight *p = &w->cut->pieces[i];
+        unsigned char *scales = cut_out(room, f.codes, j->code_bytes, w, p, n);
+        unsigned char *biases = cut_out(scales, f.scales, j->scale_bytes, w, p, n);
+        cut_out(biases, f.biases, j->bias_bytes, w, p, n);
+        size_t scale_bytes = j->scale_bytes * (size_t)p->in / (size_t)w->in;
+        MXD_TRY(pack_tile(p, scale_bytes, p->tiles + (size_t)tile * p->tile_bytes,
+                          (file_rows){room, scales, biases}, n, err));
+    }
+    return MXD_OK;
+}
+
 /* n rows from `row`, of which `bytes` each are ours. */
-static mxd_rc read_rows(const mxd_weight_src *s, const mxd_st_tensor *t, size_t row, size_t n,
+static mxd_rc read_rows(const load_job *j, const mxd_st_tensor *t, size_t row, size_t n,
                         size_t bytes, unsigned char *to, mxd_err *err) {
-    if (!s->cols) return mxd_st_read(s->st, t, row * bytes, to, n * bytes, err);
-    size_t whole = t->bytes / (size_t)s->out, from = bytes * (size_t)s->col0 / (size_t)s->cols;
+    const mxd_weight_src *s = j->src;
+    if (!j->cols) return mxd_st_read(s->st, t, row * bytes, to, n * bytes, err);
+    size_t whole = t->bytes / (size_t)s->out, from = bytes * j->col0 / j->cols;
     for (size_t r = 0; r < n; r++)
         MXD_TRY(mxd_st_read(s->st, t, (row + r) * whole + from, to + r * bytes, bytes, err));
     return MXD_OK;
@@ -224,14 +253,18 @@ static mxd_rc load_rows(load_job *j, unsigned char *stage, int tile, size_t row,
     mxd_weight *w = j->w;
     unsigned char *codes = stage, *scales = codes + n * j->code_bytes;
     unsigned char *biases = scales + n * j->scale_bytes;
-    MXD_TRY(read_rows(s, s->weight, row, n, j->code_bytes, codes, err));
-    if (j->scale_bytes) MXD_TRY(read_rows(s, s->scales, row, n, j->scale_bytes, scales, err));
-    if (j->bias_bytes) MXD_TRY(read_rows(s, s->biases, row, n, j->bias_bytes, biases, err));
+    MXD_TRY(read_rows(j, s->weight, row, n, j->code_bytes, codes, err));
+    if (j->scale_bytes) MXD_TRY(read_rows(j, s->scales, row, n, j->scale_bytes, scales, err));
+    if (j->bias_bytes) MXD_TRY(read_rows(j, s->biases, row, n, j->bias_bytes, biases, err));
     for (size_t r = 0; r < n; r += MXD_TILE_ROWS, tile++) {
         int m = n - r < MXD_TILE_ROWS ? (int)(n - r) : MXD_TILE_ROWS;
         file_rows f = {codes + r * j->code_bytes, scales + r * j->scale_bytes,
                        biases + r * j->bias_bytes};
-        MXD_TRY(pack_tile(j, w->tiles + (size_t)tile * w->tile_bytes, f, m, err));
+        if (w->cut && w->cut->at.along == MXD_ALONG_IN)
+            MXD_TRY(pack_pieces(j, tile, f, m, biases + n * j->bias_bytes, err));
+        else
+            MXD_TRY(
+                pack_tile(w, j->scale_bytes, w->tiles + (size_t)tile * w->tile_bytes, f, m, err));
     }
     return MXD_OK;
 }
@@ -244,7 +277,7 @@ static void load_task(void *ctx, int task, int thread) {
     size_t row = (size_t)tile * MXD_TILE_ROWS, n = (size_t)j->tiles_per_task * MXD_TILE_ROWS;
     if (n > (size_t)j->w->rows - row) n = (size_t)j->w->rows - row;
     mxd_err err = {0};
-    row += (size_t)expert * (size_t)j->src->out + (size_t)j->src->row0;
+    row += (size_t)expert * (size_t)j->src->out + j->row0;
     mxd_rc rc = load_rows(j, j->stage + (size_t)thread * j->stage_bytes,
                           expert * j->w->expert_tiles + tile, row, n, &err);
     int none = 0;
@@ -266,15 +299,33 @@ static void size_rows(load_job *j) {
     j->bias_bytes = affine ? j->scale_bytes : 0;
 }
 
+/* The rank's rows, columns or experts. */
+static void find_cut(load_job *j) {
+    const mxd_cut *at = &j->w->cut->at;
+    size_t from = (size_t)at->edge[at->rank];
+    if (at->along == MXD_ALONG_OUT) j->row0 = from;
+    if (at->along == MXD_ALONG_EXPERTS) j->row0 = from * (size_t)j->src->out;
+    if (at->along != MXD_ALONG_IN) return;
+    j->col0 = from;
+    j->cols = (size_t)j->w->in;
+}
+
 static mxd_rc load_tiles(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
-    load_job j = {.src = s, .w = w};
+    load_job j = {.src = s,
+                  .w = w,
+                  .row0 = (size_t)s->row0,
+                  .col0 = (size_t)s->col0,
+                  .cols = (size_t)s->cols};
+    if (w->cut) find_cut(&j);
     size_rows(&j);
     size_t per_tile = (j.code_bytes + j.scale_bytes + j.bias_bytes) * MXD_TILE_ROWS;
     j.tiles_per_task = (int)(STAGE_BYTES / per_tile) + 1;
     if (j.tiles_per_task > MAX_STAGE_TILES) j.tiles_per_task = MAX_STAGE_TILES;
     if (j.tiles_per_task > w->expert_tiles) j.tiles_per_task = w->expert_tiles;
     j.tasks_per_expert = (w->expert_tiles - 1) / j.tiles_per_task + 1;
-    j.stage_bytes = (per_tile * (size_t)j.tiles_per_task + 63) & ~(size_t)63;
+    bool pieces =
+        w->cut && w->cut->at.along == MXD_ALONG_IN; /* packed through the rows of one more tile */
+    j.stage_bytes = (per_tile * (size_t)(j.tiles_per_task + pieces) + 63) & ~(size_t)63;
     j.stage = mxd_new(b->al, (size_t)b->n_threads, j.stage_bytes);
     if (!j.stage) return mxd_fail(err, MXD_E_NOMEM, "%s: no memory to read it", s->name);
     mxd_pool_run(b->pool, load_task, &j, w->n_tiles / w->expert_tiles * j.tasks_per_expert);
@@ -309,28 +360,37 @@ static mxd_rc load_vector(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     if (t->n_dims < 1 || t->bytes != (uint64_t)s->in * mxd_dtype_bytes(t->dtype))
         return mxd_fail(err, MXD_E_FORMAT, "%s: tensor '%s' does not hold %d numbers", s->name,
                         t->name, s->in);
+    if (s->col0 < 0 || s->cols < 0 || s->cols > s->in - s->col0 || (s->cols && s->columns))
+        return mxd_fail(err, MXD_E_INVAL, "%s: numbers [%d, +%d) of %d", s->name, s->col0, s->cols,
+                        s->in);
+    size_t n = (size_t)(s->cols ? s->cols : s->in);
+    w->in = (int)n;
     w->rows = 1;
-    w->vector = MXD_NEW(b->al, (size_t)s->in, float);
-    if (!w->vector) return mxd_fail(err, MXD_E_NOMEM, "%s: %d floats", s->name, s->in);
-    w->bytes += (uint64_t)s->in * sizeof(float);
+    w->vector = MXD_NEW(b->al, n, float);
+    if (!w->vector) return mxd_fail(err, MXD_E_NOMEM, "%s: %zu floats", s->name, n);
+    w->bytes += n * sizeof(float);
     if (s->columns) return read_turned(b, s, w->vector, err);
-    return read_floats(b, s, s->weight, 0, (size_t)s->in, s->add, w->vector, err);
+    return read_floats(b, s, s->weight, (size_t)s->col0, n, s->add, w->vector, err);
 }
 
 /* [rows], one after the other for experts. */
 static mxd_rc load_bias(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
-    size_t n = s->experts ? (size_t)s->experts : 1, rows = (size_t)w->rows;
+    size_t n = w->experts ? (size_t)w->experts : 1, rows = (size_t)w->rows;
     w->bias = MXD_NEW(b->al, n * rows, float);
     if (!w->bias) return mxd_fail(err, MXD_E_NOMEM, "%s: bias", s->name);
     w->bytes += (uint64_t)(n * rows) * sizeof(float);
+    load_job j = {.src = s, .w = w, .row0 = (size_t)s->row0};
+    if (w->cut) find_cut(&j);
     for (size_t e = 0; e < n; e++)
-        MXD_TRY(read_floats(b, s, s->bias, e * (size_t)s->out + (size_t)s->row0, rows, 0,
-                            w->bias + e * rows, err));
+        MXD_TRY(read_floats(b, s, s->bias, e * (size_t)s->out + j.row0, rows, 0, w->bias + e * rows,
+                            err));
     return MXD_OK;
 }
 
 static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
     MXD_TRY(check_matrix(s, w, err));
+    if (!w->n_tiles) /* of a cut, nothing: but its bias is added by every rank */
+        return s->bias && w->rows && !s->experts ? load_bias(b, s, w, err) : MXD_OK;
     if (w->tile_bytes > (SIZE_MAX - 64) / (size_t)w->n_tiles)
         return mxd_fail(err, MXD_E_TOOBIG, "%s: too large for this machine", s->name);
     size_t bytes = w->tile_bytes * (size_t)w->n_tiles;
@@ -340,6 +400,7 @@ static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
                         "%s: no memory for %zu bytes of weights: a smaller model, or more nodes",
                         s->name, bytes);
     w->bytes += bytes;
+    if (w->cut) cpu_cut_place(w);
     if (s->bias) MXD_TRY(load_bias(b, s, w, err));
     return s->transposed ? cpu_turn(b, s, w, err) : load_tiles(b, s, w, err);
 }
@@ -357,7 +418,8 @@ static mxd_rc load_whole(cpu_backend *b, const mxd_weight_src *src, mxd_weight *
     w->use = src->use;
     w->in = src->in;
     bool vector = src->use == MXD_W_VECTOR;
-    mxd_rc rc = vector ? load_vector(b, src, w, err) : load_matrix(b, src, w, err);
+    mxd_rc rc = src->cut ? cpu_cut_make(b, src, w, err) : MXD_OK;
+    if (!rc) rc = vector ? load_vector(b, src, w, err) : load_matrix(b, src, w, err);
     if (rc) {
         cpu_weight_free(b, w);
         return rc;
@@ -421,10 +483,12 @@ mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, 
         (src->experts && src->out > (1 << 28) / src->experts))
         return mxd_fail(err, MXD_E_INVAL, "%s: %d experts [%d, %d]", src->name, src->experts,
                         src->out, src->in);
-    return src->cols || src->col0 ? load_part(b, src, out, err) : load_whole(b, src, out, err);
+    bool table = src->use != MXD_W_VECTOR && (src->cols || src->col0);
+    return table ? load_part(b, src, out, err) : load_whole(b, src, out, err);
 }
 
 void cpu_weight_free(cpu_backend *b, mxd_weight *w) {
+    mxd_free(b->al, w->cut);
     mxd_free(b->al, w->bias);
     mxd_free(b->al, w->vector);
     mxd_free(b->al, w);
@@ -438,31 +502,38 @@ typedef struct embed_job {
     cpu_reg *dst;
 } embed_job;
 
+void cpu_embed_row(const mxd_weight *w, int id, float *y) {
+    const unsigned char *tile = w->tiles + (size_t)(id / MXD_TILE_ROWS) * w->tile_bytes;
+    size_t lead = (size_t)w->lead, in = (size_t)w->in;
+    if (w->quantised)
+        mxd_qtile_part(y, tile, &w->q, id % MXD_TILE_ROWS, lead, in);
+    else
+        mxd_ftile_row(y, tile + lead * MXD_TILE_ROWS * mxd_ftype_bytes(w->type), w->type, in,
+                      id % MXD_TILE_ROWS);
+}
+
 static void embed_task(void *ctx, int row, int thread) {
     (void)thread;
     embed_job *j = ctx;
-    int id = j->b->batch->ids[row];
-    const unsigned char *tile = j->w->tiles + (size_t)(id / MXD_TILE_ROWS) * j->w->tile_bytes;
-    size_t lead = (size_t)j->w->lead * MXD_TILE_ROWS * mxd_ftype_bytes(j->w->type);
-    if (j->w->quantised)
-        mxd_qtile_part(cpu_row(j->dst, row), tile, &j->w->q, id % MXD_TILE_ROWS, (size_t)j->w->lead,
-                       (size_t)j->w->in);
-    else
-        mxd_ftile_row(cpu_row(j->dst, row), tile + lead, j->w->type, (size_t)j->w->in,
-                      id % MXD_TILE_ROWS);
+    cpu_embed_row(j->w, j->b->batch->ids[row], cpu_row(j->dst, row));
 }
 
 void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w) {
     cpu_backend *b = (cpu_backend *)base;
     if (!cpu_live(b)) return;
     embed_job j = {b, w, &b->reg[dst]};
-    MXD_ASSERT(dst >= 0 && dst < b->n_regs && j.dst->width == w->in && w->tiles);
+    MXD_ASSERT(dst >= 0 && dst < b->n_regs && j.dst->width == w->in && (w->tiles || w->cut));
+    int n_ids = w->cut ? w->cut->out : w->rows;
     for (int i = 0; i < b->batch->n_rows; i++)
-        if (b->batch->ids[i] < 0 || b->batch->ids[i] >= w->rows) {
+        if (b->batch->ids[i] < 0 || b->batch->ids[i] >= n_ids) {
             cpu_stick(b, mxd_fail(&b->err, MXD_E_INVAL, "token id %d: the vocabulary has %d",
-                                  b->batch->ids[i], w->rows));
+                                  b->batch->ids[i], n_ids));
             return;
         }
     cpu_set_rows(j.dst, b->batch->n_rows);
+    if (w->cut) {
+        cpu_embed_cut(b, dst, w);
+        return;
+    }
     cpu_run(b, embed_task, &j, b->batch->n_rows, 4.0 * w->in * b->batch->n_rows);
 }
