@@ -1,9 +1,9 @@
-/* mlxd-kl: what rounding the activations costs. For each model folder, the Kullback-Leibler
- * divergence (nats) of the next token's distribution from that of the float32 path, position by
- * position: mean, largest, and how often the best token is the same. One markdown row a model.
- *   mlxd-kl [-n POSITIONS] [-f TEXT] MODEL...
- * Without a text, or for models without a tokenizer, the tokens are random. docs/numerics.md has
- * the table. */
+/* mlxd-kl: what rounding activations, or K and V, costs. For each model folder, the
+ * Kullback-Leibler divergence (nats) of the next token's distribution from that of the float32
+ * path, position by position: mean, largest, and how often the best token is the same. One markdown
+ * row a model. mlxd-kl [-w act|kv] [-n POSITIONS] [-f TEXT] MODEL... act (or nothing): int8 and
+ * int16 activations; kv: K and V in float16 and in 8 bits, all else float32. Without a text, or for
+ * models without a tokenizer, the tokens are random. docs/numerics.md has the table. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +15,18 @@
 #include "tokenizer/tokenizer.h"
 
 enum { MAX_POSITIONS = 4096, MAX_TEXT = 1 << 20 };
+
+typedef struct path {
+    const char *name;
+    mxd_activations act;
+    mxd_kv_type kv;
+} path;
+
+enum { N_PATHS = 2 };
+static const path activations[N_PATHS] = {{"int8", MXD_ACT_I8, MXD_KV_F16},
+                                          {"int16", MXD_ACT_I16, MXD_KV_F16}};
+static const path kv_types[N_PATHS] = {{"f16", MXD_ACT_F32, MXD_KV_F16},
+                                       {"q8", MXD_ACT_F32, MXD_KV_Q8}};
 
 typedef struct question {
     const char *folder;
@@ -28,14 +40,14 @@ static void die(const char *what, const mxd_err *err) {
 }
 
 /* Logits [n, vocab] after every token. */
-static float *logits_of(const question *q, mxd_activations act, int *vocab) {
+static float *logits_of(const question *q, path p, int *vocab) {
     mxd_err err = {0};
     mxd_shard *s;
     mxd_shard_opts o = {.folder = q->folder,
                         .n_slots = 1,
                         .ctx = q->n + 1,
                         .backend = "cpu",
-                        .backend_opts = {.activations = act, .kv_f32 = act == MXD_ACT_F32}};
+                        .backend_opts = {.activations = p.act, .kv = p.kv}};
     if (mxd_shard_open(&s, &mxd_alloc_libc, &o, &err)) die(q->folder, &err);
     *vocab = mxd_shard_vocab(s);
     float *out = malloc((size_t)q->n * (size_t)*vocab * sizeof *out);
@@ -71,9 +83,9 @@ static double divergence(const float *p, const float *q, int n) {
     return sum;
 }
 
-static void compare(const question *q, const float *exact, mxd_activations act) {
+static void compare(const question *q, const float *exact, path p) {
     int vocab, same = 0;
-    float *x = logits_of(q, act, &vocab);
+    float *x = logits_of(q, p, &vocab);
     double sum = 0, most = 0;
     for (int i = 0; i < q->n; i++) {
         const float *a = exact + (size_t)i * (size_t)vocab, *b = x + (size_t)i * (size_t)vocab;
@@ -102,16 +114,15 @@ static bool encode(question *q, const char *text) {
     return true;
 }
 
-static void one_model(question *q, const char *text) {
+static void one_model(question *q, const char *text, const path *paths) {
     int vocab;
     if (!text || !encode(q, text)) { /* every vocabulary has 96 tokens */
         for (int i = 0; i < q->n; i++) q->ids[i] = (int32_t)(mxd_rand_u64(1, 0, (uint64_t)i) % 96);
     }
     const char *name = strrchr(q->folder, '/');
     printf("| %s |", name ? name + 1 : q->folder);
-    float *exact = logits_of(q, MXD_ACT_F32, &vocab);
-    compare(q, exact, MXD_ACT_I8);
-    compare(q, exact, MXD_ACT_I16);
+    float *exact = logits_of(q, (path){"", MXD_ACT_F32, MXD_KV_F32}, &vocab);
+    for (int i = 0; i < N_PATHS; i++) compare(q, exact, paths[i]);
     printf("\n");
     fflush(stdout);
     free(exact);
@@ -122,8 +133,10 @@ int main(int argc, char **argv) {
     static char text[MAX_TEXT];
     int at = 1, n = 149;
     bool has_text = false;
+    const path *paths = activations;
     mxd_log_set_level(MXD_LOG_ERROR);
     for (; at + 1 < argc && argv[at][0] == '-'; at += 2) {
+        if (argv[at][1] == 'w' && strcmp(argv[at + 1], "kv") == 0) paths = kv_types;
         if (argv[at][1] == 'n') n = atoi(argv[at + 1]);
         if (argv[at][1] == 'f') {
             FILE *f = fopen(argv[at + 1], "rb");
@@ -132,15 +145,16 @@ int main(int argc, char **argv) {
         }
     }
     if (at >= argc || n < 1 || n > MAX_POSITIONS) {
-        fprintf(stderr, "usage: mlxd-kl [-n POSITIONS] [-f TEXT] MODEL...\n");
+        fprintf(stderr, "usage: mlxd-kl [-w act|kv] [-n POSITIONS] [-f TEXT] MODEL...\n");
         return 2;
     }
-    printf("| model | int8 mean | largest | same token | int16 mean | largest | same token |\n");
-    printf("|---|---|---|---|---|---|---|\n");
+    printf("| model |");
+    for (int i = 0; i < N_PATHS; i++) printf(" %s mean | largest | same token |", paths[i].name);
+    printf("\n|---|---|---|---|---|---|---|\n");
     for (; at < argc; at++) {
         q.folder = argv[at];
         q.n = n;
-        one_model(&q, has_text ? text : NULL);
+        one_model(&q, has_text ? text : NULL, paths);
     }
     return 0;
 }

@@ -53,7 +53,7 @@ static void open_and_size(void) {
     const mxd_hparams *hp = mxd_model_hparams(m);
     if (hp->n_layers < 1 || hp->n_layers > MXD_MAX_LAYERS || hp->rope.dims > MXD_MAX_HEAD_DIM)
         abort();
-    mxd_model_sizes_get(m, MXD_MAX_STEP_TOKENS, 2, &sizes);
+    mxd_model_sizes_get(m, MXD_MAX_STEP_TOKENS, MXD_KV_F16, &sizes);
     if (sizes.n_layers != hp->n_layers || !mxd_model_params(m)) abort();
     (void)mxd_model_weight_bytes(m);
     mxd_model_close(m);

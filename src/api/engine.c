@@ -143,6 +143,7 @@ static mxd_rc open_cluster(mxd_engine *e, const mxd_engine_opts *o, mxd_err *err
                           .backend = o->backend,
                           .kernels = o->kernels,
                           .activations = o->activations,
+                          .kv = o->kv,
                           .threads = o->threads,
                           .ctx = o->ctx,
                           .parallel = o->parallel,

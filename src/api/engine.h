@@ -32,6 +32,7 @@ typedef struct mxd_engine_opts { /* zero: default */
     const char *backend;        /* "auto" */
     const char *kernels;        /* force a kernel table; NULL: best */
     mxd_activations activations;
+    mxd_kv_type kv;
     int threads;          /* compute threads of each worker here; 0: one per core */
     int ctx;              /* tokens per sequence; 0: the model's, at most 4096 */
     int min_nodes;        /* the first plan waits for so many nodes; 0: the local ones */

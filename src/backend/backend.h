@@ -37,12 +37,25 @@ typedef enum mxd_activations {             /* what quantised weights are multipl
                                MXD_ACT_F32, /* the reference path */
 } mxd_activations;
 
+typedef enum mxd_kv_type {              /* how K and V are kept */
+                           MXD_KV_AUTO, /* F32 where activations are, else F16 */
+                           MXD_KV_F16,
+                           MXD_KV_F32,
+                           MXD_KV_Q8, /* int8, a scale for every MXD_KV_GROUP; cpu only */
+} mxd_kv_type;
+
+enum { MXD_KV_GROUP = 32 }; /* values that share a scale of two bytes in MXD_KV_Q8 */
+
+static inline mxd_kv_type mxd_kv_of(mxd_kv_type t, mxd_activations a) {
+    return t != MXD_KV_AUTO ? t : a == MXD_ACT_F32 ? MXD_KV_F32 : MXD_KV_F16;
+}
+
 typedef struct mxd_backend_opts { /* all zero: sensible */
     int threads;                  /* 0: one per core this process may use */
     int spin_us;                  /* idle compute threads poll so long before they sleep; 0: 100,
                                      negative: not at all */
     mxd_activations activations;
-    bool kv_f32;         /* keep K and V as float32 instead of float16 */
+    mxd_kv_type kv;
     const char *kernels; /* cpu: force a table ("scalar", "avx2", ...); NULL: the best.
                           * mlx: "cpu" keeps it off the GPU */
     const char *plugin;  /* mlx: path of the plugin, or its folder; NULL: beside the program */

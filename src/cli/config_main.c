@@ -13,7 +13,7 @@
 #include "hardware/hardware.h"
 #include "model/model.h"
 
-enum { OUT_MAX_BYTES = 1 << 22, DEFAULT_CONTEXT = 4096, MAX_ROWS = 256, KV_BYTES_EACH = 4 };
+enum { OUT_MAX_BYTES = 1 << 22, DEFAULT_CONTEXT = 4096, MAX_ROWS = 256 };
 
 static mxd_rc print_json(json_t *v, mxd_err *err) { /* takes v */
     mxd_buf out;
@@ -88,7 +88,7 @@ static mxd_rc read_sizes(const mxd_options *o, mxd_model_sizes *sizes, int *ctx,
     int most = mxd_model_hparams(m)->context;
     *ctx = (int)mxd_opt_int(o, MXD_OPT_CTX_SIZE);
     if (!*ctx) *ctx = most < DEFAULT_CONTEXT ? most : DEFAULT_CONTEXT;
-    mxd_model_sizes_get(m, MAX_ROWS, KV_BYTES_EACH, sizes);
+    mxd_model_sizes_get(m, MAX_ROWS, mxd_kv_of(mxd_main_kv_type(o), MXD_ACT_I8), sizes);
     mxd_model_close(m);
     if (*ctx > most)
         return mxd_fail(err, MXD_E_INVAL, "--ctx-size %d: the model allows at most %d tokens", *ctx,

@@ -30,7 +30,7 @@ static mxd_rc read_sizes(const mxd_engine_opts *e, mxd_model_sizes *sizes, int *
     int most = mxd_model_hparams(m)->context;
     *ctx = e->ctx > 0 ? e->ctx : most < DEFAULT_CTX ? most : DEFAULT_CTX;
     mxd_model_sizes_get(m, e->prefill_rows > 0 ? e->prefill_rows : DEFAULT_ROWS,
-                        e->activations == MXD_ACT_F32 ? 4 : 2, sizes);
+                        mxd_kv_of(e->kv, e->activations), sizes);
     mxd_model_close(m);
     return MXD_OK;
 }

@@ -110,6 +110,7 @@ mxd_rc mxd_engine_kit_fill(mxd_engine_kit *kit, const mxd_options *o, mxd_err *e
     e->backend = mxd_opt_unless_auto(o, MXD_OPT_BACKEND);
     e->kernels = mxd_opt_unless_auto(o, MXD_OPT_KERNELS);
     e->activations = (mxd_activations)mxd_opt_int(o, MXD_OPT_ACTIVATIONS);
+    e->kv = mxd_main_kv_type(o);
     e->threads = has(o, MXD_OPT_THREADS) ? (int)mxd_opt_int(o, MXD_OPT_THREADS) : 0;
     e->ctx = (int)mxd_opt_int(o, MXD_OPT_CTX_SIZE);
     e->parallel = has(o, MXD_OPT_PARALLEL) ? (int)mxd_opt_int(o, MXD_OPT_PARALLEL) : 1;

@@ -250,6 +250,11 @@ mxd_rc mxd_main_find_model(const mxd_options *o, const char *model, char out[102
     return mxd_hub_resolve(out, o->al, model, &places, err);
 }
 
+mxd_kv_type mxd_main_kv_type(const mxd_options *o) {
+    int64_t t = mxd_opt_int(o, MXD_OPT_CACHE_TYPE);
+    return t > MXD_KV_Q8 ? MXD_KV_Q8 : (mxd_kv_type)t;
+}
+
 mxd_rc mxd_main_model_folder(const mxd_options *o, char out[1024], mxd_err *err) {
     return mxd_main_find_model(o, mxd_opt_text(o, MXD_OPT_MODEL), out, err);
 }

@@ -12,6 +12,7 @@
 #ifndef MXD_CLI_MAIN_KIT_H
 #define MXD_CLI_MAIN_KIT_H
 
+#include "backend/backend.h"
 #include "cli/options.h"
 
 /* Parses; answers --help and --version; on a mistake prints it. True: go on. False: everything is
@@ -46,6 +47,9 @@ mxd_rc mxd_main_find_model(const mxd_options *o, const char *model, char out[102
 
 /* MODEL -> folder, through mxd_hub_resolve with this process's environment and program. */
 mxd_rc mxd_main_model_folder(const mxd_options *o, char out[1024], mxd_err *err) MXD_MUST_USE;
+
+/* --cache-type, which has two names for 8 bits. */
+mxd_kv_type mxd_main_kv_type(const mxd_options *o);
 
 /* The folder of the running program, "" when the system does not tell. */
 void mxd_main_program_dir(char out[1024]);

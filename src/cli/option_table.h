@@ -120,6 +120,10 @@ X(BACKEND, "backend", "", MXD_ON_COMPUTE, COMPUTE, CHOICE, NULL, 0, 0, "auto", "
   "Who computes; auto takes mlx on Apple Silicon when its plugin opens, else cpu.") \
 X(ACTIVATIONS, "activations", "", MXD_ON_COMPUTE, COMPUTE, CHOICE, NULL, 0, 0, "8", "8|16|f32", \
   "Bits of activations that meet weights of 8 bits and less; f32 is the reference path.") \
+X(CACHE_TYPE, "cache-type", "-ctk -ctv --cache-type-k --cache-type-v --kv-cache-dtype", \
+  MXD_ON_MODEL, COMPUTE, CHOICE, NULL, 0, 0, "auto", "auto|f16|f32|q8|q8_0", \
+  "How keys and values are kept, both alike and on every node: q8 (q8_0) takes about half of f16; " \
+  "auto is f16, or f32 with --activations f32. The mlx backend has no q8.") \
 X(KERNELS, "kernels", "", MXD_ON_COMPUTE, COMPUTE, CHOICE, NULL, 0, 0, "auto", \
   "auto|scalar|avx2|avx512|neon|neon-dot|neon-i8mm", \
   "Force one table of kernels; all of them give the same bits.") \

@@ -410,6 +410,7 @@ static mxd_rc read_model(mxd_cluster *c, mxd_err *err) {
     w->slots = o->parallel > 0 ? o->parallel : DEFAULT_PARALLEL;
     w->max_rows = rows_that_fit(hp, w->slots, o->prefill_rows);
     w->activations = o->activations;
+    w->kv = (int)mxd_kv_of(o->kv, o->activations);
     w->threads = o->threads;
     snprintf(w->model, sizeof w->model, "%s", o->model_id ? o->model_id : o->folder);
     snprintf(w->folder, sizeof w->folder, "%s", o->folder);
@@ -418,7 +419,7 @@ static mxd_rc read_model(mxd_cluster *c, mxd_err *err) {
     memcpy(w->tensors_hash, mxd_st_hash(mxd_model_tensors(m)), sizeof w->tensors_hash);
     c->n_vocab = hp->n_vocab;
     c->recurrent = mxd_model_recurrent(m);
-    mxd_model_sizes_get(m, w->max_rows, o->activations == MXD_ACT_F32 ? 4 : 2, c->sizes);
+    mxd_model_sizes_get(m, w->max_rows, (mxd_kv_type)w->kv, c->sizes);
     mxd_rc rc = MXD_OK;
     if (o->local_workers > hp->n_layers || o->local_workers < 0)
         rc = mxd_fail(err, MXD_E_INVAL,

@@ -29,6 +29,7 @@ typedef struct mxd_cluster_opts { /* zero: default. Strings are copied */
     const char *worker_program; /* mlx-dist-worker; needed when local_workers > 0 */
     const char *backend, *kernels;
     mxd_activations activations;
+    mxd_kv_type kv;
     int threads; /* of each worker on this machine; 0: one per core (stages mostly take turns) */
     int ctx, parallel;
     int min_nodes;    /* the first plan waits for so many nodes; 0: the local ones */

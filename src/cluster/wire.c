@@ -119,6 +119,7 @@ void mxd_wire_put_welcome(mxd_buf *out, const mxd_welcome *m) {
     w.max_rows = (uint32_t)m->max_rows;
     w.activations = (uint32_t)m->activations;
     w.threads = (uint32_t)m->threads;
+    w.kv = (uint32_t)m->kv;
     w.backend = (char *)m->backend;
     w.kernels = (char *)m->kernels;
     pack(out, &w.base);
@@ -131,13 +132,15 @@ mxd_rc mxd_wire_get_welcome(mxd_welcome *m, mxd_arena *a, const void *p, size_t 
     RANGE(w->max_rows, MXD_MAX_STEP_TOKENS, "max_rows");
     RANGE(w->activations, 2, "activations");
     RANGE(w->threads, MXD_MAX_THREADS, "threads");
+    RANGE(w->kv, MXD_KV_Q8, "type of K and V");
     if (!w->ctx || !w->slots || !w->max_rows || w->tensors_hash.len != sizeof m->tensors_hash)
         return mxd_fail(err, MXD_E_FORMAT, "welcome without context, slots, rows or hash");
     *m = (mxd_welcome){.ctx = (int)w->ctx,
                        .slots = (int)w->slots,
                        .max_rows = (int)w->max_rows,
                        .activations = (int)w->activations,
-                       .threads = (int)w->threads};
+                       .threads = (int)w->threads,
+                       .kv = (int)w->kv};
     memcpy(m->tensors_hash, w->tensors_hash.data, sizeof m->tensors_hash);
     TEXT(m->model, w->model, "model name");
     TEXT(m->folder, w->folder, "model folder");

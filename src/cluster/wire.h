@@ -34,7 +34,7 @@ typedef enum mxd_wire_kind { /* Frame.kind; never renumbered */
 typedef struct mxd_welcome {
     char model[256], folder[MXD_WIRE_PATH];
     uint8_t tensors_hash[32];
-    int ctx, slots, max_rows, activations, threads;
+    int ctx, slots, max_rows, activations, threads, kv;
     char backend[16], kernels[16];
 } mxd_welcome;
 

@@ -411,7 +411,7 @@ static mxd_rc become_member(mxd_worker *w, mxd_err *err) {
                          .backend_opts = {.threads = threads,
                                           .spin_us = threads > 1 ? SPIN_US : 0,
                                           .activations = (mxd_activations)m->activations,
-                                          .kv_f32 = m->activations == MXD_ACT_F32,
+                                          .kv = (mxd_kv_type)m->kv,
                                           .kernels = o->kernels      ? o->kernels
                                                      : m->kernels[0] ? m->kernels
                                                                      : NULL}};

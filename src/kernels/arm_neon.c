@@ -585,6 +585,8 @@ static void v_attn_mix(float *acc, size_t ldacc, const float *p, size_t ldp, con
                        : mix_bf16)(acc, ldacc, p, ldp, v, n_pos, d, n);
 }
 
+#include "kernels/arm_neon_q8.h"
+
 /* ---------------------------------------------------------------------------------- delta rule */
 
 static void v_conv(float *y, const float *const *x, const float *w, size_t ldw, size_t taps,
@@ -659,6 +661,9 @@ const mxd_kernels mxd_kernels_neon = {
     .rope = rope,
     .softmax = v_softmax,
     .attn_mix = v_attn_mix,
+    .q8_from_f32 = q8_from_f32,
+    .q8_mul = v_q8_mul,
+    .q8_mix = v_q8_mix,
     .conv = v_conv,
     .delta_gates = delta_gates,
     .delta_step = v_delta_step,

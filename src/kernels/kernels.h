@@ -30,6 +30,10 @@
  *   q [k/4][n][4]      codes, int8; or int16, the four in the order 0 2 1 3
  *   s [k/g][n]         scale of each token's group of g = min(group, 32) columns
  *   b [k/g][n]         scale times the sum of the group's codes
+ *
+ * K and V of attention may be kept in 8 bits: codes, and a scale for every MXD_Q8_GROUP columns
+ * (the last may be fewer). code * scale is a value, which float32 holds exactly. row       codes
+ * [d] i8, scales [groups] bf16 16 rows   codes [d][16 rows] i8, scales [groups][16 rows] bf16
  */
 #ifndef MXD_KERNELS_KERNELS_H
 #define MXD_KERNELS_KERNELS_H
@@ -38,11 +42,12 @@
 #include <stdint.h>
 
 enum {
-    MXD_LANES = 16,      /* lanes of a canonical sum */
-    MXD_TILE_ROWS = 16,  /* rows of a weight tile */
-    MXD_PANEL = 12,      /* most tokens of one product */
-    MXD_TREE_DEPTH = 32, /* levels of the binary counter */
-    MXD_ATTN_BLOCK = 256 /* positions of one block of attention sums */
+    MXD_LANES = 16,       /* lanes of a canonical sum */
+    MXD_TILE_ROWS = 16,   /* rows of a weight tile */
+    MXD_PANEL = 12,       /* most tokens of one product */
+    MXD_TREE_DEPTH = 32,  /* levels of the binary counter */
+    MXD_ATTN_BLOCK = 256, /* positions of one block of attention sums */
+    MXD_Q8_GROUP = 32     /* columns of a scale in K and V of 8 bits */
 };
 
 typedef enum mxd_ftype { MXD_F32, MXD_F16, MXD_BF16 } mxd_ftype; /* how floats are stored */
@@ -81,6 +86,10 @@ static inline size_t mxd_qtile_bytes(const mxd_qshape *s) {
 }
 static inline size_t mxd_ftile_bytes(size_t k, mxd_ftype t) {
     return (k + 15) / 16 * 16 * MXD_TILE_ROWS * mxd_ftype_bytes(t);
+}
+/* Of a row of d columns in 8 bits; a tile of 16 rows has 16 times as many. */
+static inline size_t mxd_q8_bytes(size_t d) {
+    return d + (d + MXD_Q8_GROUP - 1) / MXD_Q8_GROUP * sizeof(uint16_t);
 }
 /* Columns that share one activation scale. */
 static inline int mxd_act_group(int group) { return group < 32 ? group : 32; }
@@ -146,6 +155,15 @@ typedef struct mxd_kernels {
      * acc[t][i] = fma(p[t * ldp + pos], v[pos * d + i], acc[t][i]). */
     void (*attn_mix)(float *acc, size_t ldacc, const float *p, size_t ldp, const void *v,
                      mxd_ftype t, size_t n_pos, size_t d, int n);
+
+    /* Codes and scales of x [n], n >= 1. */
+    void (*q8_from_f32)(int8_t *codes, uint16_t *scales, const float *x, size_t n);
+    /* plain_mul with a tile of 16 rows in 8 bits, as one block. k is a multiple of 16. */
+    void (*q8_mul)(float *y, size_t ldy, const void *tile, size_t k, const float *x, size_t ldx,
+                   int n);
+    /* attn_mix with rows of 8 bits, one behind the other. */
+    void (*q8_mix)(float *acc, size_t ldacc, const float *p, size_t ldp, const void *v,
+                   size_t n_pos, size_t d, int n);
 
     /* y [n] = sum over the inputs in order, by fma from zero, of w[j * ldw + i] * x[j][i]; n and
      * taps >= 1. y may be any x[j]. */

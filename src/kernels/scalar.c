@@ -308,6 +308,67 @@ SLOT void attn_mix(float *acc, size_t ldacc, const float *p, size_t ldp, const v
                                           acc[t * ldacc + i]);
 }
 
+/* ------------------------------------------------------------------------- K and V of 8 bits */
+
+/* Nearest even; |x| is below float's range by far. */
+SLOT uint16_t bf16_near(float x) {
+    uint32_t bits = mxd_float_bits(x);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* A rounded scale is at most 2^-8 below a / 127, so that no code passes 127.5. */
+SLOT void q8_from_f32(int8_t *codes, uint16_t *scales, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += MXD_Q8_GROUP, scales++, codes += MXD_Q8_GROUP) {
+        size_t g = n - i < MXD_Q8_GROUP ? n - i : MXD_Q8_GROUP;
+        uint32_t most = 0; /* magnitudes order as integers do */
+        for (size_t c = 0; c < g; c++) {
+            uint32_t bits = mxd_float_bits(x[i + c]) & 0x7fffffff;
+            most = bits > most ? bits : most;
+        }
+        float a = mxd_bits_float(most);
+        int finite = most < 0x7f800000, zero = !finite || a < TINY;
+        *scales = !finite ? 0x7fc0 : zero ? 0 : bf16_near(a / 127.0f);
+        float inv = zero ? 0 : 1.0f / mxd_bf16_to_f32(*scales);
+        for (size_t c = 0; c < g; c++) /* a NaN's code is 0 as well */
+            codes[c] = zero ? 0 : (int8_t)(int)rintf(x[i + c] * inv);
+    }
+}
+
+/* Value `at` of codes, whose scale is number s. */
+SLOT float q8_value(const int8_t *codes, size_t at, const char *scales, size_t s) {
+    return (float)codes[at] * mxd_load_float(scales, MXD_BF16, s);
+}
+
+SLOT float q8_mul_one(const int8_t *tile, size_t k, size_t r, const float *x) {
+    float lane[MXD_LANES] = {0};
+    const char *scales = (const char *)tile + k * MXD_TILE_ROWS;
+    for (size_t c = 0; c < k; c++) {
+        size_t s = c / MXD_Q8_GROUP * MXD_TILE_ROWS + r;
+        lane[c % MXD_LANES] =
+            fmaf(q8_value(tile, c * MXD_TILE_ROWS + r, scales, s), x[c], lane[c % MXD_LANES]);
+    }
+    return mxd_fold(lane);
+}
+
+SLOT void q8_mul(float *y, size_t ldy, const void *tile, size_t k, const float *x, size_t ldx,
+                 int n) {
+    for (size_t t = 0; t < (size_t)n; t++)
+        for (size_t r = 0; r < MXD_TILE_ROWS; r++)
+            y[t * ldy + r] = q8_mul_one(tile, k, r, x + t * ldx);
+}
+
+SLOT void q8_mix(float *acc, size_t ldacc, const float *p, size_t ldp, const void *v, size_t n_pos,
+                 size_t d, int n) {
+    for (size_t pos = 0; pos < n_pos; pos++) {
+        const int8_t *row = (const int8_t *)v + pos * mxd_q8_bytes(d);
+        for (size_t t = 0; t < (size_t)n; t++)
+            for (size_t i = 0; i < d; i++) {
+                float value = q8_value(row, i, (const char *)row + d, i / MXD_Q8_GROUP);
+                acc[t * ldacc + i] = fmaf(p[t * ldp + pos], value, acc[t * ldacc + i]);
+            }
+    }
+}
+
 /* ---------------------------------------------------------------------------------- delta rule */
 
 SLOT void conv(float *y, const float *const *x, const float *w, size_t ldw, size_t taps, size_t n) {
@@ -368,6 +429,9 @@ const mxd_kernels mxd_kernels_scalar = {
     .rope = rope,
     .softmax = softmax,
     .attn_mix = attn_mix,
+    .q8_from_f32 = q8_from_f32,
+    .q8_mul = q8_mul,
+    .q8_mix = q8_mix,
     .conv = conv,
     .delta_gates = delta_gates,
     .delta_step = delta_step,

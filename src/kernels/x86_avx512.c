@@ -587,6 +587,8 @@ static void v_attn_mix(float *acc, size_t ldacc, const float *p, size_t ldp, con
     }
 }
 
+#include "kernels/x86_avx512_q8.h"
+
 /* ---------------------------------------------------------------------------------- delta rule */
 
 static void v_conv(float *y, const float *const *x, const float *w, size_t ldw, size_t taps,
@@ -666,6 +668,9 @@ const mxd_kernels mxd_kernels_avx512 = {
     .rope = rope,
     .softmax = v_softmax,
     .attn_mix = v_attn_mix,
+    .q8_from_f32 = q8_from_f32,
+    .q8_mul = v_q8_mul,
+    .q8_mix = v_q8_mix,
     .conv = v_conv,
     .delta_gates = delta_gates,
     .delta_step = v_delta_step,

@@ -103,9 +103,8 @@ const char *mxd_model_folder(const mxd_model *m);
 uint64_t mxd_model_params(const mxd_model *m);       /* weights of the network, as people count */
 uint64_t mxd_model_weight_bytes(const mxd_model *m); /* in the files */
 
-/* Bytes of every layer and of KV, for the planner. max_rows: of a micro-batch. kv_bytes_each: 2 or
- * 4 per stored number. */
-void mxd_model_sizes_get(const mxd_model *m, int max_rows, int kv_bytes_each, mxd_model_sizes *out);
+/* Bytes of every layer and of KV, for the planner. max_rows: of a micro-batch. kv: not AUTO. */
+void mxd_model_sizes_get(const mxd_model *m, int max_rows, mxd_kv_type kv, mxd_model_sizes *out);
 
 /* ---- tensor parallelism ---- */
 

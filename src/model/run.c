@@ -79,7 +79,7 @@ static void total_bytes(loading *l) {
     }
     mxd_model_sizes *s = MXD_NEW(l->m->al, 1, mxd_model_sizes);
     if (!s) return; /* only the progress display misses it */
-    mxd_model_sizes_get(l->m, 1, 2, s);
+    mxd_model_sizes_get(l->m, 1, MXD_KV_F16, s);
     for (int i = l->m->layer0; i < l->m->layer1; i++) l->total += s->layer_bytes[i];
     bool first = l->m->layer0 == 0, last = l->m->layer1 == s->n_layers;
     if (last) l->total += s->head_bytes;

@@ -53,10 +53,17 @@ mxd_state_spec mxd_layer_state(const mxd_hparams *hp, int layer) {
                             .d_k = d->d_k};
 }
 
-/* Numbers of one position. */
-static uint64_t kv_width(mxd_kv_spec s) {
-    int v = s.latent ? 0 : s.v_dim ? s.v_dim : s.head_dim;
-    return (uint64_t)s.n_kv * (uint64_t)(s.head_dim + v);
+/* Of one position of K or V of a head. */
+static uint64_t kv_head_bytes(mxd_kv_type t, int dim) {
+    uint64_t d = (uint64_t)dim;
+    if (t == MXD_KV_Q8) return d + (d + MXD_KV_GROUP - 1) / MXD_KV_GROUP * sizeof(uint16_t);
+    return d * (t == MXD_KV_F32 ? sizeof(float) : sizeof(uint16_t));
+}
+
+/* Of one position. */
+static uint64_t kv_bytes(mxd_kv_type t, mxd_kv_spec s) {
+    uint64_t v = s.latent ? 0 : kv_head_bytes(t, s.v_dim ? s.v_dim : s.head_dim);
+    return (uint64_t)s.n_kv * (kv_head_bytes(t, s.head_dim) + v);
 }
 
 /* Bytes of one sequence. */
@@ -100,8 +107,7 @@ static uint64_t scratch_bytes(const mxd_model *m, int max_rows, bool head) {
 
 /* ---------------------------------------------------------------------------------------- sizes */
 
-void mxd_model_sizes_get(const mxd_model *m, int max_rows, int kv_bytes_each,
-                         mxd_model_sizes *out) {
+void mxd_model_sizes_get(const mxd_model *m, int max_rows, mxd_kv_type kv, mxd_model_sizes *out) {
     const mxd_hparams *hp = &m->hp;
     *out = (mxd_model_sizes){.n_layers = hp->n_layers,
                              .tied = hp->tied,
@@ -117,7 +123,7 @@ void mxd_model_sizes_get(const mxd_model *m, int max_rows, int kv_bytes_each,
     for (int l = 0; l < hp->n_layers; l++) {
         MXD_ASSERT(mxd_layer_bytes(m, l, &out->layer_bytes[l], &n, NULL) == MXD_OK);
         out->layer_ops += (double)layer_params(m, l, false) / hp->n_layers;
-        out->layer_kv_bytes[l] = kv_width(mxd_layer_kv(m, l)) * (uint64_t)kv_bytes_each;
+        out->layer_kv_bytes[l] = kv_bytes(kv, mxd_layer_kv(m, l));
         out->layer_state_bytes[l] = state_bytes(mxd_layer_state(hp, l));
     }
     out->head_ops = (double)hp->n_vocab * hp->hidden;
@@ -126,10 +132,10 @@ void mxd_model_sizes_get(const mxd_model *m, int max_rows, int kv_bytes_each,
 }
 
 mxd_rc mxd_model_sizes_read(mxd_model_sizes *out, const mxd_alloc *al, const char *folder,
-                            int max_rows, int kv_bytes_each, mxd_err *err) {
+                            int max_rows, mxd_kv_type kv, mxd_err *err) {
     mxd_model *m;
     MXD_TRY(mxd_model_open(&m, al, folder, err));
-    mxd_model_sizes_get(m, max_rows, kv_bytes_each, out);
+    mxd_model_sizes_get(m, max_rows, kv, out);
     mxd_model_close(m);
     return MXD_OK;
 }

@@ -3,6 +3,7 @@
 #define MXD_MODEL_SIZES_H
 
 #include <stdint.h>
+#include "backend/backend.h"
 #include "base/alloc.h"
 #include "base/limits.h"
 
@@ -22,8 +23,8 @@ typedef struct mxd_model_sizes {
 } mxd_model_sizes;
 
 /* From the headers of a repository, without its tensors. max_rows: of a micro-batch, for scratch.
- * kv_bytes_each: 2 or 4 per stored number. Errors: as mxd_model_open. */
+ * kv: not AUTO. Errors: as mxd_model_open. */
 mxd_rc mxd_model_sizes_read(mxd_model_sizes *out, const mxd_alloc *al, const char *folder,
-                            int max_rows, int kv_bytes_each, mxd_err *err) MXD_MUST_USE;
+                            int max_rows, mxd_kv_type kv, mxd_err *err) MXD_MUST_USE;
 
 #endif

@@ -7,7 +7,8 @@
 mxd_backend *mlx_kit_open(const char *name, bool kv_f32) {
     mxd_backend *b = NULL;
     mxd_err err = {0};
-    mxd_backend_opts o = {.threads = 1, .activations = MXD_ACT_F32, .kv_f32 = kv_f32};
+    mxd_backend_opts o = {
+        .threads = 1, .activations = MXD_ACT_F32, .kv = kv_f32 ? MXD_KV_F32 : MXD_KV_F16};
     if (strcmp(name, "mlx") == 0) o.kernels = "cpu";
     mxd_rc rc = mxd_backend_open(&b, &mxd_alloc_libc, name, &o, &err);
     if (rc && strcmp(name, "mlx") == 0 && !MXD_MLX_BUILT) SKIP(err.msg);

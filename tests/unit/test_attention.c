@@ -11,7 +11,8 @@ enum { AQ, AK, AV, AY, OTHER, OTHER_Y, A_REGS, T = 290, A_HEADS = 4, WIDE = 112 
 typedef struct attn_case {
     int dim, v_dim; /* of a V head; 0: dim */
     int n_kv, window;
-    bool kv_f32, latent, sinks;
+    mxd_kv_type kv;
+    bool latent, sinks;
     float softcap;
     bool interleaved;
     int rope_dims; /* 0: none */
@@ -156,38 +157,49 @@ static float *run_attention(const attn_case *c, const inputs *in, mxd_backend_op
  */
 
 static const attn_case cases[] = {
-    {.dim = 16, .n_kv = 2, .kv_f32 = true, .tolerance = 1e-6},
-    {.dim = 24, .n_kv = 2, .kv_f32 = true, .rope_dims = 24, .tolerance = 3e-6},
+    {.dim = 16, .n_kv = 2, .kv = MXD_KV_F32, .tolerance = 1e-6},
+    {.dim = 24, .n_kv = 2, .kv = MXD_KV_F32, .rope_dims = 24, .tolerance = 3e-6},
     {.dim = 64,
      .n_kv = 2,
      .window = 50,
-     .kv_f32 = true,
+     .kv = MXD_KV_F32,
      .interleaved = true,
      .rope_dims = 32,
      .tolerance = 3e-6},
     {.dim = 80, .n_kv = 2, .rope_dims = 80, .tolerance = 2e-3},
     {.dim = 96, .n_kv = 2, .window = 33, .tolerance = 2e-3},
-    {.dim = 32, .n_kv = 2, .kv_f32 = true, .sinks = true, .rope_dims = 32, .tolerance = 3e-6},
+    {.dim = 32, .n_kv = 2, .kv = MXD_KV_F32, .sinks = true, .rope_dims = 32, .tolerance = 3e-6},
     {.dim = 32, .n_kv = 4, .window = 40, .sinks = true, .tolerance = 2e-3},
-    {.dim = 24, .n_kv = 2, .kv_f32 = true, .softcap = 0.7f, .tolerance = 3e-6},
+    {.dim = 24, .n_kv = 2, .kv = MXD_KV_F32, .softcap = 0.7f, .tolerance = 3e-6},
     {.dim = 24,
      .n_kv = 1,
      .window = 17,
-     .kv_f32 = true,
+     .kv = MXD_KV_F32,
      .softcap = 1.5f,
      .sinks = true,
      .tolerance = 3e-6},
-    {.dim = 40, .v_dim = 24, .n_kv = 2, .kv_f32 = true, .rope_dims = 8, .tolerance = 3e-6},
+    {.dim = 40, .v_dim = 24, .n_kv = 2, .kv = MXD_KV_F32, .rope_dims = 8, .tolerance = 3e-6},
     {.dim = 24, .v_dim = 56, .n_kv = 2, .window = 64, .tolerance = 2e-3},
-    {.dim = 40, .v_dim = 24, .n_kv = 1, .kv_f32 = true, .latent = true, .tolerance = 3e-6},
+    {.dim = 40, .v_dim = 24, .n_kv = 1, .kv = MXD_KV_F32, .latent = true, .tolerance = 3e-6},
     {.dim = 72, .v_dim = 64, .n_kv = 1, .window = 45, .latent = true, .tolerance = 2e-3},
+    {.dim = 16, .n_kv = 2, .kv = MXD_KV_Q8, .tolerance = 2e-2},
+    {.dim = 80, .n_kv = 2, .kv = MXD_KV_Q8, .rope_dims = 80, .tolerance = 2e-2},
+    {.dim = 96, .n_kv = 4, .window = 33, .kv = MXD_KV_Q8, .tolerance = 2e-2},
+    {.dim = 24, .v_dim = 56, .n_kv = 2, .kv = MXD_KV_Q8, .sinks = true, .tolerance = 2e-2},
+    {.dim = 72,
+     .v_dim = 56,
+     .n_kv = 1,
+     .window = 45,
+     .kv = MXD_KV_Q8,
+     .latent = true,
+     .tolerance = 2e-2},
 };
 
 TEST(backend_attention_agrees_with_double) {
     for (size_t n = 0; n < MXD_COUNT(cases); n++) {
         const attn_case *c = &cases[n];
         inputs in = inputs_of(c);
-        float *y = run_attention(c, &in, (mxd_backend_opts){.threads = 2, .kv_f32 = c->kv_f32}, 96);
+        float *y = run_attention(c, &in, (mxd_backend_opts){.threads = 2, .kv = c->kv}, 96);
         for (int i = 0; i < T; i++)
             for (int h = 0; h < A_HEADS; h++) {
                 double want[WIDE];
@@ -211,7 +223,7 @@ TEST(backend_attention_has_the_same_bits_however_it_is_cut) {
     for (size_t n = 0; n < MXD_COUNT(cases); n++) {
         const attn_case *c = &cases[n];
         inputs in = inputs_of(c);
-        mxd_backend_opts o = {.threads = 1, .kv_f32 = c->kv_f32, .kernels = "scalar"};
+        mxd_backend_opts o = {.threads = 1, .kv = c->kv, .kernels = "scalar"};
         float *want = run_attention(c, &in, o, 100);
         size_t bytes = (size_t)(T * A_HEADS * v_dim_of(c)) * sizeof *want;
         for (size_t t = 0; t < n_tables; t++)

@@ -127,7 +127,7 @@ typedef struct pattern {
     const char *kernels;
     int threads, chunk, seqs;
     mxd_activations act;
-    bool kv_f32;
+    mxd_kv_type kv;
 } pattern;
 
 static int32_t token(int seq, int pos) {
@@ -138,10 +138,8 @@ static int32_t token(int seq, int pos) {
 static void run_pattern(const kit *k, const pattern *p, int n, float *out) {
     toy m;
     load_toy(&m, k,
-             (mxd_backend_opts){.threads = p->threads,
-                                .activations = p->act,
-                                .kv_f32 = p->kv_f32,
-                                .kernels = p->kernels});
+             (mxd_backend_opts){
+                 .threads = p->threads, .activations = p->act, .kv = p->kv, .kernels = p->kernels});
     int32_t pages[MAX_SEQS][SEQ_PAGES], ids[256];
     for (int s = 0; s < MAX_SEQS; s++)
         for (int i = 0; i < SEQ_PAGES; i++) pages[s][i] = (s * SEQ_PAGES + i) * 23 % PAGES;
@@ -182,12 +180,12 @@ static uint64_t hash_of(const float *x, int n) {
     return h;
 }
 
-static void all_patterns(mxd_activations act, bool kv_f32, int n, uint64_t golden) {
+static void all_patterns(mxd_activations act, mxd_kv_type kv, int n, uint64_t golden) {
     static const int chunks[] = {1, 7, 64}, seqs[] = {1, 4}, threads[] = {1, 2, 3};
     kit k;
     write_toy(&k);
     float *want = calloc((size_t)n * VOCAB, sizeof *want);
-    run_pattern(&k, &(pattern){"scalar", 1, 1, 1, act, kv_f32}, n, want);
+    run_pattern(&k, &(pattern){"scalar", 1, 1, 1, act, kv}, n, want);
     if (hash_of(want, n * VOCAB) != golden)
         fail_msg("the bits have changed: 0x%016llx", (unsigned long long)hash_of(want, n * VOCAB));
     const mxd_kernels *tables[8];
@@ -198,17 +196,17 @@ static void all_patterns(mxd_activations act, bool kv_f32, int n, uint64_t golde
                 for (size_t h = 0; h < MXD_COUNT(threads); h++) {
                     bool slow = strcmp(tables[t]->name, "scalar") == 0;
                     if (slow && (h != c || n > 100)) continue; /* scalar: a few of them */
-                    compare(
-                        &k, want,
-                        &(pattern){tables[t]->name, threads[h], chunks[c], seqs[s], act, kv_f32},
-                        n);
+                    compare(&k, want,
+                            &(pattern){tables[t]->name, threads[h], chunks[c], seqs[s], act, kv},
+                            n);
                 }
     free(want);
     kit_end(&k);
 }
 
 /* The hashes let machines be compared; they change only when docs/numerics.md does. */
-TEST(backend_bits_i8) { all_patterns(MXD_ACT_I8, false, 300, 0x14e69db86cc723c3); }
-TEST(backend_bits_i8_short) { all_patterns(MXD_ACT_I8, false, 60, 0xa381594b6130376b); }
-TEST(backend_bits_i16) { all_patterns(MXD_ACT_I16, false, 50, 0xf2cd88cdd00be184); }
-TEST(backend_bits_f32) { all_patterns(MXD_ACT_F32, true, 50, 0x398bba66af7d4aac); }
+TEST(backend_bits_i8) { all_patterns(MXD_ACT_I8, MXD_KV_F16, 300, 0x14e69db86cc723c3); }
+TEST(backend_bits_i8_short) { all_patterns(MXD_ACT_I8, MXD_KV_F16, 60, 0xa381594b6130376b); }
+TEST(backend_bits_i16) { all_patterns(MXD_ACT_I16, MXD_KV_F16, 50, 0xf2cd88cdd00be184); }
+TEST(backend_bits_f32) { all_patterns(MXD_ACT_F32, MXD_KV_F32, 50, 0x398bba66af7d4aac); }
+TEST(backend_bits_q8) { all_patterns(MXD_ACT_I8, MXD_KV_Q8, 300, 0x231a2cf1a907cdfb); }

@@ -75,6 +75,7 @@ typedef struct setting {
     const char *kernels;
     mxd_activations act;
     int parts, threads, chunk, batch;
+    mxd_kv_type kv;
 } setting;
 
 typedef struct pipeline {
@@ -95,20 +96,19 @@ static pipeline *open_pipeline(const char *folder, const setting *s) {
     pipeline *p = calloc(1, sizeof *p);
     CHECK(p);
     static mxd_model_sizes sizes;
-    CHECK_OK(mxd_model_sizes_read(&sizes, &mxd_alloc_libc, folder, ROWS, 2, &err), &err);
+    CHECK_OK(mxd_model_sizes_read(&sizes, &mxd_alloc_libc, folder, ROWS, MXD_KV_F16, &err), &err);
     p->n_parts = sizes.last_cut < 0 ? 1 : s->parts;
     for (int i = 0; i < p->n_parts; i++) {
-        mxd_shard_opts o = {.folder = folder,
-                            .layer0 = cut_of(&sizes, i, p->n_parts),
-                            .layer1 = cut_of(&sizes, i + 1, p->n_parts),
-                            .n_slots = 4,
-                            .ctx = CTX,
-                            .max_rows = ROWS,
-                            .backend = "cpu",
-                            .backend_opts = {.threads = s->threads,
-                                             .activations = s->act,
-                                             .kernels = s->kernels,
-                                             .kv_f32 = s->act == MXD_ACT_F32}};
+        mxd_shard_opts o = {
+            .folder = folder,
+            .layer0 = cut_of(&sizes, i, p->n_parts),
+            .layer1 = cut_of(&sizes, i + 1, p->n_parts),
+            .n_slots = 4,
+            .ctx = CTX,
+            .max_rows = ROWS,
+            .backend = "cpu",
+            .backend_opts = {
+                .threads = s->threads, .activations = s->act, .kernels = s->kernels, .kv = s->kv}};
         CHECK_OK(mxd_shard_open(&p->part[i], &mxd_alloc_libc, &o, &err), &err);
     }
     p->vocab = mxd_shard_vocab(p->part[0]);

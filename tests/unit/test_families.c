@@ -199,7 +199,7 @@ TEST(families_shared_layers) {
         mxd_model *m;
         mxd_err err = {0};
         CHECK_OK(open_variant(&v, &m, &err), &err);
-        mxd_model_sizes_get(m, 16, 2, &s);
+        mxd_model_sizes_get(m, 16, MXD_KV_F16, &s);
         CHECK_EQ(s.last_cut, models[i].last_cut);
         CHECK_EQ(s.reembed, models[i].last_cut != 0);
         int shared = m->hp.kinds.n_shared;

@@ -435,6 +435,107 @@ static void check_mix(const mxd_kernels *k, int round) {
 
 TEST(kernels_attn_mix) { each_table(check_mix, 500); }
 
+/* ------------------------------------------------------------------------- K and V of 8 bits */
+
+enum { Q8_D = 304 };
+
+/* A row of 8 bits, and its values. */
+static void q8_row(uint8_t *row, float *values, size_t d) {
+    float *x = floats(d);
+    for (size_t i = 0; i < d; i++) x[i] *= 0.05f;
+    uint16_t scales[Q8_D / MXD_Q8_GROUP + 1];
+    scalar()->q8_from_f32((int8_t *)row, scales, x, d);
+    memcpy(row + d, scales, mxd_q8_bytes(d) - d);
+    for (size_t i = 0; i < d; i++)
+        values[i] = (float)(int8_t)row[i] * mxd_bf16_to_f32(scales[i / MXD_Q8_GROUP]);
+    free(x);
+}
+
+static void check_q8(const mxd_kernels *k, int round) {
+    size_t d = 16 * (1 + (size_t)round % 19), n_pos = 16 + pick(17), ld = n_pos + pick(9);
+    size_t ldx = d + pick(9), groups = (d + MXD_Q8_GROUP - 1) / MXD_Q8_GROUP;
+    size_t bytes = mxd_q8_bytes(d);
+    int n = 1 + (int)pick(MXD_PANEL);
+    uint8_t *rows = malloc(n_pos * bytes), *tile = malloc(16 * bytes);
+    float *values = floats(n_pos * d), *plain = floats(16 * d);
+    for (size_t r = 0; r < n_pos; r++) {
+        q8_row(rows + r * bytes, values + r * d, d);
+        for (size_t c = 0; r < 16 && c < d; c++) {
+            tile[c * 16 + r] = rows[r * bytes + c];
+            plain[c * 16 + r] = values[r * d + c];
+        }
+        for (size_t g = 0; r < 16 && g < groups; g++)
+            memcpy(tile + 16 * d + 2 * (16 * g + r), rows + r * bytes + d + 2 * g, 2);
+    }
+    float *x = floats((size_t)n * ldx), *p = floats((size_t)n * ld);
+    float *got = floats((size_t)n * ldx),
+          *want = copy(got, ((size_t)n * ldx + GUARD) * sizeof *got);
+    char shape[64];
+    snprintf(shape, sizeof shape, "d %zu positions %zu n %d", d, n_pos, n);
+    k->q8_mix(got, ldx, p, ld, rows, n_pos, d, n);
+    scalar()->attn_mix(want, ldx, p, ld, values, MXD_F32, n_pos, d, n);
+    same(k->name, "q8_mix", got, want, (size_t)n * ldx + GUARD, shape);
+    k->q8_mul(got, ldx, tile, d, x, ldx, n);
+    scalar()->plain_mul(want, ldx, plain, MXD_F32, d, d, x, ldx, n);
+    same(k->name, "q8_mul", got, want, (size_t)n * ldx + GUARD, shape);
+    free(rows), free(tile), free(values), free(plain), free(x), free(p), free(got), free(want);
+}
+
+/* scalar too: its values are those that plain floats would be */
+TEST(kernels_q8_is_the_floats_it_means) {
+    each_table(check_q8, 400);
+    for (int i = 0; i < 40; i++) check_q8(scalar(), i);
+}
+
+static void check_q8_codes(const mxd_kernels *k, int round) {
+    size_t n = round < 70 ? (size_t)round + 1 : 1 + pick(Q8_D);
+    float *x = floats(n);
+    for (size_t i = 0; i < n; i++) x[i] *= ldexpf(1, (int)pick(200) - 100);
+    if (pick(9) == 0) x[pick((uint32_t)n)] = pick(2) ? NAN : -INFINITY;
+    if (pick(9) == 0)
+        for (size_t i = 0; i < n && i < MXD_Q8_GROUP; i++) x[i] *= 0x1p-60f;
+    int8_t got[Q8_D + 8] = {0}, want[Q8_D + 8] = {0};
+    uint16_t s[Q8_D / MXD_Q8_GROUP + 2] = {0}, ws[Q8_D / MXD_Q8_GROUP + 2] = {0};
+    k->q8_from_f32(got, s, x, n);
+    scalar()->q8_from_f32(want, ws, x, n);
+    if (memcmp(got, want, sizeof got) || memcmp(s, ws, sizeof s))
+        fail_msg("%s q8_from_f32: n %zu, round %d", k->name, n, round);
+    free(x);
+}
+
+TEST(kernels_q8_codes) { each_table(check_q8_codes, 600); }
+
+/* Half a step of the rounded scale at most, and what is not finite stays visible. */
+TEST(kernels_q8_is_near) {
+    counter = 11;
+    for (int round = 0; round < 20000; round++) {
+        float x[MXD_Q8_GROUP], a = 0;
+        int8_t q[MXD_Q8_GROUP];
+        uint16_t s;
+        for (int i = 0; i < MXD_Q8_GROUP; i++) {
+            x[i] = noise();
+            a = fabsf(x[i]) > a ? fabsf(x[i]) : a;
+        }
+        scalar()->q8_from_f32(q, &s, x, MXD_Q8_GROUP);
+        float step = mxd_bf16_to_f32(s);
+        CHECK(fabsf(step * 127 - a) <= a * 0x1p-8f);
+        for (int i = 0; i < MXD_Q8_GROUP; i++)
+            CHECK(fabsf((float)q[i] * step - x[i]) <= step * 0.5001f);
+    }
+    float x[33] = {[3] = 1, [32] = 0x1p-101f};
+    int8_t q[33];
+    uint16_t s[2];
+    x[1] = INFINITY;
+    scalar()->q8_from_f32(q, s, x, 33);
+    CHECK(isnan(mxd_bf16_to_f32(s[0])) && q[3] == 0 && s[1] == 0 && q[32] == 0);
+    x[1] = NAN;
+    scalar()->q8_from_f32(q, s, x, 33);
+    CHECK(isnan(mxd_bf16_to_f32(s[0])));
+    x[1] = 3e38f;
+    scalar()->q8_from_f32(q, s, x, 33);
+    CHECK(q[1] == 127 && q[3] == 0 && isfinite(mxd_bf16_to_f32(s[0])));
+}
+
 /* ----------------------------------------------------------------------------------- delta rule */
 
 static void check_conv(const mxd_kernels *k, int round) {

@@ -18,7 +18,7 @@ static mxd_shard_opts options(const char *folder) {
                             .ctx = CTX,
                             .max_rows = ROWS,
                             .backend = "mlx",
-                            .backend_opts = {.kv_f32 = true, .kernels = "cpu"}};
+                            .backend_opts = {.kv = MXD_KV_F32, .kernels = "cpu"}};
 }
 
 static void need_plugin(void) {

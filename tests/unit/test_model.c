@@ -637,7 +637,7 @@ TEST(model_fused_projections) {
     quantise(&all, "model.layers.1.self_attn.qkv_proj", 8, 64, "F16");
     set(&all, "quantization", "{\"group_size\":64,\"bits\":8}");
     write_repo(&all);
-    CHECK_OK(mxd_model_sizes_read(&s, &mxd_alloc_libc, all.dir, 16, 2, &err), &err);
+    CHECK_OK(mxd_model_sizes_read(&s, &mxd_alloc_libc, all.dir, 16, MXD_KV_F16, &err), &err);
     int qkv = (HEADS + 2 * KV) * HEAD_DIM, numbers = 2 * D + qkv * D + HEADS * HEAD_DIM * D;
     numbers += 3 * D * F;
     CHECK_EQ(s.layer_bytes[0], numbers * 2);
@@ -919,7 +919,7 @@ TEST(model_sizes) {
     quantise(&r, "model.embed_tokens", 8, 32, "F16");
     set(&r, "quantization", "{\"group_size\":32,\"bits\":8}");
     write_repo(&r);
-    CHECK_OK(mxd_model_sizes_read(&s, &mxd_alloc_libc, r.dir, 16, 2, &err), &err);
+    CHECK_OK(mxd_model_sizes_read(&s, &mxd_alloc_libc, r.dir, 16, MXD_KV_F16, &err), &err);
     CHECK_EQ(s.n_layers, LAYERS);
     CHECK(s.tied);
     CHECK_EQ(s.embed_bytes, V * D + 2 * V * (D / 32) * 2);
@@ -951,7 +951,7 @@ TEST(model_sizes_untied) {
     init(&r);
     add(&r, "lm_head.weight", "F32", V, D);
     write_repo(&r);
-    CHECK_OK(mxd_model_sizes_read(&s, &mxd_alloc_libc, r.dir, 16, 4, &err), &err);
+    CHECK_OK(mxd_model_sizes_read(&s, &mxd_alloc_libc, r.dir, 16, MXD_KV_F32, &err), &err);
     CHECK(!s.tied);
     CHECK_EQ(s.embed_bytes, V * D * 2);
     CHECK_EQ(s.head_bytes, V * D * 4 + D * 4);

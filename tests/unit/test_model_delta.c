@@ -58,7 +58,7 @@ static mxd_rc open_with(const char *model, const char *key, const char *value, c
     write_file(dir, "config.json", text, strlen(text));
     mxd_model *m = NULL;
     mxd_rc rc = mxd_model_open(&m, &mxd_alloc_libc, dir, err);
-    if (sizes && !rc) mxd_model_sizes_get(m, 16, 2, sizes);
+    if (sizes && !rc) mxd_model_sizes_get(m, 16, MXD_KV_F16, sizes);
     if (!rc) CHECK(mxd_model_recurrent(m));
     mxd_model_close(m);
     json_decref(config);

@@ -141,7 +141,7 @@ TEST(model_experts_sizes) {
     int dense = 3 * D * F, expert = 3 * D * IN, router = E * D + E, norms = 2 * D + Q + R;
     int own = D * Q + Q * H * (N + ROPE) + D * (R + ROPE) + H * VD * D; /* of attention */
     int keys = H * R * N, values = H * VD * R, all = LAYERS * (own + norms + keys + values);
-    mxd_model_sizes_get(m, 16, 2, s);
+    mxd_model_sizes_get(m, 16, MXD_KV_F16, s);
     CHECK_EQ(mxd_model_params(m),
              all + dense + 2 * ((E + 1) * expert + router) + 2 * V * D + D); /* one is shared */
     double ops = all + dense + 2 * ((TOP + 1) * expert + router);
@@ -153,7 +153,8 @@ TEST(model_experts_sizes) {
     mxd_hp_moe moe = mxd_model_hparams(m)->moe;
     CHECK(moe.shared_inner == IN && !moe.sparse[0] && moe.sparse[1] && moe.sparse[2]);
     uint64_t before = s->scratch_bytes;
-    mxd_model_sizes_get(m, 17, 2, s); /* a row more: registers, and its places at TOP experts */
+    mxd_model_sizes_get(m, 17, MXD_KV_F16,
+                        s); /* a row more: registers, and its places at TOP experts */
     int width = 2 * D + H * (N + ROPE) + (R + ROPE) + H * VD + H * R + 2 * F; /* of the layer */
     width += R + ROPE + H * N + H * ROPE + H * (R + ROPE) + Q + E + 2 * IN;
     CHECK_EQ(s->scratch_bytes - before, 4 * width + TOP * (4 * (D + 2 * IN) + D * 3 / 2));

@@ -65,7 +65,8 @@ static mxd_welcome sample_welcome(void) {
                      .slots = MXD_MAX_SEQS,
                      .max_rows = MXD_MAX_STEP_TOKENS,
                      .activations = 2,
-                     .threads = MXD_MAX_THREADS};
+                     .threads = MXD_MAX_THREADS,
+                     .kv = MXD_KV_Q8};
     for (int i = 0; i < 32; i++) m.tensors_hash[i] = (uint8_t)(i * 8);
     fill(m.model, sizeof m.model, 'm');
     fill(m.folder, sizeof m.folder, 'f');
@@ -300,6 +301,7 @@ TEST(wire_welcome_round_trip) {
     CHECK_EQ(w->max_rows, m.max_rows);
     CHECK_EQ(w->activations, 2);
     CHECK_EQ(w->threads, MXD_MAX_THREADS);
+    CHECK_EQ(w->kv, MXD_KV_Q8);
     end();
 }
 
@@ -307,7 +309,10 @@ TEST(wire_welcome_limits) {
     static const struct {
         int ctx, slots, rows, activations, threads;
         mxd_rc rc;
+        int kv;
     } rows[] = {{1, 1, 1, 0, 0, MXD_OK},
+                {1, 1, 1, 0, 0, MXD_OK, MXD_KV_Q8},
+                {1, 1, 1, 0, 0, MXD_E_FORMAT, MXD_KV_Q8 + 1},
                 {MXD_MAX_CONTEXT + 1, 1, 1, 0, 0, MXD_E_FORMAT},
                 {1, MXD_MAX_SEQS + 1, 1, 0, 0, MXD_E_FORMAT},
                 {1, 1, MXD_MAX_STEP_TOKENS + 1, 0, 0, MXD_E_FORMAT},
@@ -323,7 +328,8 @@ TEST(wire_welcome_limits) {
                          .slots = rows[i].slots,
                          .max_rows = rows[i].rows,
                          .activations = rows[i].activations,
-                         .threads = rows[i].threads};
+                         .threads = rows[i].threads,
+                         .kv = rows[i].kv};
         mxd_buf_clear(&head);
         mxd_wire_put_welcome(&head, &m);
         CHECK_EQ(get_welcome(mxd_buf_str(&head), head.len, NULL), rows[i].rc);

@@ -51,7 +51,7 @@ int main(int argc, char **argv) {
     mxd_shard *shard[MAX_PARTS] = {0};
     mxd_err err = {0};
     static mxd_model_sizes sizes;
-    if (mxd_model_sizes_read(&sizes, &mxd_alloc_libc, argv[1], chunk, 2, &err))
+    if (mxd_model_sizes_read(&sizes, &mxd_alloc_libc, argv[1], chunk, MXD_KV_F16, &err))
         die("open", err.msg);
     parts = parts_of(&sizes, parts);
     for (int i = 0; i < parts; i++) {
@@ -63,7 +63,6 @@ int main(int argc, char **argv) {
                             .max_rows = chunk,
                             .backend = "cpu",
                             .backend_opts = {.activations = act,
-                                             .kv_f32 = act == MXD_ACT_F32,
                                              .kernels = strcmp(argv[3], "best") ? argv[3] : NULL}};
         if (mxd_shard_open(&shard[i], &mxd_alloc_libc, &o, &err)) die("open", err.msg);
     }

@@ -1,4 +1,4 @@
-/* attend.c - rotary embedding, the KV pages, attention.
+/* attend.c - rotary embedding, attention.
  *
  * Attention of one query head: scores of all visible keys (two tiles of 16 keys a page), weights
  * by softmax with the exact maximum, then the weighted sum of values, in blocks of MXD_ATTN_BLOCK
@@ -83,68 +83,6 @@ void cpu_rope(mxd_backend *base, int reg, int n_heads, int head_dim, const mxd_r
     cpu_run(b, rope_task, &j, j.reg->rows, (double)j.reg->rows * j.reg->width);
 }
 
-/* -------------------------------------------------------------------------------------- pages */
-
-/* K of head h in the page that holds position pos of a run; V lies k_bytes behind. */
-static unsigned char *page_head(const cpu_kv *kv, const mxd_run *run, size_t pos, int h) {
-    size_t page = (size_t)run->pages[pos / MXD_KV_PAGE_TOKENS];
-    return kv->pages + page * kv->page_bytes + (size_t)h * kv->head_bytes;
-}
-
-typedef struct append_job {
-    cpu_backend *b;
-    const cpu_kv *kv;
-    const cpu_reg *k, *v; /* v: NULL when latent */
-} append_job;
-
-static void append_f16(const append_job *j, unsigned char *head, size_t slot, const float *k,
-                       const float *v) {
-    size_t d = (size_t)j->kv->head_dim, dp = j->kv->dp;
-    uint16_t *kt = (uint16_t *)(void *)head + slot / 16 * dp * 16 + slot % 16;
-    uint16_t half[MXD_MAX_HEAD_DIM];
-    j->b->k->f16_from_f32(half, k, d);
-    for (size_t i = 0; i < d; i++) kt[i * 16] = half[i];
-    if (!v) return;
-    uint16_t *vt = (uint16_t *)(void *)(head + j->kv->k_bytes) + slot * j->kv->vp;
-    j->b->k->f16_from_f32(vt, v, (size_t)j->kv->v_dim);
-}
-
-static void append_f32(const append_job *j, unsigned char *head, size_t slot, const float *k,
-                       const float *v) {
-    size_t d = (size_t)j->kv->head_dim, dp = j->kv->dp;
-    float *kt = (float *)(void *)head + slot / 16 * dp * 16 + slot % 16;
-    for (size_t i = 0; i < d; i++) kt[i * 16] = k[i];
-    if (!v) return;
-    float *vt = (float *)(void *)(head + j->kv->k_bytes) + slot * j->kv->vp;
-    memcpy(vt, v, (size_t)j->kv->v_dim * sizeof *vt);
-}
-
-static void append_task(void *ctx, int row, int thread) {
-    (void)thread;
-    append_job *j = ctx;
-    const mxd_run *run = &j->b->batch->runs[j->b->row_run[row]];
-    size_t pos = (size_t)j->b->row_pos[row], slot = pos % MXD_KV_PAGE_TOKENS;
-    for (int h = 0; h < j->kv->n_kv; h++) {
-        const float *k = cpu_row(j->k, row) + (size_t)h * (size_t)j->kv->head_dim;
-        const float *v = j->v ? cpu_row(j->v, row) + (size_t)h * (size_t)j->kv->v_dim : NULL;
-        (j->b->kv_type == MXD_F16 ? append_f16 : append_f32)(j, page_head(j->kv, run, pos, h), slot,
-                                                             k, v);
-    }
-}
-
-void cpu_kv_append(mxd_backend *base, int layer, int k, int v) {
-    cpu_backend *b = (cpu_backend *)base;
-    if (!cpu_live(b)) return;
-    MXD_ASSERT(layer >= 0 && layer < b->n_layers);
-    append_job j = {b, &b->kv[layer], &b->reg[k], NULL};
-    if (!j.kv->latent) j.v = &b->reg[v];
-    int width = j.kv->n_kv * j.kv->head_dim;
-    MXD_ASSERT(width && j.k->width == width && j.k->rows == b->batch->n_rows);
-    MXD_ASSERT(!j.v || j.v->width == j.kv->n_kv * j.kv->v_dim);
-    MXD_ASSERT(!j.v || j.v->rows == b->batch->n_rows);
-    cpu_run(b, append_task, &j, j.k->rows, 4.0 * j.k->rows * width);
-}
-
 /* ------------------------------------------------------------------------------------ attention */
 
 typedef struct attend_job {
@@ -171,7 +109,7 @@ typedef struct block { /* the queries of one task */
     int kv_head, n;
     size_t start; /* position of scores[.][0]: the first visible one, down to 16 */
     size_t lo_min, lo_max, hi_min, hi_max;
-    const unsigned char *v; /* [MXD_KV_PAGE_TOKENS, vp] of the page at hand */
+    const unsigned char *v; /* [MXD_KV_PAGE_TOKENS] rows of the page at hand */
     query q[MXD_PANEL];
 } block;
 
@@ -195,8 +133,8 @@ static void add_query(block *bl, int row, int head) {
 /* The 16 keys from position pos. */
 static const unsigned char *key_tile(const block *bl, size_t pos) {
     const cpu_kv *kv = bl->j->kv;
-    return page_head(kv, bl->run, pos, bl->kv_head) +
-           pos % MXD_KV_PAGE_TOKENS / 16 * (kv->k_bytes / (MXD_KV_PAGE_TOKENS / 16));
+    return cpu_kv_head(kv, bl->run, pos, bl->kv_head) +
+           pos % MXD_KV_PAGE_TOKENS / 16 * kv->tile_bytes;
 }
 
 /* What few queries need next, asked for early: a step with one query is as long as reading keys and
@@ -211,35 +149,45 @@ static void fetch(const unsigned char *p, size_t n) {
 static void block_scores(block *bl) {
     const attend_job *j = bl->j;
     const cpu_backend *b = j->b;
-    size_t tile = j->kv->k_bytes / (MXD_KV_PAGE_TOKENS / 16);
+    size_t dp = j->kv->dp;
     bl->start = bl->lo_min / 16 * 16;
     for (size_t pos = bl->start; pos < bl->hi_max; pos += 16) {
-        if (pos + KEYS_AHEAD < bl->hi_max) fetch(key_tile(bl, pos + KEYS_AHEAD), tile);
-        b->k->plain_mul(bl->s->scores + (pos - bl->start), b->score_ld, key_tile(bl, pos),
-                        b->kv_type, j->kv->dp, j->kv->dp, bl->s->q, j->kv->dp, bl->n);
+        if (pos + KEYS_AHEAD < bl->hi_max) fetch(key_tile(bl, pos + KEYS_AHEAD), j->kv->tile_bytes);
+        float *y = bl->s->scores + (pos - bl->start);
+        const unsigned char *tile = key_tile(bl, pos);
+        if (b->kv_type == MXD_KV_Q8)
+            b->k->q8_mul(y, b->score_ld, tile, dp, bl->s->q, dp, bl->n);
+        else
+            b->k->plain_mul(y, b->score_ld, tile, cpu_kv_ftype(b->kv_type), dp, dp, bl->s->q, dp,
+                            bl->n);
     }
 }
 
 /* V of position pos, which is kept by itself. */
 static const unsigned char *value_row(const block *bl, size_t pos) {
     const cpu_kv *kv = bl->j->kv;
-    return page_head(kv, bl->run, pos, bl->kv_head) + kv->k_bytes +
-           pos % MXD_KV_PAGE_TOKENS * kv->vp * mxd_ftype_bytes(bl->j->b->kv_type);
+    return cpu_kv_head(kv, bl->run, pos, bl->kv_head) + kv->k_bytes +
+           pos % MXD_KV_PAGE_TOKENS * kv->v_row;
 }
 
 /* Adds positions [lo, hi) of the page bl->v to the accumulators of n queries from t. */
 static void mix(const block *bl, int t, int n, size_t lo, size_t hi) {
     if (n < 1) return;
     const cpu_backend *b = bl->j->b;
-    size_t vp = bl->j->kv->vp, row = vp * mxd_ftype_bytes(b->kv_type);
+    const cpu_kv *kv = bl->j->kv;
+    size_t vp = kv->vp, row = kv->v_row, ld = b->score_ld;
+    float *acc = bl->s->acc + (size_t)t * vp;
     for (size_t next; lo < hi; lo = next) {
         next = (lo / VALUES_STEP + 1) * VALUES_STEP;
         if (next > hi) next = hi;
-        if (!bl->j->kv->latent && lo + VALUES_AHEAD < bl->hi_max)
+        if (!kv->latent && lo + VALUES_AHEAD < bl->hi_max)
             fetch(value_row(bl, lo + VALUES_AHEAD), VALUES_STEP * row);
-        b->k->attn_mix(bl->s->acc + (size_t)t * vp, vp,
-                       bl->s->scores + (size_t)t * b->score_ld + (lo - bl->start), b->score_ld,
-                       bl->v + lo % MXD_KV_PAGE_TOKENS * row, b->kv_type, next - lo, vp, n);
+        const float *p = bl->s->scores + (size_t)t * ld + (lo - bl->start);
+        const unsigned char *v = bl->v + lo % MXD_KV_PAGE_TOKENS * row;
+        if (b->kv_type == MXD_KV_Q8 && !kv->latent)
+            b->k->q8_mix(acc, vp, p, ld, v, next - lo, vp, n);
+        else
+            b->k->attn_mix(acc, vp, p, ld, v, cpu_kv_ftype(b->kv_type), next - lo, vp, n);
     }
 }
 
@@ -255,32 +203,14 @@ static void mix_page(const block *bl, size_t lo, size_t hi) {
     for (int t = 0; t < bl->n; t++) mix(bl, t, 1, most(to, bl->q[t].lo), least(hi, bl->q[t].hi));
 }
 
-/* rows [16][vp] = the first vp values of a tile of keys [..][16], of 2 or 4 bytes each. */
-static void turn_tile_2(uint16_t *rows, const uint16_t *tile, size_t vp) {
-    for (size_t c = 0; c < vp; c += 16)
-        for (size_t r = 0; r < 16; r++)
-            for (size_t i = 0; i < 16; i++) rows[r * vp + c + i] = tile[(c + i) * 16 + r];
-}
-static void turn_tile_4(float *rows, const float *tile, size_t vp) {
-    for (size_t c = 0; c < vp; c += 16)
-        for (size_t r = 0; r < 16; r++)
-            for (size_t i = 0; i < 16; i++) rows[r * vp + c + i] = tile[(c + i) * 16 + r];
-}
-
-/* V [MXD_KV_PAGE_TOKENS, vp] of the page that holds positions [pos, end), none other of it read. */
+/* V of the page that holds positions [pos, end), none other of it read. */
 static const unsigned char *page_values(const block *bl, size_t pos, size_t end) {
     const cpu_kv *kv = bl->j->kv;
-    if (!kv->latent) return page_head(kv, bl->run, pos, bl->kv_head) + kv->k_bytes;
+    if (!kv->latent) return cpu_kv_head(kv, bl->run, pos, bl->kv_head) + kv->k_bytes;
     size_t start = pos / MXD_KV_PAGE_TOKENS * MXD_KV_PAGE_TOKENS;
-    size_t tile_bytes = 16 * kv->vp * mxd_ftype_bytes(bl->j->b->kv_type);
-    for (size_t at = pos / 16 * 16; at < end; at += 16) {
-        unsigned char *to = bl->s->turned + (at - start) / 16 * tile_bytes;
-        const unsigned char *from = key_tile(bl, at);
-        if (bl->j->b->kv_type == MXD_F16)
-            turn_tile_2((uint16_t *)(void *)to, (const uint16_t *)(const void *)from, kv->vp);
-        else
-            turn_tile_4((float *)(void *)to, (const float *)(const void *)from, kv->vp);
-    }
+    for (size_t at = pos / 16 * 16; at < end; at += 16)
+        cpu_kv_turn(kv, bl->j->b->kv_type, bl->s->turned + (at - start) * kv->v_row,
+                    key_tile(bl, at));
     return bl->s->turned;
 }
 

@@ -67,7 +67,7 @@ static void lay_out(cpu_backend *b, layout *l) {
         s->q = place(l, MXD_PANEL, b->max_dp * sizeof(float));
         s->acc = place(l, MXD_PANEL, b->max_dp * sizeof(float));
         s->out = place(l, MXD_PANEL, b->max_dp * sizeof(float));
-        s->turned = place(l, MXD_KV_PAGE_TOKENS, b->max_turned * mxd_ftype_bytes(b->kv_type));
+        s->turned = place(l, MXD_KV_PAGE_TOKENS, b->max_turned);
     }
     b->cut = place(l, b->cut_floats, sizeof(float));
     b->row_pos = place(l, rows, sizeof(int32_t));
@@ -144,22 +144,11 @@ static void take_kv(cpu_backend *b, const mxd_step_shape *s) {
     b->max_dp = 16;
     b->max_turned = 0;
     for (int i = 0; i < s->n_layers; i++) {
-        const mxd_kv_spec *spec = &s->kv[i];
         cpu_kv *kv = &b->kv[i];
-        *kv = (cpu_kv){.n_kv = spec->n_kv};
-        if (!kv->n_kv) continue;
-        kv->head_dim = spec->head_dim;
-        kv->v_dim = spec->v_dim ? spec->v_dim : spec->head_dim;
-        kv->latent = spec->latent;
-        kv->dp = up16((size_t)kv->head_dim);
-        kv->vp = up16((size_t)kv->v_dim);
-        size_t position = MXD_KV_PAGE_TOKENS * mxd_ftype_bytes(b->kv_type);
-        kv->k_bytes = position * kv->dp;
-        kv->head_bytes = kv->k_bytes + (kv->latent ? 0 : position * kv->vp);
-        kv->page_bytes = kv->head_bytes * (size_t)kv->n_kv;
+        cpu_kv_place(kv, &s->kv[i], b->kv_type);
         if (kv->dp > b->max_dp) b->max_dp = kv->dp;
         if (kv->vp > b->max_dp) b->max_dp = kv->vp;
-        if (kv->latent && kv->vp > b->max_turned) b->max_turned = kv->vp;
+        if (kv->latent && kv->v_row > b->max_turned) b->max_turned = kv->v_row;
     }
 }
 
@@ -375,6 +364,8 @@ mxd_rc cpu_open(mxd_backend **out, const mxd_alloc *al, const mxd_backend_opts *
                         MXD_MAX_THREADS);
     if (opts->activations < MXD_ACT_I8 || opts->activations > MXD_ACT_F32)
         return mxd_fail(err, MXD_E_INVAL, "activations %d", (int)opts->activations);
+    if (opts->kv < MXD_KV_AUTO || opts->kv > MXD_KV_Q8)
+        return mxd_fail(err, MXD_E_INVAL, "K and V of type %d", (int)opts->kv);
     cpu_backend *b = MXD_NEW(al, 1, cpu_backend);
     if (!b) return mxd_fail(err, MXD_E_NOMEM, "backend");
     b->base.ops = &ops;
@@ -382,7 +373,7 @@ mxd_rc cpu_open(mxd_backend **out, const mxd_alloc *al, const mxd_backend_opts *
     b->k = k;
     b->n_threads = opts->threads ? opts->threads : cpu_default_threads();
     b->activations = opts->activations;
-    b->kv_type = opts->kv_f32 ? MXD_F32 : MXD_F16;
+    b->kv_type = mxd_kv_of(opts->kv, opts->activations);
     for (int i = 0; i < MXD_MAX_HEAD_DIM; i++) b->ones[i] = 1;
     int spin_us = opts->spin_us > 0 ? opts->spin_us : opts->spin_us < 0 ? 0 : DEFAULT_SPIN_US;
     mxd_rc rc = mxd_pool_open(&b->pool, al, b->n_threads, spin_us, err);

@@ -64,11 +64,13 @@ typedef struct cpu_kv { /* n_kv = 0: the layer keeps nothing */
     int n_kv, head_dim, v_dim;
     bool latent;                   /* V is the first v_dim values of K, and is not there */
     size_t dp, vp;                 /* head_dim, v_dim rounded up to 16; behind them are zeros */
+    size_t tile_bytes, v_row;      /* 16 positions of K; V of one position, as it is mixed */
     size_t k_bytes;                /* of one head of one page */
     size_t head_bytes, page_bytes; /* with V; all heads */
     unsigned char *pages;          /* [n_pages][n_kv] heads, each K then V:
-                                    * K [2 tiles][dp][16 positions]: plain tiles of 16 keys
-                                    * V [MXD_KV_PAGE_TOKENS][vp] */
+                                    * K [2 tiles][dp][16 positions]: plain tiles of 16 keys, or
+                                    *   tiles of 8 bits
+                                    * V [MXD_KV_PAGE_TOKENS] rows of vp values */
 } cpu_kv;
 
 typedef struct cpu_state { /* recurrent state of one layer, laid out in delta.c */
@@ -90,7 +92,7 @@ typedef struct cpu_rope_table { /* of this step; reused in turn */
 typedef struct cpu_scratch { /* of one thread */
     float *scores;           /* [attn_rows, score_ld] */
     float *q, *acc, *out;    /* [MXD_PANEL, max_dp] */
-    unsigned char *turned;   /* V of one page of latent KV, [MXD_KV_PAGE_TOKENS, max_turned] */
+    unsigned char *turned;   /* V of one page of latent KV: rows, of floats where K is of 8 bits */
 } cpu_scratch;
 
 typedef struct cpu_moe_pair { /* a row at one of its experts */
@@ -126,7 +128,7 @@ typedef struct cpu_backend {
     mxd_pool *pool;
     int n_threads;
     mxd_activations activations;
-    mxd_ftype kv_type;
+    mxd_kv_type kv_type;          /* not AUTO */
     float ones[MXD_MAX_HEAD_DIM]; /* the weights of a norm without weights */
 
     mxd_weight *weights;
@@ -145,7 +147,7 @@ typedef struct cpu_backend {
     cpu_reg reg[MXD_MAX_REGS];
     cpu_kv *kv;        /* [n_layers] */
     size_t max_dp;     /* of K and V heads */
-    size_t max_turned; /* of V heads of latent KV */
+    size_t max_turned; /* bytes of a row of V of latent KV */
     int n_states;
     cpu_state *state;       /* [n_layers] */
     unsigned char *panel_q; /* a panel of n tokens starts n * k codes after the one before */
@@ -254,9 +256,20 @@ void cpu_delta_net(mxd_backend *base, int layer, int dst, int x, int z, int beta
                    const mxd_delta_net *how);
 void cpu_state_copy(mxd_backend *base, int to, int from);
 
+/* kv.c */
+/* Takes the shape of a layer's pages, without their memory. */
+void cpu_kv_place(cpu_kv *kv, const mxd_kv_spec *spec, mxd_kv_type t);
+void cpu_kv_append(mxd_backend *base, int layer, int k, int v);
+/* K of head h in the page that holds position pos of a run; V lies k_bytes behind. */
+unsigned char *cpu_kv_head(const cpu_kv *kv, const mxd_run *run, size_t pos, int h);
+/* rows [16][vp] = the first vp values of a tile of keys: floats when it is of 8 bits. */
+void cpu_kv_turn(const cpu_kv *kv, mxd_kv_type t, void *rows, const unsigned char *tile);
+
+/* Of plain tiles, and of turned rows. */
+static inline mxd_ftype cpu_kv_ftype(mxd_kv_type t) { return t == MXD_KV_F16 ? MXD_F16 : MXD_F32; }
+
 /* attend.c */
 void cpu_rope(mxd_backend *base, int reg, int n_heads, int head_dim, const mxd_rope *r);
-void cpu_kv_append(mxd_backend *base, int layer, int k, int v);
 void cpu_attend(mxd_backend *base, int layer, int dst, int q, const mxd_attention *a);
 
 /* pages.c

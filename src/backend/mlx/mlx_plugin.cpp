@@ -85,10 +85,15 @@ mxd_rc open_engine(mxd_backend **out, const mxd_mlx_host *host, const mxd_backen
     if (opts->kernels && std::strcmp(opts->kernels, "cpu") != 0)
         return host->fail(err, MXD_E_INVAL, "backend 'mlx': kernels '%s': only cpu can be forced",
                           opts->kernels);
+    mxd_kv_type kv = mxd_kv_of(opts->kv, opts->activations);
+    if (kv == MXD_KV_Q8)
+        return host->fail(err, MXD_E_UNSUPPORTED,
+                          "backend 'mlx' keeps K and V as float16 or float32, not in 8 bits: use "
+                          "--cache-type f16, or --backend cpu");
     bool gpu = !opts->kernels && mx::is_available(mx::Device(mx::Device::gpu));
     mx::Stream stream =
         mx::new_thread_unsafe_stream(mx::Device(gpu ? mx::Device::gpu : mx::Device::cpu));
-    auto *e = new engine(host, stream, opts->kv_f32);
+    auto *e = new engine(host, stream, kv == MXD_KV_F32);
     e->ops = &ops;
     *out = e;
     return MXD_OK;
