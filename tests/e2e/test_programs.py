@@ -318,6 +318,7 @@ class Answer(threading.Thread):
     def __init__(self, server, prompt=PROMPT, tokens=TOKENS, **fields):
         super().__init__(daemon=True)
         self.text, self.done, self.error, self.n = "", False, None, 0
+        self.times = []  # of the events, in seconds
         self.body = {"model": "demo", "prompt": prompt, "max_tokens": tokens, "temperature": 0,
                      "stream": True, "ignore_eos": True, **fields}
         self.connection = http.client.HTTPConnection(server.api.host, server.api.port, timeout=60)
@@ -338,6 +339,7 @@ class Answer(threading.Thread):
                 event = json.loads(line[6:])
                 assert "error" not in event, event
                 self.n += 1
+                self.times.append(time.monotonic())
                 for c in event["choices"]:
                     self.text += c["text"]
         except Exception as e:  # shown by result()
