@@ -84,14 +84,12 @@ static void *run_rank(void *arg) {
 }
 
 static mxd_shard_opts options(const char *folder, mxd_activations act) {
-    return (mxd_shard_opts){
-        .folder = folder,
-        .n_slots = 2,
-        .ctx = CTX,
-        .max_rows = 16,
-        .backend = "cpu",
-        .backend_opts = {
-            .threads = 1, .spin_us = -1, .activations = act, .kv_f32 = act == MXD_ACT_F32}};
+    return (mxd_shard_opts){.folder = folder,
+                            .n_slots = 2,
+                            .ctx = CTX,
+                            .max_rows = 16,
+                            .backend = "cpu",
+                            .backend_opts = {.threads = 1, .spin_us = -1, .activations = act}};
 }
 
 static void check_ranks(const char *folder, mxd_activations act, int size, const double *shares,
