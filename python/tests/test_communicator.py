@@ -178,6 +178,29 @@ def test_other_threads_run_while_one_waits():
     assert run(2, what)[0] > 5
 
 
+def test_close_ends_a_recv_that_waits_for_ever():
+    import mlx_distributed as m
+
+    def what(c):
+        ended = []
+
+        def wait():
+            try:
+                c.recv(1 - c.rank, timeout=None)
+            except m.InvalidArgument as e:
+                ended.append(str(e))
+
+        t = threading.Thread(target=wait)
+        t.start()
+        time.sleep(0.2)
+        c.barrier()
+        c.close()
+        t.join(10)
+        return ended
+
+    assert run(2, what) == [["the communicator is closed"]] * 2
+
+
 def test_processes_share_memory():
     program = (
         "import sys, array; sys.path.insert(0, sys.argv[1]); import mlx_distributed as m\n"
