@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes as C
+import math
 import os
 import pathlib
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Optional, TypeVar, Union
@@ -15,6 +17,7 @@ from . import _native as n
 from ._errors import InvalidArgument
 
 _FIRST = 1 << 16  # room for a message whose length is not known yet
+_WAIT = 0.1  # seconds that one receiving call stays in the library
 _REDUCE = {"sum": 0, "max": 1}
 _T = TypeVar("_T")
 _Path = Union[str, "os.PathLike[str]"]
@@ -169,20 +172,31 @@ class Communicator:
         memory, size = _readable(data)
         self._run(n.lib.mlxd_comm_send, to, tag, memory, size, _ms(timeout))
 
+    def _receive(
+        self, memory: Any, capacity: int, source: int, tag: int, timeout: float | None
+    ) -> tuple[int, int, n.Error]:
+        """Code, bytes, error; in short waits, so that Ctrl-C and close are seen in between."""
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        size, error = C.c_size_t(), n.Error()
+        while True:
+            left = max(0.0, min(_WAIT, until - time.monotonic()))
+            with self._call() as handle:
+                code = n.lib.mlxd_comm_recv(
+                    handle, source, tag, memory, capacity, C.byref(size), _ms(left), C.byref(error)
+                )
+            if code != n.E_TIMEOUT or time.monotonic() >= until:
+                return code, size.value, error
+
     def recv(self, source: int, *, tag: int = 0, timeout: float | None = 60.0) -> bytes:
         """The next message of that tag."""
         capacity = _FIRST
         while True:
             room = C.create_string_buffer(capacity)
-            size, error = C.c_size_t(), n.Error()
-            with self._call() as handle:
-                code = n.lib.mlxd_comm_recv(
-                    handle, source, tag, room, capacity, C.byref(size), _ms(timeout), C.byref(error)
-                )
+            code, size, error = self._receive(room, capacity, source, tag, timeout)
             if code != n.E_TOOBIG:
                 n.check(code, error)
-                return room[: size.value]
-            capacity = size.value
+                return room[:size]
+            capacity = size
 
     def recv_into(
         self, buffer: Any, source: int, *, tag: int = 0, timeout: float | None = 60.0
@@ -190,11 +204,9 @@ class Communicator:
         """The same into a writable buffer; returns the bytes of the message. One that is longer
         than the buffer raises InvalidArgument and stays."""
         view = _view(buffer)
-        size = C.c_size_t()
-        self._run(
-            n.lib.mlxd_comm_recv, source, tag, _writable(view), view.nbytes, C.byref(size), _ms(timeout)
-        )
-        return size.value
+        code, size, error = self._receive(_writable(view), view.nbytes, source, tag, timeout)
+        n.check(code, error)
+        return size
 
     # ------------------------------------------------------------------------------ collectives
 

@@ -178,6 +178,29 @@ def test_other_threads_run_while_one_waits():
     assert run(2, what)[0] > 5
 
 
+def test_close_ends_a_recv_that_waits_for_ever():
+    import mlx_distributed as m
+
+    def what(c):
+        ended = []
+
+        def wait():
+            try:
+                c.recv(1 - c.rank, timeout=None)
+            except m.InvalidArgument as e:
+                ended.append(str(e))
+
+        t = threading.Thread(target=wait)
+        t.start()
+        time.sleep(0.2)
+        c.barrier()
+        c.close()
+        t.join(10)
+        return ended
+
+    assert run(2, what) == [["the communicator is closed"]] * 2
+
+
 def test_processes_share_memory():
     program = (
         "import sys, array; sys.path.insert(0, sys.argv[1]); import mlx_distributed as m\n"
@@ -197,6 +220,30 @@ def test_processes_share_memory():
         for r in range(3)
     ]
     assert [p.communicate(timeout=60)[0] for p in running] == ["6.0 6.0 2\n"] * 3
+
+
+def test_a_killed_process_is_named_and_leaves_nothing():
+    import mlx_distributed as m
+
+    shm = pathlib.Path("/dev/shm")
+    before = set(shm.iterdir()) if shm.is_dir() else set()
+    where = addresses(2)
+    program = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); import mlx_distributed as m\n"
+        "c = m.Communicator(1, sys.argv[2:], insecure=True)\n"
+        "while True: c.send(b'tick' * 1000, 0)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(ROOT / "python"), *where]) as other:
+        with m.Communicator(0, where, insecure=True, reconnect_timeout=0.5) as c:
+            assert c.stats()["shared_memory_peers"] == 1
+            for _ in range(100):
+                assert c.recv(1) == b"tick" * 1000
+            other.kill()
+            with pytest.raises(m.WorkersLost, match="rank 1 is lost"):
+                while True:
+                    c.recv(1, timeout=30)
+    mine = [f.name for f in (set(shm.iterdir()) if shm.is_dir() else set()) - before]
+    assert not [name for name in mine if name.startswith("mxd-") and len(name) == 20]
 
 
 def test_structs_are_those_of_the_header(tmp_path):

@@ -1,6 +1,7 @@
 /* comm.c - the life of a group: opening, dialling, waiting; send and receive. */
 #include "net/comm_private.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -19,6 +20,17 @@ int64_t comm_deadline(int64_t timeout_ms) {
     return timeout_ms < 0 ? INT64_MAX : mxd_now_ns() + timeout_ms * 1000000;
 }
 
+/* Polls for news from the transport's thread; gives up the lock meanwhile. True: there are some. */
+static bool spin(mxd_comm *c, int64_t most_ns) {
+    unsigned seen = atomic_load(&c->news);
+    int64_t until = mxd_now_ns() + least((int64_t)c->spin_us * 1000, most_ns);
+    pthread_mutex_unlock(&c->lock);
+    while (atomic_load(&c->news) == seen && mxd_now_ns() < until)
+        sched_yield(); /* that thread may want this very core */
+    pthread_mutex_lock(&c->lock);
+    return atomic_load(&c->news) != seen;
+}
+
 bool comm_wait(mxd_comm *c, comm_peer *p, int64_t deadline_ns) {
     comm_ring *ring = p && p->ring_out ? p->ring : NULL;
     ring_mark m = ring ? comm_ring_mark(ring) : (ring_mark){0};
@@ -29,7 +41,7 @@ bool comm_wait(mxd_comm *c, comm_peer *p, int64_t deadline_ns) {
     int64_t left = deadline_ns - now;
     if (ring && p->ring == ring)
         comm_shm_wait(c, p, m, left);
-    else
+    else if (c->spin_us <= 0 || !spin(c, left))
         mxd_cond_wait(&c->changed, &c->lock, least(left, comm_shm_any(c) ? POLL_NS : 1000000000));
     return true;
 }

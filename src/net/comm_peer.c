@@ -48,6 +48,7 @@ void comm_peer_deinit(mxd_comm *c, comm_peer *p) {
 }
 
 void comm_signal(mxd_comm *c) {
+    atomic_fetch_add(&c->news, 1);
     pthread_cond_broadcast(&c->changed);
     for (int r = 0; r < c->size; r++)
         if (c->peers[r].ring) comm_ring_wake(c->peers[r].ring);

@@ -7,6 +7,7 @@
 #define MXD_NET_COMM_PRIVATE_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include "net/comm.h"
 #include "net/comm_ring.h"
 
@@ -69,6 +70,7 @@ struct mxd_comm {
 
     pthread_mutex_t lock;
     pthread_cond_t changed; /* for calls that wait */
+    atomic_uint news;       /* counts comm_signal, for calls that poll */
     pthread_cond_t tick;    /* for the service, which wakes by the clock and to end */
     pthread_t service;      /* dials again, gives up, looks after rings that no call looks into */
     bool service_runs, closing;

@@ -143,7 +143,7 @@ static mxd_rc get_blob(cursor *c, const mxd_alloc *al, size_t max_bytes, mxd_blo
     if (n > max_bytes)
         return mxd_fail(err, MXD_E_TOOBIG, "message from a peer: %llu bytes, the limit is %zu",
                         (unsigned long long)n, max_bytes);
-    *out = mxd_blob_new(al, (size_t)n);
+    *out = mxd_blob_raw(al, (size_t)n);
     if (!*out) return mxd_fail(err, MXD_E_NOMEM, "no memory for a message of %zu bytes", (size_t)n);
     if (!get_bytes(c, (*out)->bytes, n)) return malformed(err, "it ends too early");
     return MXD_OK;

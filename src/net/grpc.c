@@ -1,5 +1,6 @@
 /* grpc.c - the transport: open and close, the loop, deadlines. The parts: grpc_private.h. */
 #include <openssl/crypto.h>
+#include <sched.h>
 #include <string.h>
 #include "base/buf.h"
 #include "base/clock.h"
@@ -74,6 +75,7 @@ static grpc_event next_event(mxd_grpc *t) {
         /* a deadline in the past makes the queue look once and return */
         grpc_event e = grpc_completion_queue_next(t->cq, gpr_inf_past(GPR_CLOCK_MONOTONIC), NULL);
         if (e.type != GRPC_QUEUE_TIMEOUT) return e;
+        sched_yield(); /* whom the last message woke may want this very core */
         now = mxd_now_ns();
     }
     gpr_timespec until = wait_until(atomic_load(&t->next_deadline_ns), now);

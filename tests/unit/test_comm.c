@@ -3,10 +3,12 @@
 #include "test.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include "base/clock.h"
 #include "base/rand.h"
 #include "net/comm.h"
@@ -414,3 +416,25 @@ static mxd_rc sleepy(member *m, mxd_err *err) {
     return mxd_comm_barrier(m->c, WAIT_MS, err);
 }
 ON_EACH(comm_sleepers_wake, 2, sleepy)
+
+static mxd_rc has_no_rings(member *m, mxd_err *err) {
+    mxd_comm_stats s;
+    mxd_comm_stats_get(m->c, &s);
+    CHECK_EQ(s.shared_memory_peers, 0);
+    return exchange(m, err);
+}
+
+/* A /dev/shm that is full, or a system that forbids it: the link carries everything. */
+TEST(comm_goes_on_without_shared_memory) {
+    struct rlimit old;
+    CHECK(getrlimit(RLIMIT_FSIZE, &old) == 0);
+    const struct rlimit none = {.rlim_cur = 4096, .rlim_max = old.rlim_max};
+    signal(SIGXFSZ, SIG_IGN);
+    CHECK(setrlimit(RLIMIT_FSIZE, &none) == 0);
+    group g = {0};
+    run_group(&g, NET_RING, 2, has_no_rings);
+    CHECK(setrlimit(RLIMIT_FSIZE, &old) == 0);
+    signal(SIGXFSZ, SIG_DFL);
+    all_good(&g);
+    end_group(&g);
+}
