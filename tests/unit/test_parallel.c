@@ -7,7 +7,7 @@
 #include "model/model.h"
 #include "runtime/shard.h"
 
-enum { CTX = 64, N_IDS = 33, MAX_SIZE = 6 };
+enum { CTX = 64, N_IDS = 33, MAX_SIZE = 6, CHUNK = 7, MAX_HIDDEN = 192, MAX_STAGES = 2 };
 
 /* ----------------------------------------------------------------------------- ranks on threads */
 
@@ -23,7 +23,8 @@ typedef struct room { /* where ranks meet */
 typedef struct rank {
     room *room;
     mxd_group group;
-    mxd_shard *shard;
+    mxd_shard *stage[MAX_STAGES];
+    int n_stages;
     const int32_t *ids;
     float *logits; /* [N_IDS, vocab] */
     mxd_rc rc;
@@ -58,23 +59,29 @@ static mxd_rc exchange(void *ctx, float *all, const size_t *n_each, mxd_err *err
     return ok ? MXD_OK : mxd_fail(err, MXD_E_CANCELED, "another rank failed");
 }
 
-/* Sevens, then ones: the logits behind every chunk. */
-static mxd_rc run_ids(mxd_shard *s, const int32_t *ids, float *logits, mxd_err *err) {
-    size_t vocab = (size_t)mxd_shard_vocab(s);
+/* Sevens, then ones: the logits behind every chunk, through the stages of a pipeline. */
+static mxd_rc run_ids(mxd_shard *const *stage, int n_stages, const int32_t *ids, float *logits,
+                      mxd_err *err) {
+    size_t vocab = (size_t)mxd_shard_vocab(stage[0]);
+    float hidden[CHUNK * MAX_HIDDEN];
     for (int at = 0, n; at < N_IDS; at += n) {
-        n = at < 21 ? 7 : 1;
+        n = at < 3 * CHUNK ? CHUNK : 1;
         mxd_sampled token;
         const mxd_step_run run = {.slot = 1, .n = (uint16_t)n, .pos = (uint32_t)at, .sample = true};
-        const mxd_step step = {1, n, &run, ids + at, NULL};
-        mxd_step_result out = {.tokens = &token, .logits = logits + (size_t)(at + n - 1) * vocab};
-        MXD_TRY(mxd_shard_step(s, &step, &out, err));
+        for (int i = 0; i < n_stages; i++) {
+            const mxd_step step = {1, n, &run, ids + at, i ? hidden : NULL};
+            mxd_step_result out = {.hidden = hidden,
+                                   .tokens = &token,
+                                   .logits = logits + (size_t)(at + n - 1) * vocab};
+            MXD_TRY(mxd_shard_step(stage[i], &step, &out, err));
+        }
     }
     return MXD_OK;
 }
 
 static void *run_rank(void *arg) {
     rank *r = arg;
-    r->rc = run_ids(r->shard, r->ids, r->logits, &r->err);
+    r->rc = run_ids(r->stage, r->n_stages, r->ids, r->logits, &r->err);
     if (!r->rc) return NULL;
     pthread_mutex_lock(&r->room->lock);
     r->room->broken = true;
@@ -92,19 +99,24 @@ static mxd_shard_opts options(const char *folder, mxd_activations act) {
                             .backend_opts = {.threads = 1, .spin_us = -1, .activations = act}};
 }
 
+/* Stages: the first layer, the others. */
 static void check_ranks(const char *folder, mxd_activations act, int size, const double *shares,
-                        const int32_t *ids, const float *want, size_t n_floats) {
+                        int n_stages, const int32_t *ids, const float *want, size_t n_floats) {
     room m = {.size = size};
     rank ranks[MAX_SIZE] = {0};
     pthread_mutex_init(&m.lock, NULL);
     pthread_cond_init(&m.moved, NULL);
     for (int i = 0; i < size; i++) {
         rank *r = &ranks[i];
-        *r = (rank){.room = &m, .group = {i, size, r, exchange}, .ids = ids};
-        mxd_shard_opts o = options(folder, act);
-        o.group = &r->group;
-        o.shares = shares;
-        CHECK_OK(mxd_shard_open(&r->shard, &mxd_alloc_libc, &o, &r->err), &r->err);
+        *r = (rank){.room = &m, .group = {i, size, r, exchange}, .ids = ids, .n_stages = n_stages};
+        for (int k = 0; k < n_stages; k++) {
+            mxd_shard_opts o = options(folder, act);
+            o.group = &r->group;
+            o.shares = shares;
+            o.layer0 = k;
+            o.layer1 = k + 1 < n_stages ? k + 1 : 0;
+            CHECK_OK(mxd_shard_open(&r->stage[k], &mxd_alloc_libc, &o, &r->err), &r->err);
+        }
         r->logits = calloc(n_floats, sizeof(float));
         CHECK(r->logits);
     }
@@ -116,7 +128,7 @@ static void check_ranks(const char *folder, mxd_activations act, int size, const
         if (memcmp(ranks[i].logits, want, n_floats * sizeof *want) != 0)
             fail_msg("%s: act %d, rank %d of %d (%s shares) differs", folder, act, i, size,
                      shares ? "uneven" : "even");
-        mxd_shard_close(ranks[i].shard);
+        for (int k = 0; k < n_stages; k++) mxd_shard_close(ranks[i].stage[k]);
         free(ranks[i].logits);
     }
     pthread_mutex_destroy(&m.lock);
@@ -153,11 +165,11 @@ static void check_model(const char *name, mxd_activations act) {
     size_t n = (size_t)N_IDS * (size_t)vocab;
     float *want = calloc(n, sizeof *want);
     CHECK(want);
-    CHECK_OK(run_ids(one, ids, want, &err), &err);
+    CHECK_OK(run_ids(&one, 1, ids, want, &err), &err);
     mxd_shard_close(one);
     for (int size = 1; size <= MAX_SIZE; size++) {
-        check_ranks(folder, act, size, NULL, ids, want, n);
-        check_ranks(folder, act, size, uneven[size], ids, want, n);
+        check_ranks(folder, act, size, NULL, 1, ids, want, n);
+        check_ranks(folder, act, size, uneven[size], 1 + (size == 3), ids, want, n);
     }
     free(want);
 }
@@ -220,6 +232,38 @@ TEST(parallel_shares_that_cannot_be_are_refused) {
     CHECK_EQ(mxd_model_share(m, 2, NULL, &s, &err), MXD_E_UNSUPPORTED);
     CHECK(strstr(err.msg, "deepseek_v3") != NULL);
     mxd_model_close(m);
+}
+
+static mxd_rc lost(void *ctx, float *all, const size_t *n_each, mxd_err *err) {
+    (void)all, (void)n_each;
+    int *calls = ctx;
+    return --*calls < 0 ? mxd_fail(err, MXD_E_PEER, "rank 1 is lost") : MXD_OK;
+}
+
+/* The step fails, and the slot is empty, wherever it was. */
+TEST(parallel_step_fails_when_an_exchange_does) {
+    char folder[1024];
+    test_path(folder, "conformance/models/tied-bf16");
+    for (int calls = 0; calls < 4; calls++) {
+        int left = calls;
+        const mxd_group g = {0, 2, &left, lost};
+        mxd_shard_opts o = options(folder, MXD_ACT_I8);
+        o.group = &g;
+        mxd_err err = {0};
+        mxd_shard *s;
+        CHECK_OK(mxd_shard_open(&s, &mxd_alloc_libc, &o, &err), &err);
+        const int32_t ids[2] = {1, 2};
+        mxd_sampled token;
+        mxd_step_run run = {.slot = 0, .n = 2, .sample = true};
+        const mxd_step step = {1, 2, &run, ids, NULL};
+        mxd_step_result out = {.tokens = &token};
+        CHECK_EQ(mxd_shard_step(s, &step, &out, &err), MXD_E_PEER);
+        CHECK(strstr(err.msg, "rank 1 is lost") != NULL);
+        CHECK_EQ(left, -1); /* no call after the one that failed */
+        run.pos = 2;
+        CHECK_EQ(mxd_shard_step(s, &step, &out, &err), MXD_E_STALE);
+        mxd_shard_close(s);
+    }
 }
 
 TEST_OOM(parallel_rank_opens_or_unwinds) {
