@@ -1,5 +1,5 @@
 /* x86_avx512_q8.h - part of x86_avx512.c: K and V of 8 bits. Values are made from codes once for
- * all tokens; a product of two rounded parts would need another order. */
+ * all tokens. */
 
 /* Sixteen codes as floats. */
 INLINE __m512 q8_codes(const int8_t *p) {

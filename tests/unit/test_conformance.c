@@ -280,11 +280,11 @@ static void same_bits(const char *folder, const int32_t *ids, int n, const float
 }
 
 /* Every kernel table x 1..3 parts x chunks x batches when `full`, else one far corner. */
-static void invariance(const char *name, mxd_activations act, bool full) {
+static void invariance_of(const char *name, mxd_activations act, mxd_kv_type kv, bool full) {
     golden g = open_golden(name);
     int32_t ids[CTX];
     int n = case_ids(json_array_get(json_object_get(g.json, "cases"), 2), ids);
-    const setting base = {"scalar", act, 1, 1, 1, 1};
+    const setting base = {"scalar", act, 1, 1, 1, 1, kv};
     pipeline *p = open_pipeline(g.folder, &base);
     float *want = calloc((size_t)n * (size_t)g.vocab, sizeof *want);
     CHECK(want);
@@ -297,12 +297,16 @@ static void invariance(const char *name, mxd_activations act, bool full) {
         for (int parts = full ? 1 : 3; parts <= 3; parts++)
             for (size_t c = full ? 0 : 1; c < (full ? MXD_COUNT(chunks) : 2); c++)
                 for (int batch = full ? 1 : 4; batch <= 4; batch += 3) {
-                    const setting s = {tables[t]->name, act,       parts,
-                                       1 + parts % 3,   chunks[c], batch};
+                    const setting s = {tables[t]->name, act,   parts, 1 + parts % 3,
+                                       chunks[c],       batch, kv};
                     same_bits(g.folder, ids, n, want, &s);
                 }
     free(want);
     close_golden(&g);
+}
+
+static void invariance(const char *name, mxd_activations act, bool full) {
+    invariance_of(name, act, MXD_KV_AUTO, full);
 }
 
 static bool in_full(const char *name) {
@@ -334,13 +338,22 @@ TEST(conformance_bits_do_not_depend_on_split_chunk_batch_kernels_float32) {
     invariance("deepseek-joined-plain", MXD_ACT_F32, false);
 }
 
-/* ---------------------------------------------------------------- what quantised activations cost
+TEST(conformance_bits_do_not_depend_on_split_chunk_batch_kernels_q8) {
+    invariance_of("kv3-inter320", MXD_ACT_I8, MXD_KV_Q8, true);
+    invariance_of("mistral-sliding", MXD_ACT_F32, MXD_KV_Q8, false);
+    invariance_of("gemma4-shared", MXD_ACT_I8, MXD_KV_Q8, false);
+    invariance_of("gpt-oss-plain", MXD_ACT_F32, MXD_KV_Q8, false);
+    invariance_of("deepseek-mixed", MXD_ACT_I8, MXD_KV_Q8, false);
+}
+
+/* ------------------------------------------------- what quantised activations, K and V cost
  *
  * Divergence of the next token's distribution from the float32 path's, in nats; docs/numerics.md.
  */
 
-static float *all_logits(const golden *g, const int32_t *ids, int n, mxd_activations act) {
-    const setting s = {NULL, act, 1, 2, 1, 1};
+static float *all_logits(const golden *g, const int32_t *ids, int n, mxd_activations act,
+                         mxd_kv_type kv) {
+    const setting s = {NULL, act, 1, 2, 1, 1, kv};
     pipeline *p = open_pipeline(g->folder, &s);
     float *got = calloc((size_t)n * (size_t)g->vocab, sizeof *got);
     CHECK(got);
@@ -395,25 +408,32 @@ static bool has_experts(const golden *g) {
     return yes;
 }
 
-TEST(conformance_divergence_of_quantised_activations) {
+static void check_near(const char *name, const golden *g, const char *path, const cost *c) {
+    report_cost(name, path, c, has_experts(g) ? INFINITY : 0.1);
+    if (c->near < 0.7 * c->n)
+        fail_msg("%s, %s: %d of %d positions diverge", name, path, c->n - c->near, c->n);
+}
+
+TEST(conformance_divergence_of_quantised_paths) {
     for (size_t m = 0; m < MXD_COUNT(models); m++) {
         golden g = open_golden(models[m]);
-        cost i8 = {0}, i16 = {0};
+        cost i8 = {0}, i16 = {0}, q8 = {0};
         size_t i;
         json_t *c;
         json_array_foreach(json_object_get(g.json, "cases"), i, c) {
             int32_t ids[CTX];
             int n = case_ids(c, ids);
-            float *want = all_logits(&g, ids, n, MXD_ACT_F32);
-            float *b8 = all_logits(&g, ids, n, MXD_ACT_I8),
-                  *b16 = all_logits(&g, ids, n, MXD_ACT_I16);
+            float *want = all_logits(&g, ids, n, MXD_ACT_F32, MXD_KV_F32);
+            float *b8 = all_logits(&g, ids, n, MXD_ACT_I8, MXD_KV_F16),
+                  *b16 = all_logits(&g, ids, n, MXD_ACT_I16, MXD_KV_F16),
+                  *kv8 = all_logits(&g, ids, n, MXD_ACT_F32, MXD_KV_Q8);
             add_cost(&i8, &g, want, b8, n);
             add_cost(&i16, &g, want, b16, n);
-            free(want), free(b8), free(b16);
+            add_cost(&q8, &g, want, kv8, n);
+            free(want), free(b8), free(b16), free(kv8);
         }
-        report_cost(models[m], "int8", &i8, has_experts(&g) ? INFINITY : 0.1);
-        if (i8.near < 0.7 * i8.n)
-            fail_msg("%s: %d of %d positions diverge", models[m], i8.n - i8.near, i8.n);
+        check_near(models[m], &g, "int8", &i8);
+        check_near(models[m], &g, "q8 KV", &q8);
         report_cost(models[m], "int16", &i16, 1e-4);
         close_golden(&g);
     }

@@ -934,6 +934,8 @@ TEST(model_sizes) {
     CHECK_EQ(s.hidden_bytes, D * 4);
     CHECK(s.layer_ops == numbers && s.head_ops == V * D);
     CHECK_EQ(s.scratch_bytes, 4 * (16 * (2 * D + 2 * q + 2 * kv + 2 * F) + 8 * V));
+    CHECK_OK(mxd_model_sizes_read(&s, &mxd_alloc_libc, r.dir, 16, MXD_KV_Q8, &err), &err);
+    CHECK_EQ(s.layer_kv_bytes[0], 2 * KV * (HEAD_DIM + (HEAD_DIM + 31) / 32 * 2));
     mxd_model *m;
     CHECK_OK(mxd_model_open(&m, &mxd_alloc_libc, r.dir, &err), &err);
     CHECK_EQ(mxd_model_params(m), LAYERS * numbers + V * D + D);

@@ -32,7 +32,7 @@ typedef struct mxd_mlx_plugin { /* static in the plugin */
 } mxd_mlx_plugin;
 
 enum { /* every size has a weight of its own, so that two changes hardly cancel out */
-       MXD_MLX_ABI_VERSION = 1,
+       MXD_MLX_ABI_VERSION = 2, /* 2: how K and V are kept, in the place of a flag */
        MXD_MLX_ABI_STRUCTS =
            sizeof(mxd_mlx_host) + 63 * sizeof(mxd_mlx_plugin) + 65 * sizeof(mxd_backend_ops) +
            67 * sizeof(mxd_backend_opts) + 69 * sizeof(mxd_weight_src) +
