@@ -279,39 +279,53 @@ class Proxy:
 
 
 class Remote:
-    """A server, a local worker and `box`, whose connections to the server go through a proxy.
+    """A server whose plan has two stages, a local one and `box`, reached through a proxy.
 
     The server listens on 127.0.0.1, box joins 127.0.0.2 at the same port: to box, what the server
     calls 127.0.0.1 is 127.0.0.2, so its control link and its results both meet the proxy. What
-    comes into box does not: it tells others the very address that it listens on.
+    comes into box does not: it tells others the very address that it listens on. The split holds
+    while both are there; without box the local worker has all layers.
     """
 
     def __init__(self, place, seed=1):
-        port = free_port()
-        self.proxy = Proxy(f"out=127.0.0.2:{port},127.0.0.1:{port}", seed=seed)
+        self.port, self.place = free_port(), place
+        self.proxy = Proxy(f"box=127.0.0.2:{self.port},127.0.0.1:{self.port}", seed=seed)
         keys = ["--state-dir", str(place / "server")]
-        self.server = start("--cluster-listen", f"127.0.0.1:{port}", "--local-workers", 1,
-                            "--ctx-size", 2048, *keys)
-        self.want = Answer(self.server).result()
+        assert run("config", "init", *keys).returncode == 0
         self.token = run("config", "token", *keys).stdout.strip()
-        (place / "box").mkdir()
-        self.box = Worker(f"127.0.0.2:{port}", str(place / "box"), "--name", "box", "--token",
-                          self.token)
+        joining = threading.Thread(target=self.start_box, daemon=True)
+        joining.start()
+        self.server = start("--cluster-listen", f"127.0.0.1:{self.port}", "--local-workers", 1,
+                            "--pipeline-parallel-size", 2, "--layer-split", "3,3",
+                            "--ctx-size", 2048, *keys)
+        joining.join()
         self.join()
+        self.want = Answer(self.server).result()
 
-    def join(self, timeout=30):
-        wait_until(self.in_plan, timeout=timeout)
+    def start_box(self):
+        def listens():
+            with socket.socket() as s:
+                return s.connect_ex(("127.0.0.1", self.port)) == 0
+        wait_until(listens)
+        (self.place / "box").mkdir(exist_ok=True)
+        self.box = Worker(f"127.0.0.2:{self.port}", str(self.place / "box"), "--name", "box",
+                          "--token", self.token)
+
+    def join(self):
+        """Box in the plan, no fault."""
+        self.proxy.say("all heal")
+        wait_until(self.in_plan, timeout=30)
 
     def in_plan(self):
         return any(n["id"] == "box" and n["layers"] and n["state"] == "serving"
-                   for n in nodes(self.server)) and not state(self.server)["degraded"]
+                   for n in nodes(self.server))
 
     def stop(self):
         self.proxy.say("all heal")
-        self.box.end()
         try:
             assert self.server.stop() == 0
         finally:
+            self.box.end(signal.SIGKILL)
             self.proxy.stop()
 
 
@@ -335,7 +349,6 @@ def remote(tmp_path_factory):
 
 def through(remote, fault, heal_after=None):
     """An answer with a fault of box's links in the middle; the answer, and when the fault came."""
-    remote.proxy.say("all heal")
     remote.join()
     a = Answer(remote.server)
     wait_until(lambda: a.n >= 20, every=0.001)
@@ -351,8 +364,8 @@ def through(remote, fault, heal_after=None):
 
 @pytest.mark.parametrize("name, fault", [
     ("partition", ["all hold"]),
-    ("nothing reaches the server", ["out.up hold"]),
-    ("nothing reaches box from the server", ["out.down hold"]),
+    ("nothing reaches the server", ["all.up hold"]),
+    ("nothing reaches box from the server", ["all.down hold"]),
     ("every connection reset", ["all cut"]),
     ("reset, and none let in again", ["all refuse", "all cut"]),
     ("end of stream", ["all close"]),
@@ -364,14 +377,12 @@ def test_link_fault(remote, name, fault):
     a, at = through(remote, fault)
     report(f"stall, {name}", [stall_ms(a, at)])
     assert stall_ms(a, at) < 6000
-    remote.proxy.say("all heal")
     remote.join()
     assert Answer(remote.server).result() == remote.want
 
 
 def test_late_link_is_no_death(remote):
     """50 ms more each way, with jitter and 1 MB/s: slower, nothing else."""
-    remote.proxy.say("all heal")
     remote.join()
     want = Answer(remote.server, tokens=40).result()
     epoch = state(remote.server)["epoch"]
@@ -385,7 +396,6 @@ def test_late_link_is_no_death(remote):
 
 @pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=soak)])
 def test_flapping_link(remote, seconds):
-    remote.proxy.say("all heal")
     remote.join()
     epoch = state(remote.server)["epoch"]
     texts, end, a = [], time.monotonic() + seconds, Answer(remote.server)
@@ -404,7 +414,6 @@ def test_flapping_link(remote, seconds):
 
 
 def test_remote_worker_leaves_and_comes_back(remote):
-    remote.proxy.say("all heal")
     remote.join()
     a = Answer(remote.server)
     wait_until(lambda: a.n >= 20, every=0.001)
@@ -419,10 +428,9 @@ def test_remote_worker_leaves_and_comes_back(remote):
 
 def test_noise_on_the_cluster_port(remote):
     """1 MB of noise in ten connections while an answer runs; nobody is disturbed."""
-    remote.proxy.say("all heal")
     remote.join()
     epoch = state(remote.server)["epoch"]
-    host, port = remote.proxy.at["out"].split(":")
+    host, port = remote.proxy.at["box"].split(":")
     rand, a = random.Random(5), Answer(remote.server)
     for _ in range(10):
         with socket.create_connection((host, int(port)), 5) as s:
