@@ -440,3 +440,165 @@ def test_noise_on_the_cluster_port(remote):
                 pass  # hung up on: just as well
     assert a.result() == remote.want
     assert state(remote.server)["epoch"] == epoch
+
+
+# ------------------------------------------------------- rows 9, 16, 18, 24, 27, 30, 32: the rest
+
+
+def test_worker_slowed_to_a_twentieth(four, calm):
+    """Computes 10 ms in every 200: replaced or not, the text is the same."""
+    all_serve(four, WORKERS)
+    pid, a = stage_pids(four)[0], Answer(four)
+    wait_until(lambda: a.n >= 20, every=0.001)
+    end = time.monotonic() + 5
+    while time.monotonic() < end and a.is_alive() and alive(pid):
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.19)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.01)
+    assert a.result() == calm["greedy"]
+    report("longest pause beside a worker at a twentieth", [stall_ms(a)])
+
+
+def test_server_killed_and_started_again(tmp_path):
+    """Clients of the old one see the connection end, without [DONE]; workers of other machines
+    come back by themselves, with no new token."""
+    keys = ["--state-dir", str(tmp_path / "keys")]
+    port = free_port()
+    options = ["--cluster-listen", f"127.0.0.1:{port}", "--local-workers", 1, "--ctx-size", 2048,
+               *keys]
+    s = start(*options)
+    want = Answer(s).result()
+    token = run("config", "token", *keys).stdout.strip()
+    box = Worker(f"127.0.0.1:{port}", str(tmp_path), "--name", "box", "--token", token)
+    joined = lambda: any(n["id"] == "box" and n["state"] in ("ready", "serving") for n in nodes(s))
+    wait_until(joined)
+    a = Answer(s)
+    wait_until(lambda: a.n >= 5, every=0.001)
+    s.process.kill()
+    a.join(10)
+    assert not a.done and not a.is_alive() and want.startswith(a.text)
+    s.process.wait()
+    begin = time.monotonic()
+    s = start(*options)
+    report("start after kill -9 of the server", [1000 * (time.monotonic() - begin)])
+    assert Answer(s).result() == want
+    wait_until(joined)
+    report("until a remote worker is back", [1000 * (time.monotonic() - begin)])
+    assert box.end() == 0
+    assert s.stop() == 0
+
+
+def test_state_folder_that_cannot_be_written(tmp_path):
+    """A file where the folder should be: refused at start, in words, before anything runs."""
+    (tmp_path / "file").write_text("")
+    r = run("server", DEMO, "--port", 0, "--cluster-listen", f"127.0.0.1:{free_port()}",
+            "--local-workers", 1, "--state-dir", tmp_path / "file" / "state")
+    assert r.returncode not in (0, -signal.SIGSEGV, -signal.SIGABRT)
+    assert str(tmp_path / "file") in programs.one_line_error(r, "server")
+
+
+def test_ports_in_use(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        r = run("server", DEMO, "--port", port)
+        assert r.returncode == 5 and str(port) in programs.one_line_error(r, "server")
+        r = run("server", DEMO, "--port", 0, "--local-workers", 1, "--cluster-listen",
+                f"127.0.0.1:{port}", "--state-dir", tmp_path / "state")
+        assert r.returncode == 5 and str(port) in r.stderr.splitlines()[-1]
+
+
+def test_model_changed_on_a_worker(remote):
+    """Weights are mapped, so a worker's model file is replaced, never written over: what runs goes
+    on with the old one, and the text stays the same."""
+    remote.join()
+    folder = remote.place / "model"
+    shutil.copytree(DEMO, folder)
+    s = start_on(folder)
+    want = Answer(s).result()
+    assert want == Answer(s).result()
+    a = Answer(s)
+    wait_until(lambda: a.n >= 20, every=0.001)
+    weights = next(p for p in folder.iterdir() if p.suffix == ".safetensors")
+    other = folder / "new"
+    data = bytearray(weights.read_bytes())
+    for i in range(len(data) // 2, len(data) // 2 + 4096):
+        data[i] ^= 0x55
+    other.write_bytes(bytes(data))
+    os.replace(other, weights)
+    assert a.result() == want
+    assert Answer(s).result() == want
+    assert s.stop() == 0
+
+
+def start_on(folder, *options):
+    return programs.Checked([programs.program("server"), str(folder), "--port", "0", "--alias",
+                             "demo", "--local-workers", "2", "--ctx-size", "2048", *options])
+
+
+def test_second_worker_of_one_name(remote):
+    """The same identity started twice: one of the two serves, the text is the same."""
+    remote.join()
+    twin = Worker(f"127.0.0.1:{remote.port}", str(remote.place / "box"))
+    try:
+        assert Answer(remote.server).result() == remote.want
+        time.sleep(1)
+        assert [n["id"] for n in nodes(remote.server)].count("box") == 1
+    finally:
+        if twin.process.poll() is None:
+            twin.end(signal.SIGKILL)
+    if remote.box.process.poll() is not None:
+        remote.start_box()
+    remote.join()
+    assert Answer(remote.server).result() == remote.want
+
+
+def test_more_requests_than_fit(four):
+    """Five hundred at once over eight seats: whole answers, or a refusal that says when to come back."""
+    all_serve(four, WORKERS)
+    want = Answer(four, "Hello", 20).result()
+    seen, lock = [], threading.Lock()
+
+    def ask():
+        reply = four.api.complete("demo", "Hello", max_tokens=20, temperature=0, ignore_eos=True)
+        with lock:
+            seen.append(reply)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(500)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(60)
+    assert len(seen) == len(threads)
+    for reply in seen:
+        assert reply.status in (200, 429, 503)
+        if reply.status == 200:
+            assert reply.json["choices"][0]["text"] == want
+        else:
+            assert int(reply.headers["Retry-After"]) > 0
+    report("answered of 500 at once", [sum(r.status == 200 for r in seen)], "answers")
+    assert Answer(four, "Hello", 20).result() == want
+
+
+def test_few_file_descriptors():
+    """64 descriptors and 200 connections: some wait or are refused, and afterwards all is well."""
+    prlimit = shutil.which("prlimit")
+    if not prlimit:
+        pytest.skip("prlimit is not here")
+    s = programs.Checked([prlimit, "--nofile=64", programs.program("server"), DEMO, "--port", "0",
+                          "--local-workers", "1"])
+    want = Answer(s, tokens=20).result()
+    open_ones = []
+    for _ in range(200):
+        c = socket.socket()
+        c.settimeout(0.05)
+        if c.connect_ex((s.api.host, s.api.port)) == 0:
+            open_ones.append(c)
+        else:
+            c.close()
+    for c in open_ones:
+        c.close()
+    assert Answer(s, tokens=20).result() == want
+    assert s.stop() == 0
