@@ -50,17 +50,9 @@ def stall_ms(answer, since=0.0):
     return 1000 * max(gaps, default=0)
 
 
-def pid_of(server, node):
-    return next(n["pid"] for n in nodes(server) if n["id"] == node)
-
-
 def stage_pids(server):
     """Worker processes that have layers in the plan."""
     return [n["pid"] for n in nodes(server) if n["layers"] and alive(n["pid"])]
-
-
-def log_count(server, event):
-    return server.text().count(event)
 
 
 @pytest.fixture(scope="module")
@@ -164,12 +156,13 @@ def kill_often(s, a, kills, every_tokens, rand):
 
 @pytest.mark.parametrize("kills", [12, pytest.param(100, marks=soak)])
 def test_many_kills_in_one_answer(kills):
-    s = start("--local-workers", 6, "--ctx-size", 4096, "--timeout", "900s")
-    want = Answer(s, tokens=3000).result()
-    a = Answer(s, tokens=3000)
-    a.connection.timeout = 120
-    done = kill_often(s, a, kills, 3, random.Random(kills))
-    assert a.result(600) == want
+    s = start("--local-workers", 6, "--ctx-size", 4096, "--timeout", "900s", "--parallel", 6)
+    many = [PROMPT] + [f"Number {i}: " for i in range(5 if kills > 50 else 1)]
+    want = [Answer(s, p, 3900).result() for p in many]
+    answers = [Answer(s, p, 3900) for p in many]
+    done = kill_often(s, answers[0], kills, 1, random.Random(kills))
+    assert [a.result(600) for a in answers] == want
+    a = answers[0]
     assert done == kills, f"the answer ended after {done} kills"
     gaps = sorted((1000 * (y - x) for x, y in zip(a.times, a.times[1:])), reverse=True)
     report(f"longest pauses of an answer with {kills} kills", gaps[:kills])
@@ -312,9 +305,9 @@ class Remote:
                           "--token", self.token)
 
     def join(self):
-        """Box in the plan, no fault."""
+        """Box in the plan, no fault. A node that failed often rests, up to a minute."""
         self.proxy.say("all heal")
-        wait_until(self.in_plan, timeout=30)
+        wait_until(self.in_plan, timeout=70)
 
     def in_plan(self):
         return any(n["id"] == "box" and n["layers"] and n["state"] == "serving"
@@ -510,26 +503,28 @@ def test_ports_in_use(tmp_path):
         assert r.returncode == 5 and str(port) in r.stderr.splitlines()[-1]
 
 
-def test_model_changed_on_a_worker(remote):
-    """Weights are mapped, so a worker's model file is replaced, never written over: what runs goes
-    on with the old one, and the text stays the same."""
-    remote.join()
-    folder = remote.place / "model"
+@pytest.mark.parametrize("how", ["replaced", "cut"])
+def test_model_file_changes_under_a_worker(tmp_path, how):
+    """Weights are read when a plan is installed; what runs does not see the file any more. A worker
+    that has to load the damaged file again is refused its plan, in words, and never crashes."""
+    folder = tmp_path / "model"
     shutil.copytree(DEMO, folder)
     s = start_on(folder)
     want = Answer(s).result()
-    assert want == Answer(s).result()
     a = Answer(s)
     wait_until(lambda: a.n >= 20, every=0.001)
     weights = next(p for p in folder.iterdir() if p.suffix == ".safetensors")
-    other = folder / "new"
-    data = bytearray(weights.read_bytes())
-    for i in range(len(data) // 2, len(data) // 2 + 4096):
-        data[i] ^= 0x55
-    other.write_bytes(bytes(data))
-    os.replace(other, weights)
+    if how == "cut":
+        os.truncate(weights, 100_000)
+    else:
+        (folder / "new").write_bytes(weights.read_bytes()[:-1000])
+        os.replace(folder / "new", weights)
     assert a.result() == want
     assert Answer(s).result() == want
+    os.kill(stage_pids(s)[0], signal.SIGKILL)
+    wait_until(lambda: "load_failed" in s.text())
+    assert "model.safetensors" in s.text()
+    assert s.process.poll() is None
     assert s.stop() == 0
 
 
