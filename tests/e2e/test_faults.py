@@ -137,6 +137,17 @@ def test_kill_under_eight_streams(four, calm, how):
     assert [a.result() for a in answers] == want
 
 
+def test_requests_that_come_during_recovery(four):
+    """They wait; none is told that the model is loading."""
+    want = Answer(four, "Hello", 20).result()
+    for _ in range(3):
+        all_serve(four, WORKERS)
+        os.kill(stage_pids(four)[0], signal.SIGKILL)
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            assert Answer(four, "Hello", 20).result() == want
+
+
 def kill_often(s, a, kills, every_tokens, rand):
     """Kills a worker of the plan each time the answer has gone on a little; how often it did."""
     done, at = 0, 5
