@@ -51,7 +51,7 @@ if [ ${#tests[@]} -gt 0 ]; then
             report+=(--failed "install")
         bin=$(find "$build/stage" -type d -name bin | head -n 1)
         MXD_BIN_DIR=$PWD/$bin MXD_FAKE_SERVER=$PWD/$build/tests/e2e/fake_server \
-            PYTHONPATH=python timeout 900 "$venv/bin/python" -m pytest -q -rs --junitxml="$build/pytest.xml" \
+            PYTHONPATH=python timeout "${MXD_TEST_SECONDS:-900}" "$venv/bin/python" -m pytest -q -rs --junitxml="$build/pytest.xml" \
             "${tests[@]}" "$@"
         rc=$?
         case $rc in 0 | 1 | 5) ;; *) report+=(--failed "pytest ended with $rc") ;; esac

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/log.h"
 #include "cli/main_kit.h"
 
 enum { ENROLL_MS = 15000 };
@@ -97,8 +98,20 @@ mxd_rc mxd_worker_identity_get(mxd_worker_identity *id, const mxd_options *o, mx
         return mxd_fail(err, MXD_E_AUTH,
                         "this machine has no certificate of the cluster yet: run `mlx-dist-config "
                         "token` on the server and give it with --token");
-    mxd_worker_identity_deinit(id);
-    return enrol(id, o, token, dir, err);
+    mxd_worker_identity own = *id;
+    *id = (mxd_worker_identity){0};
+    mxd_rc rc = enrol(id, o, token, dir, err);
+    if (rc == MXD_E_AUTH &&
+        kept) { /* a service that starts again with the token of its first start */
+        mxd_log(MXD_LOG_INFO, "token_refused", "node=%s using=certificate error=\"%s\"", own.node,
+                err->msg);
+        mxd_worker_identity_deinit(id);
+        *id = own;
+        *err = (mxd_err){0};
+        return MXD_OK;
+    }
+    mxd_worker_identity_deinit(&own);
+    return rc;
 }
 
 void mxd_worker_identity_deinit(mxd_worker_identity *id) {

@@ -1,7 +1,8 @@
 /* worker_identity.h - who a worker is: its node id, key and certificate, kept over restarts.
  *
- * Files in STATE/worker: node.key, node.pem, ca.pem, and node.id. A token of another cluster than
- * the one in ca.pem makes the worker enrol anew.
+ * Files in STATE/worker: node.key, node.pem, ca.pem, and node.id. A token that is still good makes
+ * the worker enrol anew, maybe with another cluster; one that is refused leaves it the certificate
+ * it has.
  */
 #ifndef MXD_CLI_WORKER_IDENTITY_H
 #define MXD_CLI_WORKER_IDENTITY_H

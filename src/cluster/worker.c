@@ -20,6 +20,7 @@ enum {
     DIAL_MS = 3000,
     BACKOFF_MIN_MS = 100,
     BACKOFF_MAX_MS = 5000,
+    MAX_REFUSALS = 16, /* in a row, of a certificate that was good before: about a minute */
     SPARE_JOBS = 8,
     SPIN_US =
         50, /* idle compute threads poll so long: operations follow each other in microseconds */
@@ -55,6 +56,7 @@ struct mxd_worker {
     mxd_link control;
     int64_t dial_at_ms; /* when to dial the coordinator again; 0: not waiting */
     int64_t backoff_ms;
+    int refusals; /* of our certificate, since the last welcome */
 
     mxd_link next; /* to the next stage */
     bool next_up;
@@ -154,7 +156,8 @@ static void control_down(mxd_worker *w, const mxd_net_event *ev) {
     bool was_member = w->member;
     w->member = false;
     if (w->stop) return;
-    if (ev->rc == MXD_E_AUTH) {
+    /* A handshake that the wire has damaged looks like one that was refused. */
+    if (ev->rc == MXD_E_AUTH && (!w->core || ++w->refusals >= MAX_REFUSALS)) {
         end_with(w, MXD_E_AUTH,
                  "the coordinator refuses this node's certificate: join again with a new token "
                  "(mlx-dist-config token on the coordinator)");
@@ -435,6 +438,7 @@ static mxd_rc on_welcome(mxd_worker *w, const mxd_blob *head, mxd_err *err) {
     }
     w->member = true;
     w->backoff_ms = 0;
+    w->refusals = 0;
     mxd_log(MXD_LOG_INFO, "joined", "coordinator=%s model=%s", w->opts.join, w->welcome.model);
     give(w, &(mxd_wcore_event){.kind = MXD_WCORE_CONNECTED});
     if (w->drain_wanted) give(w, &(mxd_wcore_event){.kind = MXD_WCORE_DRAIN});
