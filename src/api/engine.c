@@ -24,7 +24,6 @@ struct mxd_engine {
     int32_t eos[MAX_EOS];
     int64_t timeout_ms; /* of requests that name none */
     atomic_bool draining;
-    atomic_bool served;
 };
 
 /* ---------------------------------------------------------------------------
@@ -217,9 +216,7 @@ void mxd_engine_close(mxd_engine *e) {
 /* ---------------------------------------------------------------------------------------- state */
 
 mxd_rc mxd_engine_wait(mxd_engine *e, int64_t timeout_ms, mxd_err *err) {
-    mxd_rc rc = mxd_cluster_wait(e->cluster, timeout_ms, err);
-    if (!rc) e->served = true;
-    return rc;
+    return mxd_cluster_wait(e->cluster, timeout_ms, err);
 }
 
 mxd_rc mxd_engine_drain(mxd_engine *e, int64_t timeout_ms, mxd_err *err) {
@@ -239,8 +236,7 @@ mxd_engine_state mxd_engine_state_now(const mxd_engine *e) {
     case MXD_CLUSTER_LOADING:
         break;
     }
-    /* While a lost worker is replaced, requests wait in the queue: that is a pause, no refusal. */
-    return e->served ? MXD_ENGINE_READY : MXD_ENGINE_LOADING;
+    return MXD_ENGINE_LOADING;
 }
 
 const mxd_engine_info *mxd_engine_info_get(const mxd_engine *e) { return &e->info; }

@@ -146,6 +146,7 @@ def test_requests_that_come_during_recovery(four):
         end = time.monotonic() + 0.5
         while time.monotonic() < end:
             assert Answer(four, "Hello", 20).result() == want
+            assert four.api.get("/health").status == 200
 
 
 def kill_often(s, a, kills, every_tokens, rand):

@@ -650,16 +650,3 @@ def test_stages_on_two_machines(tmp_path):
     assert state(s)["epoch"] == st["epoch"]
     assert s.stop() == 0
     box["w"].end(signal.SIGKILL)
-
-
-def test_requests_between_two_plans_wait():
-    """A worker dies; who asks in that moment is answered later, and not told that the model is loading."""
-    s = start("--local-workers", 3)
-    for i in range(6):
-        os.kill(s.children()[i % 3], signal.SIGKILL)
-        time.sleep(0.004 * i)
-        r = s.api.post("/v1/completions", {"model": "demo", "prompt": "one two", "max_tokens": 2})
-        assert r.status == 200, r.body
-        assert s.api.get("/health").status == 200
-        all_serve(s)
-    assert s.stop() == 0
