@@ -37,7 +37,7 @@ bool mxd_signals_take_hup(void);
 /* Log to --log-file; call again after SIGHUP to open it anew. Errors: E_IO. */
 mxd_rc mxd_main_open_log(const mxd_options *o, mxd_err *err) MXD_MUST_USE;
 
-/* The folder for keys, tokens and the journal: --state-dir, else $XDG_STATE_HOME/mlx-distributed,
+/* The folder for keys and tokens: --state-dir, else $XDG_STATE_HOME/mlx-distributed,
  * else ~/.local/state/mlx-distributed. Not made. Errors: E_CONFIG, E_TOOBIG. */
 mxd_rc mxd_main_state_dir(const mxd_options *o, char out[1024], mxd_err *err) MXD_MUST_USE;
 
