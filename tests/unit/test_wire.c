@@ -730,7 +730,7 @@ TEST(wire_texts_are_repaired) {
 TEST(wire_texts_over_the_limit_are_refused) {
     begin();
     mxd_err err = {0};
-    char p[200] = "\x08\x02\x12\x40"; /* Hello: version 2, node of 64 bytes */
+    char p[200] = "\x08\x03\x12\x40"; /* Hello: version 3, node of 64 bytes */
     memset(p + 4, 'n', 64);
     CHECK_EQ(get_hello(p, 68, &err), MXD_E_FORMAT);
     p[3] = 63;
