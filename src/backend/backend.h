@@ -85,8 +85,6 @@ enum {                   /* what a weight will be used for; may be combined */
                           * choose another expert) */
 };
 
-enum { MXD_MAX_RANKS = 16 };
-
 typedef enum mxd_cut_along { MXD_ALONG_OUT, MXD_ALONG_IN, MXD_ALONG_EXPERTS } mxd_cut_along;
 
 /* A tensor cut over a tensor-parallel group: rank r holds the rows, columns or experts [edge[r],

@@ -48,6 +48,7 @@ enum {
 
     /* cluster */
     MXD_MAX_NODES = 64,
+    MXD_MAX_RANKS = 16, /* nodes that hold layers together */
     MXD_MAX_NODE_NAME = 64,
     MXD_MAX_FRAME_BYTES = 4 << 20,
     MXD_MAX_HELLO_BYTES = 64 << 10,

@@ -12,11 +12,11 @@ void mxd_plan_print(mxd_buf *out, const mxd_plan_view *v, int columns) {
     for (int i = 0; i < 7; i++) mxd_table_cell(&t, "%s", heads[i]);
     for (int i = 0; i < p->n_stages; i++) {
         const mxd_plan_stage *s = &p->stages[i];
-        mxd_table_cell(&t, "%s", v->nodes[s->node].name);
+        mxd_table_cell(&t, "%s", v->nodes[s->ranks[0].node].name);
         mxd_table_cell(&t, "%d-%d", s->layer0, s->layer1 - 1);
-        mxd_table_cell(&t, "%s", mxd_size_text(a, s->weight_bytes));
-        mxd_table_cell(&t, "%s", mxd_size_text(b, s->kv_bytes));
-        mxd_table_cell(&t, "%s", mxd_size_text(c, v->nodes[s->node].free_bytes));
+        mxd_table_cell(&t, "%s", mxd_size_text(a, s->ranks[0].weight_bytes));
+        mxd_table_cell(&t, "%s", mxd_size_text(b, s->ranks[0].kv_bytes));
+        mxd_table_cell(&t, "%s", mxd_size_text(c, v->nodes[s->ranks[0].node].free_bytes));
         mxd_table_cell(&t, "%.3g ms", s->decode_ms);
         mxd_table_cell(&t, "%s", i == p->bottleneck && p->n_stages > 1 ? "longest" : "");
     }
@@ -35,12 +35,12 @@ void mxd_plan_print(mxd_buf *out, const mxd_plan_view *v, int columns) {
 }
 
 static json_t *stage_json(const mxd_plan_view *v, const mxd_plan_stage *s) {
-    const mxd_plan_node *n = &v->nodes[s->node];
-    uint64_t planned = s->weight_bytes + s->kv_bytes + s->scratch_bytes;
+    const mxd_plan_node *n = &v->nodes[s->ranks[0].node];
+    uint64_t planned = s->ranks[0].weight_bytes + s->ranks[0].kv_bytes + s->ranks[0].scratch_bytes;
     return json_pack("{s:s, s:[i,i], s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:f}", "node", n->name,
                      "layers", s->layer0, s->layer1, "embed", s->embed, "head", s->head,
-                     "weight_bytes", (json_int_t)s->weight_bytes, "kv_bytes",
-                     (json_int_t)s->kv_bytes, "scratch_bytes", (json_int_t)s->scratch_bytes,
+                     "weight_bytes", (json_int_t)s->ranks[0].weight_bytes, "kv_bytes",
+                     (json_int_t)s->ranks[0].kv_bytes, "scratch_bytes", (json_int_t)s->ranks[0].scratch_bytes,
                      "planned_bytes", (json_int_t)planned, "free_bytes", (json_int_t)n->free_bytes,
                      "decode_ms", s->decode_ms);
 }

@@ -108,12 +108,12 @@ static json_t *node_json(const mxd_node_view *v, const mxd_plan *plan) {
 }
 
 static json_t *stage_json(mxd_cluster *c, const mxd_plan_stage *s) {
-    const char *node = mxd_coord_node(c->core, s->node)->info.id;
-    return json_pack("{s:[i, i], s:b, s:b, s:f, s:[{s:s, s:f, s:I, s:I, s:I}]}", "layers",
-                     s->layer0, s->layer1, "embed", s->embed, "head", s->head, "decode_ms",
-                     s->decode_ms, "ranks", "node", node, "share", 1.0, "weight_bytes",
-                     (json_int_t)s->weight_bytes, "kv_bytes", (json_int_t)s->kv_bytes,
-                     "scratch_bytes", (json_int_t)s->scratch_bytes);
+    const char *node = mxd_coord_node(c->core, s->ranks[0].node)->info.id;
+    return json_pack(
+        "{s:[i, i], s:b, s:b, s:f, s:[{s:s, s:f, s:I, s:I, s:I}]}", "layers", s->layer0, s->layer1,
+        "embed", s->embed, "head", s->head, "decode_ms", s->decode_ms, "ranks", "node", node,
+        "share", 1.0, "weight_bytes", (json_int_t)s->ranks[0].weight_bytes, "kv_bytes",
+        (json_int_t)s->ranks[0].kv_bytes, "scratch_bytes", (json_int_t)s->ranks[0].scratch_bytes);
 }
 
 static json_t *plan_json(mxd_cluster *c, const mxd_plan *p) {

@@ -98,10 +98,10 @@ static bool whole(const mxd_coord *c, const mxd_plan *p, int n) {
     if (p->n_stages < 1 || p->n_stages > n) return false;
     for (int s = 0; s < p->n_stages; s++) {
         const mxd_plan_stage *g = &p->stages[s];
-        if (g->node < 0 || g->node >= n || used[g->node]) return false;
+        if (g->ranks[0].node < 0 || g->ranks[0].node >= n || used[g->ranks[0].node]) return false;
         if (g->layer0 != at || g->layer1 <= at) return false;
         if (g->embed != (s == 0) || g->head != (s == p->n_stages - 1)) return false;
-        used[g->node] = true;
+        used[g->ranks[0].node] = true;
         at = g->layer1;
     }
     return at == c->cfg.n_layers;
@@ -123,7 +123,7 @@ static mxd_rc plan_over(mxd_coord *c, const crowd *who, mxd_err *err) {
         return MXD_E_INTERNAL;
     }
     for (int s = 0; s < c->next_plan.n_stages; s++)
-        c->next_plan.stages[s].node = c->plan_index[c->next_plan.stages[s].node];
+        c->next_plan.stages[s].ranks[0].node = c->plan_index[c->next_plan.stages[s].ranks[0].node];
     return MXD_OK;
 }
 
@@ -131,7 +131,8 @@ static mxd_rc plan_over(mxd_coord *c, const crowd *who, mxd_err *err) {
 static const core_avoid *broken(const mxd_coord *c) {
     for (int s = 1; s < c->next_plan.n_stages; s++)
         for (int i = 0; i < CORE_MAX_AVOID; i++) {
-            int a = c->next_plan.stages[s - 1].node, b = c->next_plan.stages[s].node;
+            int a = c->next_plan.stages[s - 1].ranks[0].node,
+                b = c->next_plan.stages[s].ranks[0].node;
             const core_avoid *v = &c->avoid[i];
             if (v->active && v->a == (a < b ? a : b) && v->b == (a < b ? b : a)) return v;
         }
@@ -180,8 +181,8 @@ static void fill_stage(mxd_coord *c, int s) {
                      .layer1 = p->stages[s].layer1,
                      .embed = p->stages[s].embed,
                      .head = p->stages[s].head,
-                     .next = last ? MXD_CORE_COORDINATOR : p->stages[s + 1].node,
-                     .prev = s ? p->stages[s - 1].node : MXD_CORE_COORDINATOR};
+                     .next = last ? MXD_CORE_COORDINATOR : p->stages[s + 1].ranks[0].node,
+                     .prev = s ? p->stages[s - 1].ranks[0].node : MXD_CORE_COORDINATOR};
     if (last) return;
     const mxd_node_info *next = &c->nodes[g->next].v.info;
     core_text(g->next_id, sizeof g->next_id, next->id);
@@ -190,13 +191,13 @@ static void fill_stage(mxd_coord *c, int s) {
 
 static void install(mxd_coord *c, int s) {
     const mxd_plan_stage *p = &c->plan.stages[s];
-    core_node *n = &c->nodes[p->node];
+    core_node *n = &c->nodes[p->ranks[0].node];
     n->v.stage = s;
-    n->v.planned = p->weight_bytes + p->kv_bytes + p->scratch_bytes;
+    n->v.planned = p->ranks[0].weight_bytes + p->ranks[0].kv_bytes + p->ranks[0].scratch_bytes;
     n->wanted = n->holds = true;
     fill_stage(c, s);
-    if (!n->releases) core_node_state(c, p->node, MXD_NODE_JOINING);
-    core_act_node(c, MXD_ACT_INSTALL, p->node)->stage = &c->stages[s];
+    if (!n->releases) core_node_state(c, p->ranks[0].node, MXD_NODE_JOINING);
+    core_act_node(c, MXD_ACT_INSTALL, p->ranks[0].node)->stage = &c->stages[s];
 }
 
 /* A new epoch with next_plan. */
@@ -259,7 +260,8 @@ static void form(mxd_coord *c) {
 static bool same_plan(const mxd_plan *a, const mxd_plan *b) {
     if (a->n_stages != b->n_stages) return false;
     for (int s = 0; s < a->n_stages; s++)
-        if (a->stages[s].node != b->stages[s].node || a->stages[s].layer1 != b->stages[s].layer1)
+        if (a->stages[s].ranks[0].node != b->stages[s].ranks[0].node ||
+            a->stages[s].layer1 != b->stages[s].layer1)
             return false;
     return true;
 }
@@ -302,7 +304,7 @@ void core_on_ready(mxd_coord *c, int i, const mxd_core_ready *r) {
     core_text(n->determinism, sizeof n->determinism, r->determinism);
     if (!n->releases) core_node_state(c, i, MXD_NODE_SERVING);
     for (int s = 0; s < c->plan.n_stages && !MUTANT(NO_BARRIER); s++)
-        if (!c->nodes[c->plan.stages[s].node].ready) return;
+        if (!c->nodes[c->plan.stages[s].ranks[0].node].ready) return;
     serve(c);
 }
 
@@ -348,10 +350,10 @@ static int64_t deadline(const mxd_coord *c, const core_flight *f) {
 static void blame(mxd_coord *c, uint64_t step) {
     int s = 0, n = c->plan.n_stages;
     for (; s < n; s++) {
-        const mxd_core_beat *b = &c->nodes[c->plan.stages[s].node].v.beat;
+        const mxd_core_beat *b = &c->nodes[c->plan.stages[s].ranks[0].node].v.beat;
         if (b->epoch != c->epoch || b->last_step < step) break;
     }
-    int i = c->plan.stages[s < n ? s : n - 1].node;
+    int i = c->plan.stages[s < n ? s : n - 1].ranks[0].node;
     core_node *node = &c->nodes[i];
     bool hangs = s < n && node->v.beat.step_age_ms >= c->cfg.step_ms / 2;
     if (hangs && node->spawned) {
@@ -360,7 +362,7 @@ static void blame(mxd_coord *c, uint64_t step) {
     }
     node->stuck = hangs;
     if (!hangs && s > 0 && s < n)
-        core_avoid_pair(c, c->plan.stages[s - 1].node, i);
+        core_avoid_pair(c, c->plan.stages[s - 1].ranks[0].node, i);
     else
         core_node_failed(c, i);
 }
@@ -377,7 +379,7 @@ static void watch_steps(mxd_coord *c) {
 static void watch_install(mxd_coord *c) {
     if (c->now_ms - c->state_ms <= c->cfg.load_ms) return;
     for (int s = 0; s < c->plan.n_stages && c->state == MXD_COORD_INSTALLING; s++) {
-        int i = c->plan.stages[s].node;
+        int i = c->plan.stages[s].ranks[0].node;
         if (!c->nodes[i].ready) core_node_dead(c, i, MXD_E_TIMEOUT, "loading takes too long");
     }
 }

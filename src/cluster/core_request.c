@@ -183,7 +183,7 @@ static void send_step(mxd_coord *c, const mxd_sched_step *next) {
         core_prefix_sent(c, &f->runs[i]);
         f->n_sample += next->runs[i].sample;
     }
-    mxd_coord_action *a = core_act_node(c, MXD_ACT_STEP, c->plan.stages[0].node);
+    mxd_coord_action *a = core_act_node(c, MXD_ACT_STEP, c->plan.stages[0].ranks[0].node);
     a->step = f->step;
     a->runs = f->runs;
     a->n_runs = f->n_runs;
@@ -306,7 +306,7 @@ void core_on_result(mxd_coord *c, const mxd_core_result *r) {
     int at = find_flight(c, r->step);
     if (at < 0 && !MUTANT(ANY_RESULT) && !MUTANT(DOUBLE_RESULT)) return;
     if (at > 0 || (at == 0 && !answers(c, core_flight_at(c, at), r))) {
-        if (at == 0) core_node_failed(c, c->plan.stages[c->plan.n_stages - 1].node);
+        if (at == 0) core_node_failed(c, c->plan.stages[c->plan.n_stages - 1].ranks[0].node);
         core_epoch_lost(c);
         return;
     }

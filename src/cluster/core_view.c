@@ -24,7 +24,7 @@ static const char *determinism(const mxd_coord *c) {
     if (c->state != MXD_COORD_SERVING) return "";
     const char *all = "bit-exact";
     for (int s = 0; s < c->plan.n_stages; s++) {
-        const char *one = c->nodes[c->plan.stages[s].node].determinism;
+        const char *one = c->nodes[c->plan.stages[s].ranks[0].node].determinism;
         if (!core_same(one, "bit-exact")) all = one;
     }
     return all;
@@ -122,7 +122,7 @@ static void check_plan(const mxd_coord *c) {
     MXD_ASSERT(c->planned == (c->state != MXD_COORD_FORMING));
     int at = 0;
     for (int s = 0; c->planned && s < c->plan.n_stages; s++) {
-        const core_node *n = &c->nodes[c->plan.stages[s].node];
+        const core_node *n = &c->nodes[c->plan.stages[s].ranks[0].node];
         MXD_ASSERT(core_node_lives(n) && n->v.stage == s && n->holds); /* C5 */
         MXD_ASSERT(c->plan.stages[s].layer0 == at);                    /* C5 */
         at = c->plan.stages[s].layer1;

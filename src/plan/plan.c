@@ -274,14 +274,16 @@ static void fill_stages(const mxd_plan_task *t, const mxd_plan_cut *c, mxd_plan 
     for (int i = 0; i < c->n; i++) {
         mxd_plan_bytes x = mxd_plan_bytes_of(t, c->at[i], c->at[i + 1]);
         p->stages[i] = (mxd_plan_stage){
-            .node = c->node[i],
             .layer0 = c->at[i],
             .layer1 = c->at[i + 1],
             .embed = c->at[i] == 0,
             .head = c->at[i + 1] == t->model->n_layers,
-            .weight_bytes = (uint64_t)x.weights,
-            .kv_bytes = (uint64_t)x.kv,
-            .scratch_bytes = (uint64_t)x.scratch,
+            .n_ranks = 1,
+            .ranks[0] = {.node = c->node[i],
+                         .share = 1,
+                         .weight_bytes = (uint64_t)x.weights,
+                         .kv_bytes = (uint64_t)x.kv,
+                         .scratch_bytes = (uint64_t)x.scratch},
             .decode_ms = 1e3 * mxd_plan_decode_s(t, c->node[i], c->at[i], c->at[i + 1])};
         if (p->stages[i].decode_ms > p->stages[p->bottleneck].decode_ms) p->bottleneck = i;
         prefill = fmax(prefill, mxd_plan_prefill_s(t, c->node[i], c->at[i], c->at[i + 1]));
@@ -326,7 +328,7 @@ static mxd_rc explain_dropped(const mxd_plan_task *t, const mxd_plan_cut *c, boo
 
 static void explain_stage(const mxd_plan_task *t, const mxd_plan_cut *c, mxd_plan *p) {
     const mxd_plan_stage *s = &p->stages[p->bottleneck];
-    int node = s->node, first = s->layer0, last = s->layer1;
+    int node = s->ranks[0].node, first = s->layer0, last = s->layer1;
     double bytes = t->weights_to[last] - t->weights_to[first];
     double ops = 2 * t->model->layer_ops * (last - first) / t->ops[node];
     bool by_ops = ops > bytes / t->bandwidth[node];
@@ -346,7 +348,7 @@ static mxd_rc explain(const mxd_plan_task *t, const mxd_plan_cut *c, const mxd_p
                       mxd_plan *p, mxd_err *err) {
     double kv = 0;
     bool by_max = o->objective == MXD_OBJECTIVE_THROUGHPUT;
-    for (int i = 0; i < c->n; i++) kv += (double)p->stages[i].kv_bytes;
+    for (int i = 0; i < c->n; i++) kv += (double)p->stages[i].ranks[0].kv_bytes;
     if (o->n_split)
         reason(p, "the layers follow the split that was asked for");
     else if (c->n == 1 && t->n_nodes > 1)

@@ -41,12 +41,18 @@ typedef struct mxd_plan_opts {
     double reserve; /* part of free memory to leave alone; 0: 0.1 */
 } mxd_plan_opts;
 
+typedef struct mxd_plan_rank {
+    int node;     /* index into the nodes given */
+    double share; /* of every layer of the stage; the ranks' sum is 1 */
+    uint64_t weight_bytes, kv_bytes, scratch_bytes;
+} mxd_plan_rank;
+
 typedef struct mxd_plan_stage {
-    int node;           /* index into the nodes given */
     int layer0, layer1; /* [layer0, layer1) */
     bool embed, head;
-    uint64_t weight_bytes, kv_bytes, scratch_bytes;
-    double decode_ms; /* predicted, one position */
+    int n_ranks;                        /* 1: whole layers; more: they hold the layers together */
+    mxd_plan_rank ranks[MXD_MAX_RANKS]; /* [n_ranks] the first one leads: frames come to it */
+    double decode_ms;                   /* predicted, one position, exchanges included */
 } mxd_plan_stage;
 
 typedef struct mxd_plan {

@@ -19,12 +19,13 @@ static mxd_rc plan(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_
     memset(out, 0, offsetof(mxd_plan, reasons));
     for (int k = 0, at = 0; k < n; k++) {
         int i = (k + W.plan_turn) % n;
-        out->stages[out->n_stages++] = (mxd_plan_stage){.node = i,
-                                                        .layer0 = at,
-                                                        .layer1 = at + share[i],
-                                                        .embed = k == 0,
-                                                        .head = k == n - 1,
-                                                        .weight_bytes = (uint64_t)share[i]};
+        out->stages[out->n_stages++] = (mxd_plan_stage){
+            .n_ranks = 1,
+            .ranks[0] = {.node = i, .share = 1, .weight_bytes = (uint64_t)share[i]},
+            .layer0 = at,
+            .layer1 = at + share[i],
+            .embed = k == 0,
+            .head = k == n - 1};
         at += share[i];
     }
     return MXD_OK;

@@ -23,7 +23,8 @@ static mxd_rc plan(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_
     if (n * t.capacity < LAYERS) return mxd_fail(err, MXD_E_NOFIT, "too small");
     memset(out, 0, sizeof *out);
     for (int i = 0; i < n; i++)
-        out->stages[out->n_stages++] = (mxd_plan_stage){.node = i,
+        out->stages[out->n_stages++] = (mxd_plan_stage){.n_ranks = 1,
+                                                        .ranks[0] = {.node = i, .share = 1},
                                                         .layer0 = LAYERS * i / n,
                                                         .layer1 = LAYERS * (i + 1) / n,
                                                         .embed = i == 0,

@@ -38,7 +38,7 @@ static void check_covers(const mxd_plan *p, int layers) {
         CHECK_EQ(p->stages[i].embed, i == 0);
         CHECK_EQ(p->stages[i].head, i == p->n_stages - 1);
         at = p->stages[i].layer1;
-        for (int k = 0; k < i; k++) CHECK(p->stages[k].node != p->stages[i].node);
+        for (int k = 0; k < i; k++) CHECK(p->stages[k].ranks[0].node != p->stages[i].ranks[0].node);
     }
     CHECK_EQ(at, layers);
     CHECK(p->n_reasons > 0 && p->decode_tokens_per_s > 0 && p->prefill_tokens_per_s > 0);
@@ -52,8 +52,8 @@ TEST(plan_one_node) {
     mxd_err err = {0};
     CHECK_OK(mxd_plan_make(&p, &m, &n, 1, NULL, 0, &o, &err), &err);
     check_covers(&p, 28);
-    CHECK_EQ(p.stages[0].weight_bytes, 28ull * 50000000 + 500000000); /* tied: held once */
-    CHECK_EQ(p.stages[0].kv_bytes, 28ull * 4096 * 4096 * 4);
+    CHECK_EQ(p.stages[0].ranks[0].weight_bytes, 28ull * 50000000 + 500000000); /* tied: held once */
+    CHECK_EQ(p.stages[0].ranks[0].kv_bytes, 28ull * 4096 * 4096 * 4);
     /* 1.9 GB of weights and 1,024 positions of KV at 100 GB/s, and 3 us a layer */
     double want = 1 / ((1.9e9 + 28 * 4096 * 1024.0) / 100e9 + 28 * 3e-6);
     CHECK(fabs(p.decode_tokens_per_s / want - 1) < 1e-6);
@@ -72,7 +72,7 @@ TEST(plan_counts_recurrent_state) {
         m.layer_state_bytes[i] = 4000000;
     }
     CHECK_OK(mxd_plan_make(&p, &m, &n, 1, NULL, 0, &o, &err), &err);
-    CHECK_EQ(p.stages[0].kv_bytes, (7ull * 4096 * 4096 + 2 * 21ull * 4000000) * 4);
+    CHECK_EQ(p.stages[0].ranks[0].kv_bytes, (7ull * 4096 * 4096 + 2 * 21ull * 4000000) * 4);
     o.parallel = 200; /* 16.8 GB of state */
     o.ctx = 16;
     CHECK_EQ(mxd_plan_make(&p, &m, &n, 1, NULL, 0, &o, &err), MXD_E_NOFIT);
@@ -88,7 +88,7 @@ TEST(plan_leaves_out_what_slows_one_stream) {
     mxd_err err = {0};
     CHECK_OK(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), &err);
     CHECK_EQ(p.n_stages, 1);
-    CHECK_EQ(p.stages[0].node, 2);
+    CHECK_EQ(p.stages[0].ranks[0].node, 2);
     CHECK(strstr(p.reasons[1], "small1 is left out: with it one stream would take"));
     o.objective = MXD_OBJECTIVE_THROUGHPUT;
     CHECK_OK(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), &err);
@@ -97,7 +97,7 @@ TEST(plan_leaves_out_what_slows_one_stream) {
     for (int i = 0; i < 3; i++) {
         const mxd_plan_stage *s = &p.stages[i];
         int layers = s->layer1 - s->layer0;
-        if (s->node == 2)
+        if (s->ranks[0].node == 2)
             CHECK(layers >= 24 && layers <= 28);
         else
             CHECK(layers >= 8 && layers <= 13);
@@ -151,7 +151,7 @@ TEST(plan_split_of_the_user) {
     check_covers(&p, 10);
     CHECK_EQ(p.n_stages, 2);
     CHECK_EQ(p.stages[0].layer1, 7);
-    CHECK_EQ(p.stages[1].node, 2);
+    CHECK_EQ(p.stages[1].ranks[0].node, 2);
     static const struct {
         int split[3];
         const char *says;
@@ -218,7 +218,8 @@ TEST(plan_that_does_not_fit_names_bytes_and_context) {
     check_covers(&p, 20);
     for (int i = 0; i < p.n_stages; i++) {
         const mxd_plan_stage *s = &p.stages[i];
-        CHECK(s->weight_bytes + s->kv_bytes + s->scratch_bytes <= 1800000000);
+        CHECK(s->ranks[0].weight_bytes + s->ranks[0].kv_bytes + s->ranks[0].scratch_bytes <=
+              1800000000);
     }
     o.ctx += o.ctx / 20;
     CHECK_EQ(mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err), MXD_E_NOFIT); /* and not too careful */

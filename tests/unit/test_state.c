@@ -150,8 +150,8 @@ TEST(plan_is_printed) {
     mxd_plan_node n = {.name = "a", .memory_bytes = 8, .free_bytes = 5000000000};
     static mxd_model_sizes sizes;
     sizes.n_layers = 4;
-    p.stages[0] =
-        (mxd_plan_stage){.layer1 = 4, .embed = true, .head = true, .weight_bytes = 1000000};
+    p.stages[0] = (mxd_plan_stage){
+        .layer1 = 4, .embed = true, .head = true, .n_ranks = 1, .ranks[0].weight_bytes = 1000000};
     snprintf(p.reasons[0], sizeof p.reasons[0], "a runs everything");
     mxd_plan_view v = {"demo", &p, &sizes, &n, 1, 512, 1};
     mxd_buf b;
