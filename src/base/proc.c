@@ -4,8 +4,11 @@
 #include <unistd.h>
 #if defined(__APPLE__)
 #include <mach/mach.h>
+#include <pthread.h>
 #else
 #include <sched.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #endif
 
 #if defined(__APPLE__)
@@ -23,6 +26,8 @@ int mxd_proc_cores(void) {
     return n > 0 ? (int)n : 1;
 }
 
+void mxd_proc_give_way(void) { pthread_set_qos_class_self_np(QOS_CLASS_UTILITY, 0); }
+
 #else
 
 uint64_t mxd_proc_rss_bytes(void) {
@@ -38,6 +43,12 @@ int mxd_proc_cores(void) {
     cpu_set_t set;
     int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
     return n > 0 ? n : 1;
+}
+
+void mxd_proc_give_way(void) {
+    /* on Linux a thread has a number like a process, and its own niceness */
+    int unused = setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 10);
+    (void)unused;
 }
 
 #endif

@@ -7,4 +7,7 @@
 uint64_t mxd_proc_rss_bytes(void); /* resident memory now; 0: unknown */
 int mxd_proc_cores(void);          /* cores this process may run on; at least 1 */
 
+/* The calling thread gives way to others from now on, as far as the system knows such a thing. */
+void mxd_proc_give_way(void);
+
 #endif

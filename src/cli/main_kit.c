@@ -238,16 +238,31 @@ void mxd_main_program_dir(char out[1024]) {
     if (!slash || (size_t)snprintf(out, 1024, "%s", path) >= 1024) out[0] = '\0';
 }
 
-mxd_rc mxd_main_find_model(const mxd_options *o, const char *model, char out[1024], mxd_err *err) {
-    char program_dir[1024], cache[MXD_HUB_PATH_MAX] = "";
+typedef struct places { /* and the texts it points to */
+    mxd_hub_places at;
+    char program_dir[1024], cache[MXD_HUB_PATH_MAX];
+} places;
+
+static void find_places(places *p, const mxd_options *o) {
     mxd_hub_env env = {mxd_env_get(NULL, "HF_HUB_CACHE"),
                        mxd_env_get(NULL, "HUGGINGFACE_HUB_CACHE"), mxd_env_get(NULL, "HF_HOME"),
                        mxd_env_get(NULL, "XDG_CACHE_HOME"), mxd_env_get(NULL, "HOME")};
-    if (mxd_hub_cache_dir(cache, &env, NULL)) cache[0] = '\0';
-    mxd_main_program_dir(program_dir);
-    mxd_hub_places places = {mxd_opt_text(o, MXD_OPT_MODELS_DIR),
-                             mxd_env_get(NULL, "MLXD_DATA_DIR"), program_dir, cache};
-    return mxd_hub_resolve(out, o->al, model, &places, err);
+    if (mxd_hub_cache_dir(p->cache, &env, NULL)) p->cache[0] = '\0';
+    mxd_main_program_dir(p->program_dir);
+    p->at = (mxd_hub_places){mxd_opt_text(o, MXD_OPT_MODELS_DIR),
+                             mxd_env_get(NULL, "MLXD_DATA_DIR"), p->program_dir, p->cache};
+}
+
+mxd_rc mxd_main_find_model(const mxd_options *o, const char *model, char out[1024], mxd_err *err) {
+    places p;
+    find_places(&p, o);
+    return mxd_hub_resolve(out, o->al, model, &p.at, err);
+}
+
+bool mxd_main_candidate(const mxd_options *o, const char *model, int k, char out[1024]) {
+    places p;
+    find_places(&p, o);
+    return mxd_hub_candidate(out, o->al, model, &p.at, k);
 }
 
 mxd_kv_type mxd_main_kv_type(const mxd_options *o) {

@@ -45,6 +45,9 @@ mxd_rc mxd_main_state_dir(const mxd_options *o, char out[1024], mxd_err *err) MX
 mxd_rc mxd_main_find_model(const mxd_options *o, const char *model, char out[1024],
                            mxd_err *err) MXD_MUST_USE;
 
+/* Folder k, counted from 0, that may hold the model: mxd_hub_candidate. */
+bool mxd_main_candidate(const mxd_options *o, const char *model, int k, char out[1024]);
+
 /* MODEL -> folder, through mxd_hub_resolve with this process's environment and program. */
 mxd_rc mxd_main_model_folder(const mxd_options *o, char out[1024], mxd_err *err) MXD_MUST_USE;
 

@@ -31,6 +31,9 @@ X(ALIAS, "alias", "-a --served-model-name", ON(SERVER), MODEL, LIST, "NAME", 0, 
   "folder's name.") \
 X(MODELS_DIR, "models-dir", "", MXD_ON_MODEL | ON(WORKER), MODEL, PATH, "DIR", 0, 0, NULL, NULL, \
   "A folder of model folders that is searched before the hub cache.") \
+X(WEIGHTS_DIR, "weights-dir", "", ON(WORKER), MODEL, PATH, "DIR", 0, 0, NULL, NULL, \
+  "Where weights are kept that came over the network because no folder here has them; without it " \
+  "$XDG_CACHE_HOME/mlx-distributed/weights.") \
 X(CTX_SIZE, "ctx-size", "-c --max-model-len", MXD_ON_MODEL, MODEL, INT, "N", 0, \
   MXD_MAX_CONTEXT, "0", NULL, \
   "Tokens of one sequence, prompt and answer together; 0: what the model allows, at most 4096.") \

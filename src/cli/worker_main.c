@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "cli/main_kit.h"
 #include "cli/worker_identity.h"
@@ -100,12 +101,25 @@ static int bootstrap_main(void) {
 
 /* -------------------------------------------------------------------------- started by a person */
 
-/* The coordinator's model by its public name, on this machine. */
-static bool find_model(void *ctx, const char *model, char *folder, size_t cap) {
+/* Where the coordinator's model may be on this machine: by its public name, then whatever is there;
+ * the worker looks into it. */
+static bool find_model(void *ctx, const char *model, int k, char *folder, size_t cap) {
     char found[MXD_HUB_PATH_MAX];
-    if (mxd_main_find_model(ctx, model, found, NULL) != MXD_OK) return false;
+    if (!mxd_main_candidate(ctx, model, k, found)) return false;
     snprintf(folder, cap, "%s", found);
     return true;
+}
+
+/* Where weights go that come over the network. */
+static mxd_rc weights_dir(const mxd_options *o, char out[MXD_PATH_MAX], mxd_err *err) {
+    const char *given = mxd_opt_text(o, MXD_OPT_WEIGHTS_DIR), *cache = getenv("XDG_CACHE_HOME"),
+               *home = getenv("HOME");
+    if (given) return mxd_path_join(out, given, "", err);
+    if (cache && cache[0] == '/') return mxd_path_join(out, cache, "mlx-distributed/weights", err);
+    if (home && home[0]) return mxd_path_join(out, home, ".cache/mlx-distributed/weights", err);
+    return mxd_fail(err, MXD_E_CONFIG,
+                    "no place for weights: neither XDG_CACHE_HOME nor HOME is set; name one with "
+                    "--weights-dir");
 }
 
 static mxd_rc fill_hardware(const mxd_options *o, mxd_worker_opts *w, mxd_err *err) {
@@ -134,11 +148,14 @@ static mxd_rc wait_for_end(mxd_worker *w, const mxd_options *o, mxd_err *err) {
 
 static mxd_rc run(const mxd_options *o, mxd_err *err) {
     mxd_worker_identity id = {0};
+    char weights[MXD_PATH_MAX];
+    MXD_TRY(weights_dir(o, weights, err));
     mxd_worker_opts w = {.join = mxd_opt_text(o, MXD_OPT_JOIN),
                          .listen = mxd_opt_text(o, MXD_OPT_DATA_LISTEN),
                          .backend = mxd_opt_unless_auto(o, MXD_OPT_BACKEND),
                          .kernels = mxd_opt_unless_auto(o, MXD_OPT_KERNELS),
                          .threads = (int)mxd_opt_int(o, MXD_OPT_THREADS),
+                         .weights_dir = weights,
                          .find_model = find_model,
                          .find_ctx = (void *)(uintptr_t)o};
     MXD_TRY(mxd_opt_need(o, MXD_OPT_JOIN, err));

@@ -108,6 +108,7 @@ static void dial_first_stage(mxd_cluster *c, const mxd_coord_action *a) {
 }
 
 static void install(mxd_cluster *c, const mxd_coord_action *a) {
+    mxd_coord_weights_sources(c, a->node, a->link);
     mxd_wire_put_install(fresh(c), a->stage);
     tell(c, a->link, MXD_WIRE_INSTALL);
     if (a->stage->index == 0) dial_first_stage(c, a);

@@ -1,7 +1,8 @@
-/* coord_private.h - private to cluster/: the coordinator's driver, in four files:
+/* coord_private.h - private to cluster/: the coordinator's driver, in five files:
  *   coordinator.c   life, the control thread, events in
  *   coord_act.c     what the core says, done
  *   coord_ca.c      the cluster's CA, certificates, enrolment
+ *   coord_weights.c what other nodes need for having weights
  *   coord_state.c   what people see: JSON, counters
  */
 #ifndef MXD_CLUSTER_COORD_PRIVATE_H
@@ -10,6 +11,7 @@
 #include <pthread.h>
 #include "cluster/coordinator.h"
 #include "cluster/core.h"
+#include "cluster/giver.h"
 #include "cluster/inbox.h"
 #include "cluster/spawn.h"
 #include "cluster/wire.h"
@@ -90,6 +92,7 @@ struct mxd_cluster {
 
     /* control thread */
     mxd_inbox inbox;
+    mxd_giver *giver; /* of the model's weights, to workers that miss them */
     mxd_transport *net;
     mxd_coord *core;
     void *core_memory;
@@ -144,6 +147,12 @@ mxd_rc mxd_coord_enroll(void *cluster, const char *node, const char *secret, con
 /* The bootstrap text of a local worker: its certificate, key, CA and where to join, as JSON. */
 mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out,
                            mxd_err *err) MXD_MUST_USE;
+
+/* What a worker's weights are compared with, and asked for. Only where workers of other machines
+ * can join; without it (logged) every node needs the files on its disk. */
+void mxd_coord_weights_open(mxd_cluster *c);
+/* Tells node where else it may ask for weights: before an Install. */
+void mxd_coord_weights_sources(mxd_cluster *c, int node, mxd_link link);
 
 /* A local worker ended, or could not be started; `how` says it for people. */
 void mxd_coord_start_failed(mxd_cluster *c, const char *how);

@@ -199,6 +199,9 @@ static void tick(mxd_cluster *c) {
         c->hangups[i] = c->hangups[--c->n_hangups];
     }
     mxd_coord_give(c, &(mxd_coord_event){.kind = MXD_COORD_TICK});
+    mxd_coord_view v;
+    mxd_coord_view_get(c->core, &v);
+    mxd_giver_busy(c->giver, v.running > 0);
 }
 
 /* Requests that still live when we end learn it. */
@@ -471,7 +474,7 @@ static mxd_rc open_core(mxd_cluster *c, mxd_err *err) {
 
 static mxd_rc open_net(mxd_cluster *c, mxd_err *err) {
     const char *listen = c->opts.listen ? c->opts.listen : "127.0.0.1:0";
-    mxd_transport_opts o = {.al = c->al, .sink = mxd_inbox_sink, .sink_ctx = &c->inbox};
+    mxd_transport_opts o = {.al = c->al, .sink = mxd_giver_sink, .sink_ctx = c->giver};
     if (c->opts.local_workers == 0 && !c->opts.no_local && !c->opts.listen) {
         MXD_TRY(mxd_loopback_hub_open(&c->hub, c->al, err));
         MXD_TRY(mxd_loopback_open(&c->net, c->hub, &o, "coordinator", err));
@@ -483,6 +486,7 @@ static mxd_rc open_net(mxd_cluster *c, mxd_err *err) {
         MXD_TRY(mxd_grpc_open(&c->net, &o, err));
     }
     c->inbox.transport = c->net;
+    MXD_TRY(mxd_giver_start(c->giver, c->net, err));
     MXD_TRY(c->net->ops->listen(c->net, listen, &c->port, err));
     if (mxd_place_is_any(listen))
         snprintf(c->join, sizeof c->join, "127.0.0.1:%d", c->port);
@@ -524,6 +528,8 @@ static mxd_rc open_all(mxd_cluster *c, mxd_err *err) {
     for (int i = 0; i < MXD_COORD_HELD_STEPS; i++)
         mxd_buf_init(&c->held[i], c->al, MXD_MAX_FRAME_BYTES);
     MXD_TRY(open_core(c, err));
+    MXD_TRY(mxd_giver_open(&c->giver, c->al, &c->inbox, err));
+    if (c->opts.listen) mxd_coord_weights_open(c);
     MXD_TRY(open_net(c, err));
     if (pthread_create(&c->thread, NULL, control_main, c) != 0)
         return mxd_fail(err, MXD_E_IO, "cannot start the coordinator's thread");
@@ -550,6 +556,7 @@ mxd_rc mxd_cluster_open(mxd_cluster **out, const mxd_alloc *al, const mxd_cluste
 }
 
 static void free_all(mxd_cluster *c) {
+    mxd_giver_free(c->giver);
     mxd_inbox_deinit(&c->inbox);
     mxd_buf_deinit(&c->head);
     for (int i = 0; i < MXD_COORD_HELD_STEPS && c->held[i].al; i++) mxd_buf_deinit(&c->held[i]);
@@ -582,6 +589,7 @@ void mxd_cluster_close(mxd_cluster *c) {
     }
     mxd_worker_close(c->worker);
     if (c->core) release_calls(c);
+    mxd_giver_stop(c->giver);
     if (c->net) c->net->ops->close(c->net);
     if (c->hub) mxd_loopback_hub_close(c->hub);
     free_all(c);

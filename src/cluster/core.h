@@ -331,7 +331,7 @@ typedef struct mxd_coord_cfg { /* zero: default. Times in ms */
     int64_t step_ms;     /* least deadline of a step; MXD_STEP_DEADLINE_MS */
     int64_t first_ms;    /* more of it, while nothing is measured; 30 s */
     int64_t row_ms;      /* and per row; 250 ms */
-    int64_t load_ms;     /* of an installation; 10 min */
+    int64_t load_ms;     /* of an installation in which a node loads nothing more; 10 min */
     int64_t recovery_ms; /* a request without a new token for so long of recovery fails; 60 s */
     int64_t form_ms;     /* the first plan waits so long for missing local workers; 15 s */
     int64_t leave_ms;    /* a leaving node that cannot be replaced serves so much longer; 30 s */

@@ -376,10 +376,12 @@ static void watch_steps(mxd_coord *c) {
     core_epoch_lost(c);
 }
 
+/* Weights may come over a slow network: what counts is that they come. */
 static void watch_install(mxd_coord *c) {
     if (c->now_ms - c->state_ms <= c->cfg.load_ms) return;
     for (int s = 0; s < c->plan.n_stages && c->state == MXD_COORD_INSTALLING; s++) {
         int i = c->plan.stages[s].ranks[0].node;
+        if (c->now_ms - c->nodes[i].loaded_ms <= c->cfg.load_ms) continue;
         if (!c->nodes[i].ready) core_node_dead(c, i, MXD_E_TIMEOUT, "loading takes too long");
     }
 }

@@ -253,6 +253,7 @@ void core_on_beat(mxd_coord *c, int i, const mxd_core_beat *beat) {
         n->stuck = false;
         c->rejoin = true;
     }
+    if (beat->load_done > n->v.beat.load_done) n->loaded_ms = c->now_ms;
     n->v.beat = *beat;
     if (n->v.state != MXD_NODE_SUSPECT) return;
     core_node_state(c, i, n->releases ? MXD_NODE_DRAINING : MXD_NODE_READY);

@@ -51,6 +51,7 @@ typedef struct core_node {
     int64_t spawn_gap_ms;                      /* back-off */
     int64_t failed_ms[CORE_COOL_FAILURES - 1]; /* the last ones before, newest first */
     int64_t cool_until_ms, cool_ms;
+    int64_t loaded_ms;   /* when it last said that more was loaded */
     uint64_t memory_cap; /* what proved to be too much; 0: none */
 } core_node;
 

@@ -1,62 +1,8 @@
 /* wire.c - between the structs of wire.h and protobuf-c's. */
 #include "cluster/wire.h"
 
-#include <string.h>
-
 #include "cluster.pb-c.h"
-#include "formats/utf8.h"
-
-/* Generated names are long: PB(Hello) is the type, pb(hello) begins its functions. */
-#define PB(type) MlxDistributed__V1__##type
-#define pb(name) mlx_distributed__v1__##name
-
-/* ------------------------------------------------------------------------------------ helpers */
-
-static void pack(mxd_buf *out, const ProtobufCMessage *m) {
-    uint8_t *at = mxd_buf_grow(out, protobuf_c_message_get_packed_size(m));
-    if (at) protobuf_c_message_pack(m, at);
-}
-
-/* protobuf-c's allocator over an arena: freeing does nothing, the caller resets the arena. */
-static void *arena_alloc(void *a, size_t n) { return mxd_arena_take(a, n ? n : 1, 1); }
-static void arena_free(void *a, void *p) { (void)a, (void)p; }
-
-static mxd_rc unpack(const ProtobufCMessageDescriptor *d, mxd_arena *a, const void *p, size_t n,
-                     ProtobufCMessage **out, mxd_err *err) {
-    ProtobufCAllocator al = {arena_alloc, arena_free, a};
-    *out = protobuf_c_message_unpack(d, &al, n, p);
-    if (!*out)
-        return mxd_fail(err, MXD_E_FORMAT, "%s of %zu bytes cannot be read", d->short_name, n);
-    return MXD_OK;
-}
-
-#define UNPACK(var, Type, name)                                          \
-    ProtobufCMessage *var##_base;                                        \
-    MXD_TRY(unpack(&pb(name##__descriptor), a, p, n, &var##_base, err)); \
-    const PB(Type) *var = (const PB(Type) *)var##_base
-
-static mxd_rc put_text(char *dst, size_t cap, const char *src, const char *what, mxd_err *err) {
-    size_t n = strlen(src);
-    if (n >= cap)
-        return mxd_fail(err, MXD_E_FORMAT, "%s of %zu bytes: at most %zu", what, n, cap - 1);
-    memcpy(dst, src, n + 1);
-    for (char *at = dst; *at; at++) /* nor may it break a line of the log */
-        if ((unsigned char)*at < 0x20 || *at == 0x7f) *at = '?';
-    for (char *at = dst; !mxd_utf8_valid(at, strlen(at));) { /* it will be shown as JSON */
-        bool bad;
-        at += mxd_utf8_whole(at, strlen(at), &bad);
-        *at++ = '?';
-    }
-    return MXD_OK;
-}
-#define TEXT(dst, src, what) MXD_TRY(put_text((dst), sizeof(dst), (src), (what), err))
-
-static mxd_rc in_range(uint64_t v, uint64_t most, const char *what, mxd_err *err) {
-    if (v <= most) return MXD_OK;
-    return mxd_fail(err, MXD_E_FORMAT, "%s is %llu: at most %llu", what, (unsigned long long)v,
-                    (unsigned long long)most);
-}
-#define RANGE(v, most, what) MXD_TRY(in_range((v), (most), (what), err))
+#include "cluster/wire_private.h"
 
 /* ---------------------------------------------------------------------------------- membership */
 
@@ -114,6 +60,9 @@ void mxd_wire_put_welcome(mxd_buf *out, const mxd_welcome *m) {
     w.model = (char *)m->model;
     w.folder = (char *)m->folder;
     w.tensors_hash = (ProtobufCBinaryData){sizeof m->tensors_hash, (uint8_t *)m->tensors_hash};
+    static const uint8_t unknown[sizeof m->weights_id];
+    if (memcmp(m->weights_id, unknown, sizeof unknown) != 0)
+        w.weights_id = (ProtobufCBinaryData){sizeof m->weights_id, (uint8_t *)m->weights_id};
     w.ctx = (uint32_t)m->ctx;
     w.slots = (uint32_t)m->slots;
     w.max_rows = (uint32_t)m->max_rows;
@@ -142,6 +91,10 @@ mxd_rc mxd_wire_get_welcome(mxd_welcome *m, mxd_arena *a, const void *p, size_t 
                        .threads = (int)w->threads,
                        .kv = (int)w->kv};
     memcpy(m->tensors_hash, w->tensors_hash.data, sizeof m->tensors_hash);
+    if (w->weights_id.len != 0 && w->weights_id.len != sizeof m->weights_id)
+        return mxd_fail(err, MXD_E_FORMAT, "welcome with weights_id of %zu bytes",
+                        w->weights_id.len);
+    if (w->weights_id.len) memcpy(m->weights_id, w->weights_id.data, sizeof m->weights_id);
     TEXT(m->model, w->model, "model name");
     TEXT(m->folder, w->folder, "model folder");
     TEXT(m->backend, w->backend, "backend");

@@ -29,11 +29,15 @@ typedef enum mxd_wire_kind { /* Frame.kind; never renumbered */
                              MXD_WIRE_NACK = 11,
                              MXD_WIRE_NEIGHBOUR_DOWN = 12,
                              MXD_WIRE_LEAVE = 13,
+                             MXD_WIRE_SOURCES = 14, /* this and the next two: wire_weights.h */
+                             MXD_WIRE_WANT = 15,
+                             MXD_WIRE_GIVE = 16,
 } mxd_wire_kind;
 
 typedef struct mxd_welcome {
     char model[256], folder[MXD_WIRE_PATH];
     uint8_t tensors_hash[32];
+    uint8_t weights_id[32]; /* weights.h; all 0: unknown, and weights do not travel */
     int ctx, slots, max_rows, activations, threads, kv;
     char backend[16], kernels[16];
 } mxd_welcome;

@@ -22,6 +22,7 @@ enum {
     BACKOFF_MAX_MS = 5000,
     MAX_REFUSALS = 16, /* in a row, of a certificate that was good before: about a minute */
     SPARE_JOBS = 8,
+    BUSY_MS = 500, /* after a step others may follow soon: weights for others wait */
     SPIN_US =
         50, /* idle compute threads poll so long: operations follow each other in microseconds */
 };
@@ -43,6 +44,7 @@ struct mxd_worker {
 
     /* control thread */
     mxd_inbox inbox;
+    mxd_giver *giver; /* of our weights, to others */
     mxd_transport *net;
     mxd_worker_engine engine;
     mxd_wcore *core; /* NULL until the first welcome */
@@ -51,7 +53,7 @@ struct mxd_worker {
     uint64_t incarnation;
     char address[MXD_CORE_ADDRESS]; /* of our data lane, as others are told */
     bool stop, drain_wanted, member;
-    int64_t last_tick_ms;
+    int64_t last_tick_ms, computed_ms; /* computed: the last step was begun */
 
     mxd_link control;
     int64_t dial_at_ms; /* when to dial the coordinator again; 0: not waiting */
@@ -179,13 +181,19 @@ static void drop_next(mxd_worker *w) {
     w->next_up = false;
 }
 
+/* An address as we must dial it: on the coordinator's machine loopback is not ours. */
+static void reach(const mxd_worker *w, char *address, size_t cap) {
+    char said[MXD_CORE_ADDRESS];
+    if (w->opts.local || w->opts.hub || !mxd_place_is_loopback(address)) return;
+    snprintf(said, sizeof said, "%s", address);
+    mxd_place_with_host(address, cap, said, w->opts.join);
+}
+
 static void link_next(mxd_worker *w, const mxd_stage *stage) {
     mxd_err err = {0};
     drop_next(w);
     w->next_stage = *stage;
-    if (!w->opts.local && !w->opts.hub && mxd_place_is_loopback(stage->next_address))
-        mxd_place_with_host(w->next_stage.next_address, sizeof w->next_stage.next_address,
-                            stage->next_address, w->opts.join);
+    reach(w, w->next_stage.next_address, sizeof w->next_stage.next_address);
     const char *peer = w->opts.hub ? NULL : stage->next_id;
     mxd_rc rc = w->net->ops->dial(w->net, w->next_stage.next_address, peer, MXD_LANE_DATA, DIAL_MS,
                                   &w->next, &err);
@@ -241,6 +249,7 @@ static void push_job(mxd_worker *w, mxd_task *job) {
 static void start_load(mxd_worker *w, const mxd_wcore_action *a) {
     atomic_store(&w->engine.epoch, a->epoch);
     atomic_store(&w->engine.load_done, 0);
+    atomic_store(&w->engine.wanted, mxd_worker_engine_layers(a->stage));
     atomic_store(&w->engine.load_total, 0);
     mxd_task *job = mxd_task_new(w->al, MXD_TASK_LOAD);
     if (job) {
@@ -254,6 +263,7 @@ static void start_compute(mxd_worker *w, const mxd_wcore_action *a) {
     mxd_task *job = w->frame;
     MXD_ASSERT(job && job->step_id == a->step);
     w->frame = NULL;
+    w->computed_ms = mxd_now_ms();
     push_job(w, job);
 }
 
@@ -387,15 +397,6 @@ static void give(mxd_worker *w, mxd_wcore_event *ev) {
 /* -------------------------------------------------------------------------------------- messages
  */
 
-/* Where the model is on this machine: the coordinator's own folder, or one we know. */
-static void locate_model(mxd_worker *w) {
-    const mxd_worker_opts *o = &w->opts;
-    char *folder = w->engine.folder;
-    snprintf(folder, sizeof w->engine.folder, "%s", w->welcome.folder);
-    if (access(folder, R_OK) != 0 && o->find_model)
-        o->find_model(o->find_ctx, w->welcome.model, folder, sizeof w->engine.folder);
-}
-
 static mxd_rc become_member(mxd_worker *w, mxd_err *err) {
     const mxd_welcome *m = &w->welcome;
     mxd_wcore_cfg cfg = {.n_slots = m->slots, .ctx = m->ctx};
@@ -418,8 +419,6 @@ static mxd_rc become_member(mxd_worker *w, mxd_err *err) {
                                           .kernels = o->kernels      ? o->kernels
                                                      : m->kernels[0] ? m->kernels
                                                                      : NULL}};
-    memcpy(w->engine.tensors_hash, m->tensors_hash, sizeof m->tensors_hash);
-    locate_model(w);
     return mxd_worker_engine_start(&w->engine, w->al, w->engine.done, w->engine.done_ctx, err);
 }
 
@@ -467,10 +466,19 @@ static mxd_rc on_control(mxd_worker *w, const mxd_net_event *ev, mxd_err *err) {
         return on_welcome(w, h, err);
     case MXD_WIRE_DROP:
         return on_drop(w, h, err);
+    case MXD_WIRE_SOURCES: {
+        mxd_wire_sources s;
+        MXD_TRY(mxd_wire_get_sources(&s, &w->scratch, h->bytes, h->len, err));
+        for (int i = 0; i < s.n; i++) reach(w, s.list[i].address, sizeof s.list[i].address);
+        mxd_worker_weights_sources(&w->engine.weights, &s);
+        return MXD_OK;
+    }
     case MXD_WIRE_INSTALL: {
         mxd_stage s;
         MXD_TRY(mxd_wire_get_install(&s, &w->scratch, h->bytes, h->len, err));
         if (!w->core) return MXD_OK;
+        if (s.epoch >= mxd_wcore_epoch(w->core))
+            atomic_store(&w->engine.wanted, mxd_worker_engine_layers(&s));
         if (s.next == MXD_CORE_COORDINATOR && s.epoch > mxd_wcore_epoch(w->core)) drop_next(w);
         give(w, &(mxd_wcore_event){.kind = MXD_WCORE_PLAN, .stage = &s});
         return MXD_OK;
@@ -601,6 +609,7 @@ static void tick(mxd_worker *w) {
     if (w->dial_at_ms && now >= w->dial_at_ms) dial_coordinator(w);
     if (now - w->last_tick_ms < TICK_MS) return;
     w->last_tick_ms = now;
+    mxd_giver_busy(w->giver, now - w->computed_ms < BUSY_MS);
     if (w->core) give(w, &(mxd_wcore_event){.kind = MXD_WCORE_TICK});
 }
 
@@ -633,9 +642,9 @@ static mxd_rc keep(mxd_worker *w, const char **s, mxd_err *err) {
 
 static mxd_rc keep_all(mxd_worker *w, mxd_err *err) {
     mxd_worker_opts *o = &w->opts;
-    const char **all[] = {&o->node,        &o->name,          &o->join,
-                          &o->listen,      &o->backend,       &o->kernels,
-                          &o->identity.ca, &o->identity.cert, &o->identity.key};
+    const char **all[] = {&o->node,         &o->name,       &o->join,        &o->listen,
+                          &o->backend,      &o->kernels,    &o->identity.ca, &o->identity.cert,
+                          &o->identity.key, &o->weights_dir};
     for (size_t i = 0; i < MXD_COUNT(all); i++) MXD_TRY(keep(w, all[i], err));
     return MXD_OK;
 }
@@ -652,12 +661,13 @@ static mxd_rc listen_for_data(mxd_worker *w, mxd_err *err) {
 
 static mxd_rc open_net(mxd_worker *w, mxd_err *err) {
     mxd_transport_opts o = {
-        .al = w->al, .identity = w->opts.identity, .sink = mxd_inbox_sink, .sink_ctx = &w->inbox};
+        .al = w->al, .identity = w->opts.identity, .sink = mxd_giver_sink, .sink_ctx = w->giver};
     if (w->opts.hub)
         MXD_TRY(mxd_loopback_open(&w->net, w->opts.hub, &o, w->opts.node, err));
     else
         MXD_TRY(mxd_grpc_open(&w->net, &o, err));
     w->inbox.transport = w->net;
+    MXD_TRY(mxd_giver_start(w->giver, w->net, err));
     return listen_for_data(w, err);
 }
 
@@ -669,6 +679,11 @@ static mxd_rc open_all(mxd_worker *w, mxd_err *err) {
     mxd_buf_init(&w->head, w->al, MXD_MAX_HELLO_BYTES);
     w->engine.done = job_done;
     w->engine.done_ctx = w;
+    MXD_TRY(mxd_giver_open(&w->giver, w->al, &w->inbox, err));
+    w->engine.weights.al = w->al;
+    w->engine.weights.opts = &w->opts;
+    w->engine.weights.welcome = &w->welcome;
+    w->engine.weights.giver = w->giver;
     MXD_TRY(open_net(w, err));
     if (pthread_create(&w->thread, NULL, control_main, w) != 0)
         return mxd_fail(err, MXD_E_IO, "cannot start the worker's control thread");
@@ -686,6 +701,7 @@ mxd_rc mxd_worker_open(mxd_worker **out, const mxd_alloc *al, const mxd_worker_o
     w->opts = *opts;
     pthread_mutex_init(&w->lock, NULL);
     mxd_cond_init(&w->ended_cond);
+    mxd_worker_weights_init(&w->engine.weights);
     mxd_rc rc = open_all(w, err);
     if (rc) {
         mxd_worker_close(w);
@@ -714,9 +730,12 @@ void mxd_worker_close(mxd_worker *w) {
         mxd_inbox_close(&w->inbox);
         pthread_join(w->thread, NULL);
     }
+    mxd_giver_stop(w->giver);
     if (w->net) w->net->ops->close(w->net);
     if (w->inbox.queue) mxd_inbox_close(&w->inbox);
     mxd_worker_engine_stop(&w->engine);
+    mxd_worker_weights_deinit(&w->engine.weights);
+    mxd_giver_free(w->giver);
     if (w->inbox.queue) /* jobs that came back too late */
         for (mxd_inbox_item *i; (i = mxd_inbox_take(&w->inbox, 0)) != NULL;
              mxd_inbox_free(&w->inbox, i))

@@ -30,9 +30,13 @@ typedef struct mxd_worker_opts { /* zero: default. Strings and texts are copied 
     double bandwidth, ops;              /* measured; 0: unknown */
     const char *backend, *kernels;      /* NULL: as the coordinator says */
     int threads;                        /* 0: as the coordinator says, else all cores */
-    /* Finds a model that is not where the coordinator has it: writes a folder, or false. */
-    bool (*find_model)(void *ctx, const char *model, char *folder, size_t cap);
+    /* Folders where a model may be that is not where the coordinator has it: writes candidate k,
+     * counted from 0, or false when there are no more. What is in them is checked. Called on a
+     * thread of the worker. */
+    bool (*find_model)(void *ctx, const char *model, int k, char *folder, size_t cap);
     void *find_ctx;
+    const char
+        *weights_dir; /* where weights are kept that came over the network; NULL: none come */
 } mxd_worker_opts;
 
 typedef struct mxd_worker mxd_worker;

@@ -43,26 +43,20 @@ static bool progress(void *ctx, uint64_t done, uint64_t total) {
     return !mxd_queue_closed(e->jobs);
 }
 
-/* Another model of the same name must not join in. */
-static mxd_rc check_hash(mxd_worker_engine *e, mxd_err *err) {
-    mxd_st *st;
-    MXD_TRY(mxd_st_open(&st, e->al, e->folder, err));
-    bool same = memcmp(mxd_st_hash(st), e->tensors_hash, sizeof e->tensors_hash) == 0;
-    mxd_st_close(st);
-    if (same) return MXD_OK;
-    return mxd_fail(
-        err, MXD_E_NOTFOUND,
-        "%s holds another model than the coordinator's (its tensors differ); put the same "
-        "files there, or name a folder that has them with --models-dir",
-        e->folder);
+/* False also when the plan has changed, and these layers are not wanted any more. */
+static bool fetched(void *ctx, uint64_t done, uint64_t total) {
+    mxd_worker_engine *e = ctx;
+    unsigned wanted = atomic_load(&e->wanted);
+    return progress(ctx, done, total) && (!wanted || wanted == e->loading);
 }
 
 static mxd_rc load(mxd_worker_engine *e, mxd_task *job) {
     mxd_shard_close(e->shard); /* first: two shards may not fit */
     e->shard = NULL;
-    MXD_TRY(check_hash(e, &job->err));
     mxd_shard_opts o = e->shard_opts;
-    o.folder = e->folder;
+    e->loading = mxd_worker_engine_layers(&job->stage);
+    MXD_TRY(mxd_worker_weights_get(&e->weights, job->stage.layer0, job->stage.layer1, fetched, e,
+                                   &o.folder, &job->err));
     o.layer0 = job->stage.layer0;
     o.layer1 = job->stage.layer1;
     o.progress = progress;

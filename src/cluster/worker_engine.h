@@ -11,6 +11,7 @@
 #include "base/blob.h"
 #include "base/queue.h"
 #include "cluster/wire.h"
+#include "cluster/worker_weights.h"
 #include "runtime/shard.h"
 
 typedef enum mxd_task_kind {
@@ -48,15 +49,22 @@ typedef struct mxd_worker_engine {
     void *done_ctx;
     atomic_ullong epoch; /* installed: queued steps of others are skipped */
     atomic_ullong load_done, load_total;
+    atomic_uint
+        wanted; /* layers of the newest plan, of mxd_worker_engine_layers; 0: as they were */
+    mxd_worker_weights weights; /* its first fields are set before the first LOAD */
 
     /* engine thread, after start */
     mxd_shard *shard;
     mxd_shard_opts shard_opts; /* all but the layers */
-    char folder[MXD_WIRE_PATH];
-    uint8_t tensors_hash[32];
+    unsigned loading;          /* layers of the LOAD in hand */
 } mxd_worker_engine;
 
-/* shard_opts.folder and the hash are set before the first LOAD. Errors: E_NOMEM, E_IO. */
+/* The layers of a stage in one number. */
+static inline unsigned mxd_worker_engine_layers(const mxd_stage *s) {
+    return (unsigned)s->layer0 << 16 | (unsigned)s->layer1;
+}
+
+/* shard_opts, all but the folder, is set before the first LOAD. Errors: E_NOMEM, E_IO. */
 mxd_rc mxd_worker_engine_start(mxd_worker_engine *e, const mxd_alloc *al,
                                void (*done)(void *ctx, mxd_task *job), void *ctx,
                                mxd_err *err) MXD_MUST_USE;

@@ -28,7 +28,7 @@ typedef struct header {
 typedef struct shard {
     char *path;
     int fd;
-    uint64_t size;
+    uint64_t size, data_at;
     char *names; /* what mxd_st_tensor.name points into */
 } shard;
 
@@ -379,7 +379,8 @@ static mxd_rc read_header(mxd_st *st, uint32_t file, mxd_err *err) {
     if (!rc &&
         (!EVP_DigestUpdate(st->sha, head, sizeof head) || !EVP_DigestUpdate(st->sha, json, n)))
         rc = mxd_fail(err, MXD_E_INTERNAL, "SHA-256 failed");
-    if (!rc) rc = adopt(st, &h, file, sizeof head + n, err);
+    f->data_at = sizeof head + n;
+    if (!rc) rc = adopt(st, &h, file, f->data_at, err);
     if (h.al) header_deinit(&h);
     mxd_free(st->al, json);
     return rc;
@@ -491,6 +492,15 @@ size_t mxd_st_count(const mxd_st *st) { return st->n; }
 
 const mxd_st_tensor *mxd_st_at(const mxd_st *st, size_t i) {
     return i < st->n ? &st->tensors[i] : NULL;
+}
+
+size_t mxd_st_files(const mxd_st *st) { return st->n_shards; }
+
+const char *mxd_st_file(const mxd_st *st, size_t i, uint64_t *bytes, uint64_t *header_bytes) {
+    if (i >= st->n_shards) return NULL;
+    if (bytes) *bytes = st->shards[i].size;
+    if (header_bytes) *header_bytes = st->shards[i].data_at;
+    return st->shards[i].path;
 }
 
 mxd_rc mxd_st_read(const mxd_st *st, const mxd_st_tensor *t, uint64_t from, void *dst, size_t n,

@@ -64,6 +64,11 @@ const mxd_st_tensor *mxd_st_at(const mxd_st *st, size_t i); /* in order of file,
 mxd_rc mxd_st_read(const mxd_st *st, const mxd_st_tensor *t, uint64_t from, void *dst, size_t n,
                    mxd_err *err) MXD_MUST_USE;
 
+/* The files of the set, in order: how many, and of file i its path, its size, and how many bytes
+ * stand before the data of its first tensor. Borrowed; NULL beyond the last. */
+size_t mxd_st_files(const mxd_st *st);
+const char *mxd_st_file(const mxd_st *st, size_t i, uint64_t *bytes, uint64_t *header_bytes);
+
 /* SHA-256 over the headers of all files in order: two nodes with equal hashes have tensors of the
  * same names, shapes and places. 32 bytes, borrowed. */
 const uint8_t *mxd_st_hash(const mxd_st *st);

@@ -126,6 +126,14 @@ mxd_rc mxd_model_share(const mxd_model *m, int size, const double *weight, mxd_s
  * Its KV is the layer's, times its KV heads by all. */
 uint64_t mxd_model_share_bytes(const mxd_model *m, const mxd_shares *shares, int rank, int layer);
 
+/* The bytes of the files that loading layers [layer0, layer1) reads, as rank `rank` of a group when
+ * shares are given (NULL: whole layers): calls `range` for every piece of a tensor, maybe the same
+ * one twice. Nothing but these and the headers is read. Errors: those of `range`; E_FORMAT. */
+typedef mxd_rc (*mxd_range_fn)(void *ctx, const mxd_st_tensor *t, uint64_t from, uint64_t n,
+                               mxd_err *err);
+mxd_rc mxd_model_ranges(const mxd_model *m, int layer0, int layer1, const mxd_shares *shares,
+                        int rank, mxd_range_fn range, void *ctx, mxd_err *err) MXD_MUST_USE;
+
 /* Gives layers [layer0, layer1) to the backend (with the embedding for 0, norm and head for the
  * last), and sets it up for steps.
  *   progress  called with bytes loaded so far; may be NULL

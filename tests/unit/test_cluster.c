@@ -751,7 +751,7 @@ static void identity_free(identity *id) {
 }
 
 static mxd_worker *join(open_cluster *o, const char *node, const identity *id,
-                        bool (*find)(void *, const char *, char *, size_t), void *ctx) {
+                        bool (*find)(void *, const char *, int, char *, size_t), void *ctx) {
     mxd_worker *w;
     mxd_err err = {0};
     mxd_worker_opts wo = {.node = node,
@@ -907,10 +907,10 @@ TEST(cluster_wrong_certificate) {
     close_remote(&o);
 }
 
-static bool find_other(void *ctx, const char *model, char *folder, size_t cap) {
+static bool find_other(void *ctx, const char *model, int k, char *folder, size_t cap) {
     (void)model;
     snprintf(folder, cap, "%s", (const char *)ctx);
-    return true;
+    return k == 0;
 }
 
 /* The coordinator's folder is not on the worker's machine, and what is there has other tensors. */
