@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include "model/model.h"
+#include "ranges_kit.h"
 #include "runtime/shard.h"
 
 enum { CTX = 64, N_IDS = 33, MAX_SIZE = 6, CHUNK = 7, MAX_HIDDEN = 192, MAX_STAGES = 2 };
@@ -99,9 +100,10 @@ static mxd_shard_opts options(const char *folder, mxd_activations act) {
                             .backend_opts = {.threads = 1, .spin_us = -1, .activations = act}};
 }
 
-/* Stages: the first layer, the others. */
+/* Stages: the first layer, the others. alone: each rank has files with its own part only. */
 static void check_ranks(const char *folder, mxd_activations act, int size, const double *shares,
-                        int n_stages, const int32_t *ids, const float *want, size_t n_floats) {
+                        int n_stages, bool alone, const int32_t *ids, const float *want,
+                        size_t n_floats) {
     room m = {.size = size};
     rank ranks[MAX_SIZE] = {0};
     pthread_mutex_init(&m.lock, NULL);
@@ -115,7 +117,11 @@ static void check_ranks(const char *folder, mxd_activations act, int size, const
             o.shares = shares;
             o.layer0 = k;
             o.layer1 = k + 1 < n_stages ? k + 1 : 0;
+            char own[64];
+            if (alone) ranges_kit_make(own, folder, o.layer0, o.layer1, size, shares, i);
+            if (alone) o.folder = own;
             CHECK_OK(mxd_shard_open(&r->stage[k], &mxd_alloc_libc, &o, &r->err), &r->err);
+            if (alone) ranges_kit_remove(own);
         }
         r->logits = calloc(n_floats, sizeof(float));
         CHECK(r->logits);
@@ -168,8 +174,8 @@ static void check_model(const char *name, mxd_activations act) {
     CHECK_OK(run_ids(&one, 1, ids, want, &err), &err);
     mxd_shard_close(one);
     for (int size = 1; size <= MAX_SIZE; size++) {
-        check_ranks(folder, act, size, NULL, 1, ids, want, n);
-        check_ranks(folder, act, size, uneven[size], 1 + (size == 3), ids, want, n);
+        check_ranks(folder, act, size, NULL, 1, false, ids, want, n);
+        check_ranks(folder, act, size, uneven[size], 1 + (size == 3), size == 3, ids, want, n);
     }
     free(want);
 }
