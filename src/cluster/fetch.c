@@ -11,8 +11,8 @@
 
 enum {
     DIAL_MS = 3000,
-    WINDOW = 4,          /* requests that one source works on */
-    MAX_ASKED = 32,      /* and all of them together: so many MiB may come at once */
+    WINDOW = 8,          /* requests that one source works on */
+    MAX_ASKED = 64,      /* and all of them together: so many pieces may come at once */
     MAX_HELD = 64 << 20, /* bytes that came and wait for us; who sends more is hung up on */
     MAX_REFUSALS = 8,    /* in a row: then a source is left alone for a while */
     REFUSED_MS = 500,
@@ -78,15 +78,19 @@ typedef struct fetch {
 /* --------------------------------------------------------------------------------------- sources
  */
 
-static void back_to_wanted(fetch *f, int s) {
-    for (size_t i = f->first_open; i < f->n; i++) {
-        piece *p = &f->pieces[i];
-        if (p->state != ASKED || p->source != s) continue;
-        p->state = WANTED;
-        if (p->what == MXD_WANT_DATA) f->n_ahead++;
-        for (int k = 0; k < f->n_sources; k++)
-            if (f->sources[k].at > i) f->sources[k].at = i;
-    }
+/* Whoever had passed it looks at it again. */
+static void back_to_wanted(fetch *f, piece *p) {
+    size_t i = (size_t)(p - f->pieces);
+    p->state = WANTED;
+    if (p->what == MXD_WANT_DATA) f->n_ahead++;
+    for (int k = 0; k < f->n_sources; k++)
+        if (f->sources[k].at > i) f->sources[k].at = i;
+}
+
+static void take_back(fetch *f, int s) {
+    for (size_t i = f->first_open; i < f->n; i++)
+        if (f->pieces[i].state == ASKED && f->pieces[i].source == s)
+            back_to_wanted(f, &f->pieces[i]);
 }
 
 /* It went away, or was sent away: what it owed is for the others. */
@@ -103,7 +107,7 @@ static void lose(fetch *f, int i, source_state state, const char *why) {
     s->backoff_ms = s->backoff_ms ? s->backoff_ms * 2 : BACKOFF_MS;
     if (s->backoff_ms > BACKOFF_MAX_MS) s->backoff_ms = BACKOFF_MAX_MS;
     s->dial_at_ms = mxd_now_ms() + s->backoff_ms;
-    back_to_wanted(f, i);
+    take_back(f, i);
 }
 
 static void dial(fetch *f, int i) {
@@ -117,11 +121,11 @@ static void dial(fetch *f, int i) {
 }
 
 static void tend_sources(fetch *f) {
-    int64_t now = mxd_now_ms();
+    int64_t now = mxd_now_ms(), silence = f->o->silence_ms ? f->o->silence_ms : SILENCE_MS;
     for (int i = 0; i < f->n_sources; i++) {
         source *s = &f->sources[i];
         if (s->state == AWAY && now >= s->dial_at_ms) dial(f, i);
-        if (s->state != THERE || !s->asked || now - s->heard_ms < SILENCE_MS) continue;
+        if (s->state != THERE || !s->asked || now - s->heard_ms < silence) continue;
         f->net->ops->hangup(f->net, s->link);
         lose(f, i, AWAY, "it does not answer");
     }
@@ -272,11 +276,10 @@ static mxd_rc take_data(fetch *f, int i, piece *p, const mxd_blob *data, bool *r
 static void refused(fetch *f, int i, piece *p, const mxd_wire_give *g) {
     f->last_rc = g->rc;
     snprintf(f->last_text, sizeof f->last_text, "%s", g->text);
-    p->state = WANTED;
     p->lacks |= (uint64_t)1 << i;
+    back_to_wanted(f, p);
     source *s = &f->sources[i];
     if (++s->refusals >= MAX_REFUSALS) s->rest_until_ms = mxd_now_ms() + REFUSED_MS;
-    if (p->what == MXD_WANT_DATA) f->n_ahead++;
     mxd_log(MXD_LOG_DEBUG, "weights_refused", "node=%s reason=\"%s\"", f->sources[i].who.node,
             g->text);
 }

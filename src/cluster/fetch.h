@@ -1,10 +1,10 @@
 /* fetch.h - private to cluster/: brings the weights that a node misses into its store.
  *
- * Whoever may have them is asked at once, each for a few pieces of 1 MiB at a time: the coordinator
- * (the first source), and the other nodes. The list of files and the sum of every piece come from
- * the coordinator alone; what another node gives counts only if it has that sum. A source that goes
- * away is dialled again later, one that gives something wrong is not asked again; what they owed is
- * asked of the others, from the same place on.
+ * Whoever may have them is asked at once, each for a few pieces of 256 KiB at a time: the
+ * coordinator (the first source), and the other nodes. The list of files and the sum of every piece
+ * come from the coordinator alone; what another node gives counts only if it has that sum. A source
+ * that goes away is dialled again later, one that gives something wrong is not asked again; what
+ * they owed is asked of the others, from the same place on.
  *
  *   a source:  AWAY --dial--> DIALING --up--> THERE --down, silence--> AWAY ...
  *              any --gave something wrong--> BAD
@@ -31,6 +31,7 @@ typedef struct mxd_fetch_opts { /* borrowed for the call */
     int n_sources;
     int layer0, layer1;
     int64_t patience_ms; /* gives up when nothing came for so long; 0: 60 s */
+    int64_t silence_ms;  /* a source that does not answer for so long is gone; 0: 15 s */
     /* Called with the bytes that were missing and are there now, at least every 100 ms; false:
      * stop (E_CANCELED). */
     bool (*progress)(void *ctx, uint64_t done, uint64_t total);

@@ -6,7 +6,7 @@
  * list; a request carries no path.
  *
  * Bounds: MXD_GIVER_LINKS links, further ones are hung up on; of each, MXD_GIVER_WANTS requests
- * wait (one more: hung up on) and MXD_GIVER_WINDOW answers of 1 MiB are in memory until the network
+ * wait (one more: hung up on) and MXD_GIVER_WINDOW answers of 256 KiB are in memory until the network
  * has taken them. While steps are computed (mxd_giver_busy) it sends during a quarter of the time.
  *
  * Trust:   peers are nodes of our cluster, proven by the transport; what they say is checked.
@@ -19,7 +19,7 @@
 #include "cluster/inbox.h"
 #include "cluster/store.h"
 
-enum { MXD_GIVER_LINKS = 16, MXD_GIVER_WANTS = 8, MXD_GIVER_WINDOW = 4 };
+enum { MXD_GIVER_LINKS = 16, MXD_GIVER_WANTS = 16, MXD_GIVER_WINDOW = 8 };
 
 typedef struct mxd_giver mxd_giver;
 

@@ -2,8 +2,8 @@
  *
  * The content of a folder has an id: what its config.json says, which tensors there are, and a
  * sample of each tensor's numbers. Folders of one id hold one model, whatever they are called; it
- * is what a worker compares before it uses files on its own disk. Files are cut into pieces of 1
- * MiB, which are checked one by one, by the coordinator's SHA-256, when they come over the network.
+ * is what a worker compares before it uses files on its own disk. Files are cut into pieces of 256
+ * KiB, which are checked one by one, by the coordinator's SHA-256, when they come over the network.
  *
  * Only config.json and model*.safetensors travel: it is all that computing needs.
  *
@@ -17,7 +17,7 @@
 #include "base/limits.h"
 
 enum {
-    MXD_WEIGHTS_PIECE = 1 << 20,
+    MXD_WEIGHTS_PIECE = 256 << 10,
     MXD_WEIGHTS_NAME = 128,
     MXD_WEIGHTS_MAX_FILES = MXD_ST_MAX_SHARDS + 1,
 };

@@ -5,7 +5,7 @@
 #include "cluster/weights.h"
 #include "cluster/wire.h"
 
-enum { MXD_MAX_SUMS = 64 }; /* of one answer */
+enum { MXD_MAX_SUMS = 256 }; /* of one answer */
 
 typedef struct mxd_source { /* who may be asked */
     char node[MXD_MAX_NODE_NAME], address[MXD_CORE_ADDRESS];
