@@ -313,6 +313,33 @@ TEST(core_silence_at_the_limit) {
     end();
 }
 
+/* Ten minutes without a byte more, however long the whole takes. */
+TEST(core_loading_may_take_long_while_it_goes_on) {
+    begin_with(0);
+    hello(1, "X", 11);
+    CHECK_EQ(view().state, MXD_COORD_INSTALLING);
+    uint64_t loaded = 0;
+    for (int64_t ms = 0; ms < 3000000; ms += 500) {
+        t.now += 500;
+        if (ms % 500000 == 0) loaded++;
+        mxd_core_beat b = {.epoch = view().epoch, .load_done = loaded, .load_total = 100};
+        give((mxd_coord_event){.kind = MXD_COORD_BEAT, .link = 1, .beat = b});
+        give((mxd_coord_event){.kind = MXD_COORD_TICK});
+        t.n = 0;
+    }
+    CHECK_EQ(view().n_epochs, 1);
+    CHECK_EQ(view().state, MXD_COORD_INSTALLING);
+    for (int64_t ms = 0; ms < 600500 && !did(MXD_ACT_DROP); ms += 500) {
+        t.now += 500;
+        mxd_core_beat b = {.epoch = view().epoch, .load_done = loaded, .load_total = 100};
+        give((mxd_coord_event){.kind = MXD_COORD_BEAT, .link = 1, .beat = b});
+        give((mxd_coord_event){.kind = MXD_COORD_TICK});
+    }
+    CHECK(did(MXD_ACT_DROP));
+    CHECK_STR(did(MXD_ACT_DROP)->text, "loading takes too long");
+    end();
+}
+
 TEST(core_our_own_sleep_is_nobodys_silence) {
     serving_two();
     t.now += 5000;

@@ -6,6 +6,7 @@
 
 #include "base/rand.h"
 #include "cluster/wire.h"
+#include "cluster/wire_weights.h"
 
 /* What a test holds: the encoded head, the decoder's arena, and the decoded structs. */
 typedef union decoded {
@@ -19,6 +20,9 @@ typedef union decoded {
     mxd_wire_step step;
     mxd_wire_result result;
     mxd_core_neighbour neighbour;
+    mxd_wire_sources sources;
+    mxd_wire_want want;
+    mxd_wire_give give;
 } decoded;
 
 static mxd_buf head;
@@ -68,6 +72,7 @@ static mxd_welcome sample_welcome(void) {
                      .threads = MXD_MAX_THREADS,
                      .kv = MXD_KV_Q8};
     for (int i = 0; i < 32; i++) m.tensors_hash[i] = (uint8_t)(i * 8);
+    for (int i = 0; i < 32; i++) m.weights_id[i] = (uint8_t)(255 - i);
     fill(m.model, sizeof m.model, 'm');
     fill(m.folder, sizeof m.folder, 'f');
     fill(m.backend, sizeof m.backend, 'b');
@@ -173,6 +178,9 @@ GET(step, step, step)
 GET(result, result, result)
 GET(nack, nack, failure)
 GET(neighbour_down, neighbour_down, neighbour)
+GET(sources, sources, sources)
+GET(want, want, want)
+GET(give, give, give)
 
 static void put_hello(void) {
     mxd_node_info m = sample_hello(true);
@@ -206,6 +214,37 @@ static void put_neighbour_down(void) {
     mxd_wire_put_neighbour_down(&head, &(mxd_core_neighbour){77, MXD_CORE_COORDINATOR});
 }
 
+static void put_sources(void) {
+    mxd_wire_sources m = {.n = 2, .list = {{"box-a", "10.0.0.1:5000"}, {"box-b", "[fe80::1]:5"}}};
+    mxd_wire_put_sources(&head, &m);
+}
+static mxd_wire_want sample_want(mxd_want_what what) {
+    mxd_wire_want m = {.what = what, .file = 3};
+    memset(m.id, 0xfe, sizeof m.id);
+    m.offset = 7ull * MXD_WEIGHTS_PIECE;
+    m.length = what == MXD_WANT_SUMS ? MXD_MAX_SUMS : MXD_WEIGHTS_PIECE;
+    return m;
+}
+static void put_want(void) {
+    mxd_wire_want m = sample_want(MXD_WANT_DATA);
+    mxd_wire_put_want(&head, &m);
+}
+static const mxd_weights_file files[] = {{"config.json", 900, 900},
+                                         {"model-1.safetensors", 1ull << 40, 5000},
+                                         {"model-2.safetensors", 77, 20}};
+static void put_list(void) {
+    mxd_wire_put_give(&head, &(mxd_wire_give){.what = MXD_WANT_LIST, .files = files, .n_files = 3});
+}
+static uint8_t sums[32 * MXD_MAX_SUMS];
+static void put_sums(void) {
+    for (size_t i = 0; i < sizeof sums; i++) sums[i] = (uint8_t)(i * 3);
+    mxd_wire_put_give(&head, &(mxd_wire_give){.what = MXD_WANT_SUMS,
+                                              .file = 1,
+                                              .offset = MXD_WEIGHTS_PIECE,
+                                              .length = 3,
+                                              .sums = sums});
+}
+
 static const struct message {
     const char *name;
     void (*put)(void);
@@ -224,6 +263,10 @@ static const struct message {
     {"result", put_result, get_result, true},
     {"nack", put_nack, get_nack, true},
     {"neighbour_down", put_neighbour_down, get_neighbour_down, true},
+    {"sources", put_sources, get_sources, true},
+    {"want", put_want, get_want, false},
+    {"give a list", put_list, get_give, false},
+    {"give sums", put_sums, get_give, false},
 };
 
 /* Encodes one, into a block of exactly its size so that a read behind it is seen. */
@@ -296,12 +339,99 @@ TEST(wire_welcome_round_trip) {
     CHECK_STR(w->backend, m.backend);
     CHECK_STR(w->kernels, m.kernels);
     CHECK(memcmp(w->tensors_hash, m.tensors_hash, 32) == 0);
+    CHECK(memcmp(w->weights_id, m.weights_id, 32) == 0);
     CHECK_EQ(w->ctx, m.ctx);
     CHECK_EQ(w->slots, m.slots);
     CHECK_EQ(w->max_rows, m.max_rows);
     CHECK_EQ(w->activations, 2);
     CHECK_EQ(w->threads, MXD_MAX_THREADS);
     CHECK_EQ(w->kv, MXD_KV_Q8);
+    end();
+}
+
+/* Of an older coordinator, or one that gives no weights: none. */
+TEST(wire_welcome_without_weights) {
+    begin();
+    mxd_welcome m = sample_welcome();
+    static const uint8_t none[32];
+    mxd_err err = {0};
+    memset(m.weights_id, 0, sizeof m.weights_id);
+    mxd_wire_put_welcome(&head, &m);
+    CHECK_OK(get_welcome(mxd_buf_str(&head), head.len, &err), &err);
+    CHECK(memcmp(got.welcome.weights_id, none, sizeof none) == 0);
+    end();
+}
+
+TEST(wire_weights_round_trip) {
+    begin();
+    mxd_err err = {0};
+    put_sources();
+    CHECK_OK(get_sources(mxd_buf_str(&head), head.len, &err), &err);
+    CHECK_EQ(got.sources.n, 2);
+    CHECK_STR(got.sources.list[0].node, "box-a");
+    CHECK_STR(got.sources.list[1].address, "[fe80::1]:5");
+    mxd_buf_clear(&head);
+    put_want();
+    CHECK_OK(get_want(mxd_buf_str(&head), head.len, &err), &err);
+    mxd_wire_want w = sample_want(MXD_WANT_DATA);
+    CHECK(memcmp(got.want.id, w.id, 32) == 0 && got.want.what == w.what);
+    CHECK(got.want.file == 3 && got.want.offset == w.offset && got.want.length == w.length);
+    mxd_buf_clear(&head);
+    put_list();
+    CHECK_OK(get_give(mxd_buf_str(&head), head.len, &err), &err);
+    CHECK_EQ(got.give.n_files, 3);
+    CHECK_STR(got.give.files[1].name, "model-1.safetensors");
+    CHECK(got.give.files[1].bytes == 1ull << 40 && got.give.files[1].head == 5000);
+    mxd_buf_clear(&head);
+    mxd_arena_reset(&arena, 0);
+    put_sums();
+    CHECK_OK(get_give(mxd_buf_str(&head), head.len, &err), &err);
+    CHECK(got.give.length == 3 && memcmp(got.give.sums, sums, 3 * 32) == 0);
+    mxd_buf_clear(&head);
+    mxd_wire_put_give(
+        &head, &(mxd_wire_give){
+                   .what = MXD_WANT_DATA, .length = 1, .rc = MXD_E_NOTFOUND, .text = "not here"});
+    CHECK_OK(get_give(mxd_buf_str(&head), head.len, &err), &err);
+    CHECK(got.give.rc == MXD_E_NOTFOUND);
+    CHECK_STR(got.give.text, "not here");
+    end();
+}
+
+TEST(wire_weights_limits) {
+    static const struct {
+        int what;
+        uint64_t offset;
+        uint32_t length;
+        mxd_rc rc;
+    } rows[] = {{MXD_WANT_DATA, 0, 1, MXD_OK},
+                {MXD_WANT_DATA, 0, MXD_WEIGHTS_PIECE, MXD_OK},
+                {MXD_WANT_DATA, 0, MXD_WEIGHTS_PIECE + 1, MXD_E_FORMAT},
+                {MXD_WANT_DATA, 0, 0, MXD_E_FORMAT},
+                {MXD_WANT_DATA, 1, 1, MXD_E_FORMAT},
+                {MXD_WANT_DATA, UINT64_MAX, 1, MXD_E_FORMAT},
+                {MXD_WANT_SUMS, 0, MXD_MAX_SUMS, MXD_OK},
+                {MXD_WANT_SUMS, 0, MXD_MAX_SUMS + 1, MXD_E_FORMAT},
+                {MXD_WANT_SUMS, 0, 0, MXD_E_FORMAT},
+                {0, 0, 1, MXD_E_FORMAT},
+                {4, 0, 1, MXD_E_FORMAT}};
+    begin();
+    for (size_t i = 0; i < MXD_COUNT(rows); i++) {
+        mxd_err err = {0};
+        mxd_wire_want m = sample_want((mxd_want_what)rows[i].what);
+        m.offset = rows[i].offset;
+        m.length = rows[i].length;
+        mxd_buf_clear(&head);
+        mxd_wire_put_want(&head, &m);
+        mxd_rc rc = get_want(mxd_buf_str(&head), head.len, &err);
+        if (rc != rows[i].rc) fail_msg("row %zu: %s", i, mxd_rc_name(rc));
+        mxd_buf_clear(&head);
+        mxd_wire_give g = {.what = m.what, .offset = m.offset, .length = m.length, .sums = sums};
+        if (m.length <= MXD_MAX_SUMS || rows[i].rc) { /* so many sums are there to be read */
+            if (m.length > MXD_MAX_SUMS) g.sums = NULL;
+            mxd_wire_put_give(&head, &g);
+            CHECK_EQ(get_give(mxd_buf_str(&head), head.len, &err), rows[i].rc);
+        }
+    }
     end();
 }
 
