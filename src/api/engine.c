@@ -138,6 +138,7 @@ static mxd_rc open_cluster(mxd_engine *e, const mxd_engine_opts *o, mxd_err *err
                           .local_workers = o->local_workers,
                           .no_local = o->no_local,
                           .listen = o->cluster_listen,
+                          .advertise = o->advertise,
                           .state_dir = o->state_dir,
                           .worker_program = o->worker_program,
                           .backend = o->backend,

@@ -92,6 +92,7 @@ static mxd_rc fill_cluster(mxd_engine_kit *kit, const mxd_options *o, mxd_err *e
     if (has(o, MXD_OPT_CLUSTER_LISTEN)) e->cluster_listen = mxd_opt_text(o, MXD_OPT_CLUSTER_LISTEN);
     if (has(o, MXD_OPT_LAYER_SPLIT)) e->split = mxd_opt_ints(o, MXD_OPT_LAYER_SPLIT, &e->n_split);
     if (!e->cluster_listen) return MXD_OK;
+    e->advertise = !mxd_opt_bool(o, MXD_OPT_NO_DISCOVERY);
     MXD_TRY(mxd_main_state_dir(o, kit->state_dir, err));
     e->state_dir = kit->state_dir;
     e->spend_secret = spend;

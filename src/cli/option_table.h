@@ -136,6 +136,8 @@ X(LOCAL_WORKERS, "local-workers", "", MXD_ON_SERVE_ENGINE, CLUSTER, INT, "N", 0,
   "Worker processes on this machine; 0: compute in this process.") \
 X(CLUSTER_LISTEN, "cluster-listen", "", ON(SERVER), CLUSTER, TEXT, "HOST:PORT", 0, 0, NULL, NULL, \
   "Where workers of other machines join; without it only this machine's can.") \
+X(NO_DISCOVERY, "no-discovery", "", ON(SERVER), CLUSTER, FLAG, NULL, 0, 0, NULL, NULL, \
+  "Do not tell the local network where --cluster-listen is: workers then need its address.") \
 X(HOSTFILE, "hostfile", "--hosts", ON(SERVER), CLUSTER, PATH, "FILE", 0, 0, NULL, NULL, \
   "MLX's JSON list of hosts; the server waits for as many workers as it names.") \
 X(TENSOR_PARALLEL_SIZE, "tensor-parallel-size", "-tp", ON(SERVER), CLUSTER, INT, "N", 0, \
@@ -150,7 +152,8 @@ X(LAYER_SPLIT, "layer-split", "", ON(SERVER) | ON(PLAN), CLUSTER, INTS, "N,...",
 X(TENSOR_SPLIT, "tensor-split", "", ON(SERVER), CLUSTER, INTS, "N,...", 0, 1000000, NULL, NULL, \
   "Shares of each layer, in node order, for example 3,5.") \
 X(JOIN, "join", "", ON(WORKER), CLUSTER, TEXT, "HOST:PORT", 0, 0, NULL, NULL, \
-  "The server's cluster address.") \
+  "The server's cluster address; a name like mac-mini.local will do. auto looks for the server of " \
+  "the token, or of this worker's certificate, on the local network.") \
 X(TOKEN, "token", "", ON(WORKER), CLUSTER, SECRET, "TOKEN", 0, 0, NULL, NULL, \
   "A join token; needed once, afterwards the worker's certificate is enough.") \
 X(TOKEN_FILE, "token-file", "", ON(WORKER), CLUSTER, PATH, "FILE", 0, 0, NULL, NULL, \

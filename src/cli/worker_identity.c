@@ -76,31 +76,47 @@ static bool load_kept(mxd_worker_identity *id, const char *dir) {
     return all;
 }
 
-static mxd_rc enrol(mxd_worker_identity *id, const mxd_options *o, const char *token,
-                    const char *dir, mxd_err *err) {
+static mxd_rc enrol(mxd_worker_identity *id, const mxd_options *o, const char *join,
+                    const char *token, const char *dir, mxd_err *err) {
     choose_name(o, id->node);
-    MXD_TRY(mxd_enroll(&mxd_alloc_libc, mxd_opt_text(o, MXD_OPT_JOIN), token, id->node, ENROLL_MS,
-                       &id->pem, &id->ca, err));
+    MXD_TRY(mxd_enroll(&mxd_alloc_libc, join, token, id->node, ENROLL_MS, &id->pem, &id->ca, err));
     MXD_TRY(keep(dir, "node.key", id->pem.key, err));
     MXD_TRY(keep(dir, "node.pem", id->pem.cert, err));
     MXD_TRY(keep(dir, "ca.pem", id->ca, err));
     return keep(dir, "node.id", id->node, err);
 }
 
-mxd_rc mxd_worker_identity_get(mxd_worker_identity *id, const mxd_options *o, mxd_err *err) {
+static mxd_rc no_token(mxd_err *err) {
+    return mxd_fail(err, MXD_E_AUTH,
+                    "this machine has no certificate of the cluster yet: run `mlx-dist-config "
+                    "token` on the server and give it with --token");
+}
+
+mxd_rc mxd_worker_identity_cluster(const mxd_options *o, unsigned char fingerprint[32], bool *given,
+                                   mxd_err *err) {
+    char dir[MXD_PATH_MAX], token[MXD_TOKEN_MAX], secret[MXD_SECRET_MAX];
+    MXD_TRY(folder(o, dir, err));
+    MXD_TRY(read_token(o, token, err));
+    *given = token[0] != '\0';
+    if (*given) return mxd_token_parse(token, fingerprint, secret, err);
+    char *ca = read_file(dir, "ca.pem");
+    mxd_rc rc = ca ? mxd_cert_fingerprint(ca, fingerprint, err) : no_token(err);
+    mxd_free(&mxd_alloc_libc, ca);
+    return rc;
+}
+
+mxd_rc mxd_worker_identity_get(mxd_worker_identity *id, const mxd_options *o, const char *join,
+                               mxd_err *err) {
     char dir[MXD_PATH_MAX], token[MXD_TOKEN_MAX];
     *id = (mxd_worker_identity){0};
     MXD_TRY(folder(o, dir, err));
     MXD_TRY(read_token(o, token, err));
     bool kept = load_kept(id, dir);
     if (kept && !token[0]) return MXD_OK;
-    if (!token[0])
-        return mxd_fail(err, MXD_E_AUTH,
-                        "this machine has no certificate of the cluster yet: run `mlx-dist-config "
-                        "token` on the server and give it with --token");
+    if (!token[0]) return no_token(err);
     mxd_worker_identity own = *id;
     *id = (mxd_worker_identity){0};
-    mxd_rc rc = enrol(id, o, token, dir, err);
+    mxd_rc rc = enrol(id, o, join, token, dir, err);
     if (rc == MXD_E_AUTH &&
         kept) { /* a service that starts again with the token of its first start */
         mxd_log(MXD_LOG_INFO, "token_refused", "node=%s using=certificate error=\"%s\"", own.node,

@@ -16,10 +16,15 @@ typedef struct mxd_worker_identity {
     char *ca;
 } mxd_worker_identity;
 
-/* From the state folder, else by enrolling with --token, --token-file or MLXD_TOKEN.
+/* From the state folder, else by enrolling at `join` with --token, --token-file or MLXD_TOKEN.
  * Errors: E_AUTH no certificate and no token, or the token is refused; E_NET; E_TIMEOUT; E_IO. */
-mxd_rc mxd_worker_identity_get(mxd_worker_identity *id, const mxd_options *o,
+mxd_rc mxd_worker_identity_get(mxd_worker_identity *id, const mxd_options *o, const char *join,
                                mxd_err *err) MXD_MUST_USE;
+
+/* Of the CA of the cluster that this worker belongs to: the token's, else the kept one's. *token:
+ * there is one. Errors: E_AUTH neither; E_INVAL the token; E_IO. */
+mxd_rc mxd_worker_identity_cluster(const mxd_options *o, unsigned char fingerprint[32], bool *token,
+                                   mxd_err *err) MXD_MUST_USE;
 void mxd_worker_identity_deinit(mxd_worker_identity *id);
 
 #endif

@@ -18,13 +18,20 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "cli/main_kit.h"
+#include "cli/worker_find.h"
 #include "cli/worker_identity.h"
 #include "cluster/worker.h"
 #include "formats/json.h"
 #include "hardware/hardware.h"
 #include "hub/resolve.h"
 
-enum { BOOTSTRAP_MAX = 256 << 10, WAIT_MS = 100 };
+enum {
+    BOOTSTRAP_MAX = 256 << 10,
+    WAIT_MS = 100,
+    FIND_MS = 30000,   /* a newcomer looks so long for its server */
+    ANOTHER_MS = 3000, /* and so long for another, when one has refused it */
+    LOST_MS = 20000,   /* not a member for so long: with --join auto it looks anew */
+};
 
 /* ------------------------------------------------------------------------- started by a server */
 
@@ -133,11 +140,16 @@ static mxd_rc fill_hardware(const mxd_options *o, mxd_worker_opts *w, mxd_err *e
     return MXD_OK;
 }
 
-static mxd_rc wait_for_end(mxd_worker *w, const mxd_options *o, mxd_err *err) {
-    int64_t give_up_ms = 0;
+/* *lost, when it is not NULL: set when the worker is no member for so long that its server may be
+ * elsewhere; then nothing is wrong. */
+static mxd_rc wait_for_end(mxd_worker *w, const mxd_options *o, bool *lost, mxd_err *err) {
+    int64_t give_up_ms = 0, member_ms = mxd_now_ms();
     for (;;) {
         mxd_rc rc = mxd_worker_wait(w, WAIT_MS, err);
         if (rc != MXD_E_TIMEOUT) return rc;
+        if (mxd_worker_is_member(w)) member_ms = mxd_now_ms();
+        if (lost && !give_up_ms) *lost = mxd_now_ms() - member_ms > LOST_MS;
+        if (lost && *lost) return MXD_OK;
         if (give_up_ms && mxd_now_ms() > give_up_ms) return MXD_OK;
         if (mxd_signals_take_hup()) MXD_TRY(mxd_main_open_log(o, err));
         if (give_up_ms || !mxd_signals_wait(0)) continue;
@@ -146,12 +158,52 @@ static mxd_rc wait_for_end(mxd_worker *w, const mxd_options *o, mxd_err *err) {
     }
 }
 
-static mxd_rc run(const mxd_options *o, mxd_err *err) {
+/* A worker that joins there, to its end. */
+static mxd_rc run_at(const mxd_options *o, mxd_worker_opts *w, const char *join, bool *lost,
+                     mxd_err *err) {
     mxd_worker_identity id = {0};
+    mxd_worker *worker = NULL;
+    mxd_rc rc = mxd_worker_identity_get(&id, o, join, err);
+    if (!rc) {
+        w->join = join;
+        w->node = id.node;
+        w->identity = (mxd_identity){id.ca, id.pem.cert, id.pem.key};
+        rc = mxd_worker_open(&worker, &mxd_alloc_libc, w, err);
+    }
+    if (!rc) rc = wait_for_end(worker, o, lost, err);
+    mxd_worker_close(worker);
+    mxd_worker_identity_deinit(&id);
+    return rc;
+}
+
+/* Where the server is heard, and again where it is heard later. A newcomer does not wait for ever:
+ * its token does not last. */
+static mxd_rc run_where_heard(const mxd_options *o, mxd_worker_opts *w, mxd_err *err) {
+    mxd_passed passed = {.n = 0};
+    mxd_err refused = {0}; /* what the last one said that did not take us */
+    for (;;) {
+        char join[MXD_FIND_ADDRESS];
+        unsigned char fingerprint[32];
+        bool token, lost = false;
+        MXD_TRY(mxd_worker_identity_cluster(o, fingerprint, &token, err));
+        int64_t give_up_ms = !token ? 0 : refused.rc ? ANOTHER_MS : FIND_MS;
+        mxd_rc rc = mxd_worker_find(join, fingerprint, &passed, give_up_ms, err);
+        if (rc == MXD_E_CANCELED) return MXD_OK;
+        if (rc && refused.rc) *err = refused;
+        if (rc) return err->rc;
+        rc = run_at(o, w, join, &lost, err);
+        if (!lost && rc != MXD_E_AUTH) return rc;
+        if (!lost) refused = *err; /* by the server, or by somebody who copies its hints */
+        mxd_log(MXD_LOG_WARN, "server_lost", "address=%s", join);
+        mxd_worker_pass(&passed, join);
+    }
+}
+
+static mxd_rc run(const mxd_options *o, mxd_err *err) {
     char weights[MXD_PATH_MAX];
     MXD_TRY(weights_dir(o, weights, err));
-    mxd_worker_opts w = {.join = mxd_opt_text(o, MXD_OPT_JOIN),
-                         .listen = mxd_opt_text(o, MXD_OPT_DATA_LISTEN),
+    const char *join = mxd_opt_text(o, MXD_OPT_JOIN);
+    mxd_worker_opts w = {.listen = mxd_opt_text(o, MXD_OPT_DATA_LISTEN),
                          .backend = mxd_opt_unless_auto(o, MXD_OPT_BACKEND),
                          .kernels = mxd_opt_unless_auto(o, MXD_OPT_KERNELS),
                          .threads = (int)mxd_opt_int(o, MXD_OPT_THREADS),
@@ -161,17 +213,7 @@ static mxd_rc run(const mxd_options *o, mxd_err *err) {
     MXD_TRY(mxd_opt_need(o, MXD_OPT_JOIN, err));
     mxd_signals_catch();
     MXD_TRY(fill_hardware(o, &w, err));
-    mxd_worker *worker = NULL;
-    mxd_rc rc = mxd_worker_identity_get(&id, o, err);
-    if (!rc) {
-        w.node = id.node;
-        w.identity = (mxd_identity){id.ca, id.pem.cert, id.pem.key};
-        rc = mxd_worker_open(&worker, &mxd_alloc_libc, &w, err);
-    }
-    if (!rc) rc = wait_for_end(worker, o, err);
-    mxd_worker_close(worker);
-    mxd_worker_identity_deinit(&id);
-    return rc;
+    return strcmp(join, "auto") == 0 ? run_where_heard(o, &w, err) : run_at(o, &w, join, NULL, err);
 }
 
 int main(int argc, char **argv) {

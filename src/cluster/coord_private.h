@@ -16,6 +16,7 @@
 #include "cluster/spawn.h"
 #include "cluster/wire.h"
 #include "cluster/worker.h"
+#include "net/beacon.h"
 #include "net/tls.h"
 
 enum {
@@ -72,6 +73,7 @@ struct mxd_cluster {
     mxd_pem ca, own;       /* PEM texts; cert and key */
     mxd_loopback_hub *hub; /* in-process worker; NULL with processes or remote workers */
     mxd_worker *worker;    /* that worker */
+    mxd_speaker *speaker;  /* NULL: nothing is said about us */
     int port;
     char join[MXD_CORE_ADDRESS];          /* the address local workers dial */
     char worker_listen[MXD_CORE_ADDRESS]; /* where they listen for the stage before them */

@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/cond.h"
@@ -497,6 +498,19 @@ static mxd_rc open_net(mxd_cluster *c, mxd_err *err) {
     return MXD_OK;
 }
 
+/* A hint is not worth failing for. */
+static void advertise(mxd_cluster *c) {
+    mxd_err err = {0};
+    mxd_beacon said = {.port = c->port};
+    unsigned char fingerprint[32];
+    if (!c->opts.listen || !c->opts.advertise) return;
+    if (gethostname(said.name, sizeof said.name - 1) != 0) said.name[0] = '\0';
+    mxd_rc rc = mxd_cert_fingerprint(c->ca.cert, fingerprint, &err);
+    memcpy(said.tag, fingerprint, sizeof said.tag);
+    if (!rc) rc = mxd_speaker_open(&c->speaker, c->al, c->opts.listen, &said, &err);
+    if (rc) mxd_log(MXD_LOG_WARN, "not_advertised", "reason=\"%s\"", err.msg);
+}
+
 /* The worker inside this process, when there are no others on this machine. */
 static mxd_rc open_inner_worker(mxd_cluster *c, mxd_err *err) {
     if (c->opts.local_workers > 0 || c->opts.no_local) return MXD_OK;
@@ -534,6 +548,7 @@ static mxd_rc open_all(mxd_cluster *c, mxd_err *err) {
     if (pthread_create(&c->thread, NULL, control_main, c) != 0)
         return mxd_fail(err, MXD_E_IO, "cannot start the coordinator's thread");
     c->started = true;
+    advertise(c);
     return open_inner_worker(c, err);
 }
 
@@ -583,6 +598,7 @@ static void release_calls(mxd_cluster *c) {
 
 void mxd_cluster_close(mxd_cluster *c) {
     if (!c) return;
+    mxd_speaker_close(c->speaker);
     if (c->started) {
         mxd_inbox_close(&c->inbox);
         pthread_join(c->thread, NULL);

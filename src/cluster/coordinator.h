@@ -25,6 +25,7 @@ typedef struct mxd_cluster_opts { /* zero: default. Strings are copied */
     int local_workers;          /* processes on this machine; 0: one inside this process */
     bool no_local;              /* and not even that: remote workers only */
     const char *listen;         /* "ip:port"; NULL: 127.0.0.1, a free port */
+    bool advertise;             /* where `listen` is, as a hint to the local network (beacon.h) */
     const char *state_dir;      /* CA and keys; NULL: a CA that lives as long as we do */
     const char *worker_program; /* mlx-dist-worker; needed when local_workers > 0 */
     const char *backend, *kernels;

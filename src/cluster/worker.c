@@ -1,6 +1,7 @@
 #include "cluster/worker.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -53,6 +54,7 @@ struct mxd_worker {
     uint64_t incarnation;
     char address[MXD_CORE_ADDRESS]; /* of our data lane, as others are told */
     bool stop, drain_wanted, member;
+    atomic_bool is_member;             /* `member`, for others */
     int64_t last_tick_ms, computed_ms; /* computed: the last step was begun */
 
     mxd_link control;
@@ -157,6 +159,7 @@ static void control_down(mxd_worker *w, const mxd_net_event *ev) {
     w->control = 0;
     bool was_member = w->member;
     w->member = false;
+    atomic_store(&w->is_member, false);
     if (w->stop) return;
     /* A handshake that the wire has damaged looks like one that was refused. */
     if (ev->rc == MXD_E_AUTH && (!w->core || ++w->refusals >= MAX_REFUSALS)) {
@@ -436,6 +439,7 @@ static mxd_rc on_welcome(mxd_worker *w, const mxd_blob *head, mxd_err *err) {
         return MXD_OK;
     }
     w->member = true;
+    atomic_store(&w->is_member, true);
     w->backoff_ms = 0;
     w->refusals = 0;
     mxd_log(MXD_LOG_INFO, "joined", "coordinator=%s model=%s", w->opts.join, w->welcome.model);
@@ -721,6 +725,8 @@ mxd_rc mxd_worker_wait(mxd_worker *w, int64_t timeout_ms, mxd_err *err) {
     pthread_mutex_unlock(&w->lock);
     return rc;
 }
+
+bool mxd_worker_is_member(mxd_worker *w) { return atomic_load(&w->is_member); }
 
 void mxd_worker_drain(mxd_worker *w) { mxd_inbox_post(&w->inbox, POSTED_DRAIN, NULL); }
 

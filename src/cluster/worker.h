@@ -50,6 +50,8 @@ mxd_rc mxd_worker_open(mxd_worker **out, const mxd_alloc *al, const mxd_worker_o
  * the coordinator does not want it (E_AUTH, E_UNSUPPORTED, ...). */
 mxd_rc mxd_worker_wait(mxd_worker *w, int64_t timeout_ms, mxd_err *err) MXD_MUST_USE;
 
+bool mxd_worker_is_member(mxd_worker *w); /* the coordinator has welcomed it, and is there now */
+
 void mxd_worker_drain(mxd_worker *w); /* asks to be let go */
 void mxd_worker_close(mxd_worker *w); /* at once; a running step is finished first. NULL is fine */
 

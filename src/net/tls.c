@@ -375,17 +375,25 @@ static bool decode64(const char *in, size_t chars, unsigned char *out) {
     return acc == 0;
 }
 
+mxd_rc mxd_cert_fingerprint(const char *cert_pem, unsigned char fingerprint[32], mxd_err *err) {
+    unsigned char digest[EVP_MAX_MD_SIZE];
+    unsigned n = 0;
+    X509 *cert = read_cert(cert_pem);
+    bool ok = cert && X509_digest(cert, EVP_sha256(), digest, &n) && n == FINGERPRINT_BYTES;
+    X509_free(cert);
+    if (!ok) return fail_ssl(err, MXD_E_AUTH, "a certificate is unreadable");
+    memcpy(fingerprint, digest, FINGERPRINT_BYTES);
+    return MXD_OK;
+}
+
 mxd_rc mxd_token_new(const char *ca_cert_pem, char token[MXD_TOKEN_MAX],
                      char secret[MXD_SECRET_MAX], mxd_err *err) {
-    unsigned char fp[EVP_MAX_MD_SIZE], random[SECRET_BYTES];
+    unsigned char fp[FINGERPRINT_BYTES], random[SECRET_BYTES];
     char fp_text[FINGERPRINT_CHARS + 1], text[SECRET_CHARS + 1];
-    unsigned n = 0;
     MXD_TRY(mxd_rand_secret(random, sizeof random, err));
-    X509 *ca = read_cert(ca_cert_pem);
-    bool ok = ca && X509_digest(ca, EVP_sha256(), fp, &n) && n == FINGERPRINT_BYTES;
-    X509_free(ca);
-    if (!ok) return fail_ssl(err, MXD_E_AUTH, "the cluster's CA certificate is unreadable");
-    encode64(fp, n, fp_text);
+    mxd_rc rc = mxd_cert_fingerprint(ca_cert_pem, fp, err);
+    if (rc) return mxd_wrap(err, rc, "the cluster's CA");
+    encode64(fp, sizeof fp, fp_text);
     encode64(random, sizeof random, text);
     snprintf(token, MXD_TOKEN_MAX, "%s%s.%s", token_prefix, fp_text, text);
     snprintf(secret, MXD_SECRET_MAX, "%s", text);

@@ -45,6 +45,10 @@ mxd_rc mxd_ca_sign(const mxd_alloc *al, const mxd_pem *ca, const char *csr_pem, 
 mxd_rc mxd_ca_issue(const mxd_alloc *al, const mxd_pem *ca, const char *node, mxd_pem *out,
                     mxd_err *err) MXD_MUST_USE;
 
+/* SHA-256 of a certificate, the first one of the text. Errors: E_AUTH it cannot be read. */
+mxd_rc mxd_cert_fingerprint(const char *cert_pem, unsigned char fingerprint[32],
+                            mxd_err *err) MXD_MUST_USE;
+
 /* "mxd1.<fingerprint>.<secret>"; secret gets its text form too, for the server's table. */
 mxd_rc mxd_token_new(const char *ca_cert_pem, char token[MXD_TOKEN_MAX],
                      char secret[MXD_SECRET_MAX], mxd_err *err) MXD_MUST_USE;
