@@ -39,7 +39,6 @@ static bool look(char out[MXD_FIND_ADDRESS], mxd_beacons *heard,
                  const unsigned char fingerprint[32], mxd_passed *passed, mxd_err *err) {
     for (int i = 0; i < heard->n; i++) {
         const mxd_beacon_peer *p = &heard->peers[i];
-        if (memcmp(p->said.tag, fingerprint, sizeof p->said.tag) != 0) continue;
         if (is_passed(passed, p->address)) continue;
         if (is_it(p, fingerprint, err)) {
             snprintf(out, MXD_FIND_ADDRESS, "%s", p->address);
@@ -52,16 +51,18 @@ static bool look(char out[MXD_FIND_ADDRESS], mxd_beacons *heard,
 
 static mxd_rc not_found(const mxd_beacons *heard, mxd_err *err) {
     if (heard->n && err->rc == MXD_E_AUTH) return err->rc;
-    return mxd_fail(err, MXD_E_NOTFOUND,
-                    "no server of this cluster was heard on the local network (%d others were): is "
-                    "it running with --cluster-listen, and does the network carry multicast? Else "
-                    "give its address, --join HOST:PORT",
-                    heard->n);
+    return mxd_fail(
+        err, MXD_E_NOTFOUND,
+        "no server of this cluster was heard on the local network (%d packets of others were): is "
+        "it running with --cluster-listen, and does the network carry multicast? Else "
+        "give its address, --join HOST:PORT",
+        heard->n_others);
 }
 
 mxd_rc mxd_worker_find(char out[MXD_FIND_ADDRESS], const unsigned char fingerprint[32],
                        mxd_passed *passed, int64_t give_up_ms, mxd_err *err) {
-    static mxd_beacons heard;
+    static mxd_beacons heard; /* stays: who was heard lately is asked at once */
+    memcpy(heard.tag, fingerprint, sizeof heard.tag);
     int64_t start = mxd_now_ms(), opened = start, told = start;
     int fd;
     MXD_TRY(mxd_beacon_open(&fd, err));
@@ -72,7 +73,7 @@ mxd_rc mxd_worker_find(char out[MXD_FIND_ADDRESS], const unsigned char fingerpri
         if (rc && mxd_signals_wait(0)) rc = mxd_fail(err, MXD_E_CANCELED, "stopped");
         if (rc && give_up_ms && now - start > give_up_ms) break;
         if (rc && now - told > TELL_MS) {
-            mxd_log(MXD_LOG_WARN, "server_not_heard", "heard=%d", heard.n);
+            mxd_log(MXD_LOG_WARN, "server_not_heard", "others=%d", heard.n_others);
             told = now;
         }
         if (now - opened < ANEW_MS) continue;

@@ -77,11 +77,15 @@ static mxd_beacon_peer *place_for(mxd_beacons *all, uint32_t host, int port) {
 bool mxd_beacons_add(mxd_beacons *all, const void *packet, size_t n, uint32_t host,
                      int64_t now_ms) {
     mxd_beacon said;
-    if (now_ms / 1000 != all->second) all->looked_at = 0;
-    all->second = now_ms / 1000;
-    if (all->looked_at >= MXD_BEACON_MAX_RATE) return false;
-    all->looked_at++;
     if (!mxd_beacon_get(&said, packet, n)) return false;
+    if (memcmp(said.tag, all->tag, sizeof said.tag) != 0) {
+        if (all->n_others < INT32_MAX) all->n_others++;
+        return false;
+    }
+    if (now_ms / 1000 != all->second) all->taken = 0;
+    all->second = now_ms / 1000;
+    if (all->taken >= MXD_BEACON_MAX_RATE) return false;
+    all->taken++;
     forget_old(all, now_ms);
     mxd_beacon_peer *p = place_for(all, host, said.port);
     if (!p) return false;

@@ -7,10 +7,10 @@
  *
  * Trust:   none. Anybody on the network can send anything. What is heard only says whom to ask; the
  *          TLS handshake there decides. A packet is looked at when it is at most
- *          MXD_BEACON_MAX_PACKET bytes; MXD_BEACON_MAX_PEERS senders are remembered, few of them of
- *          one address; MXD_BEACON_MAX_RATE packets of a second are looked at.
- * Scope:   IPv4, group 239.255.77.88, port MXD_BEACON_PORT, one hop.
- * Threads: a speaker has one of its own; the rest is the caller's.
+ *          MXD_BEACON_MAX_PACKET bytes. Of those with the wanted tag MXD_BEACON_MAX_RATE of a
+ * second count, and MXD_BEACON_MAX_PEERS senders are remembered, few of them of one address. Scope:
+ * IPv4, group 239.255.77.88, port MXD_BEACON_PORT, one hop. Threads: a speaker has one of its own;
+ * the rest is the caller's.
  */
 #ifndef MXD_NET_BEACON_H
 #define MXD_NET_BEACON_H
@@ -25,7 +25,7 @@ enum {
     MXD_BEACON_TAG = 8,
     MXD_BEACON_MAX_PACKET = 1500,
     MXD_BEACON_MAX_PEERS = 100,
-    MXD_BEACON_MAX_PER_HOST = 4,
+    MXD_BEACON_MAX_PER_HOST = 8,
     MXD_BEACON_MAX_RATE = 200,
     MXD_BEACON_LIFE_MS = 10000, /* so long a sender is remembered that is not heard again */
     MXD_BEACON_BYTES = 16 + MXD_MAX_NODE_NAME,
@@ -50,14 +50,16 @@ typedef struct mxd_beacon_peer {
     char address[32]; /* "ip:port" */
 } mxd_beacon_peer;
 
-typedef struct mxd_beacons { /* all zero: empty */
+typedef struct mxd_beacons {     /* all zero but the tag: empty */
+    uint8_t tag[MXD_BEACON_TAG]; /* other clusters are not remembered */
+    int n_others;                /* how many packets named one */
     mxd_beacon_peer peers[MXD_BEACON_MAX_PEERS];
     int n;
     int64_t second; /* of the rate */
-    int looked_at;
+    int taken;
 } mxd_beacons;
 
-/* A packet that came from `host`. False: not looked at, not ours, or no room. */
+/* A packet that came from `host`. False: not one, of another cluster, too many, or no room. */
 bool mxd_beacons_add(mxd_beacons *all, const void *packet, size_t n, uint32_t host, int64_t now_ms);
 
 /* A socket in the group, on every interface. Errors: E_NET; the text says what is not possible. */
