@@ -511,7 +511,12 @@ static mxd_rc want_layers(wants *w, mxd_err *err) {
         rc = mxd_fail(err, MXD_E_FORMAT, "the coordinator's files are not those that it named");
     else if (o->layer0 < 0 || o->layer0 >= o->layer1 || o->layer1 > n_layers)
         rc = mxd_fail(err, MXD_E_INVAL, "layers %d to %d of %d", o->layer0, o->layer1, n_layers);
-    if (!rc) rc = mxd_model_ranges(m, o->layer0, o->layer1, NULL, 0, want_range, w, err);
+    mxd_shares shares;
+    bool cut = o->n_ranks > 1;
+    if (!rc && cut) rc = mxd_model_share(m, o->n_ranks, o->share, &shares, err);
+    if (!rc)
+        rc = mxd_model_ranges(m, o->layer0, o->layer1, cut ? &shares : NULL, o->rank, want_range, w,
+                              err);
     mxd_model_close(m);
     return rc;
 }

@@ -30,6 +30,8 @@ typedef struct mxd_fetch_opts { /* borrowed for the call */
     const mxd_source *sources;        /* [n_sources], the coordinator first */
     int n_sources;
     int layer0, layer1;
+    int rank, n_ranks;   /* of those that hold the layers together; n_ranks 0 or 1: whole layers */
+    const double *share; /* [n_ranks] in proportion */
     int64_t patience_ms; /* gives up when nothing came for so long; 0: 60 s */
     int64_t silence_ms;  /* a source that does not answer for so long is gone; 0: 15 s */
     /* Called with the bytes that were missing and are there now, at least every 100 ms; false:
@@ -38,10 +40,10 @@ typedef struct mxd_fetch_opts { /* borrowed for the call */
     void *progress_ctx;
 } mxd_fetch_opts;
 
-/* Until the store has all that layers [layer0, layer1) need. *store: of an earlier call, or NULL;
- * also set on errors, when it could be opened: what came is kept. *bytes: that came now.
- * Errors: E_NOFIT the disk; E_IO; E_PEER nobody gives what is missing; E_TIMEOUT; E_CANCELED;
- * E_FORMAT the coordinator's files are not what it said; E_NOMEM. */
+/* Until the store has all that these layers, or the rank's share of them, need. *store: of an
+ * earlier call, or NULL; also set on errors, when it could be opened: what came is kept. *bytes:
+ * that came now. Errors: E_NOFIT the disk; E_IO; E_PEER nobody gives what is missing; E_TIMEOUT;
+ * E_CANCELED; E_FORMAT the coordinator's files are not what it said; E_NOMEM. */
 mxd_rc mxd_fetch(mxd_store **store, const mxd_alloc *al, const mxd_fetch_opts *opts,
                  uint64_t *bytes, mxd_err *err) MXD_MUST_USE;
 

@@ -6,8 +6,9 @@
  * list; a request carries no path.
  *
  * Bounds: MXD_GIVER_LINKS links, further ones are hung up on; of each, MXD_GIVER_WANTS requests
- * wait (one more: hung up on) and MXD_GIVER_WINDOW answers of 256 KiB are in memory until the network
- * has taken them. While steps are computed (mxd_giver_busy) it sends during a quarter of the time.
+ * wait (one more: hung up on) and MXD_GIVER_WINDOW answers of 256 KiB are in memory until the
+ * network has taken them. While steps are computed (mxd_giver_busy) it sends during a quarter of
+ * the time.
  *
  * Trust:   peers are nodes of our cluster, proven by the transport; what they say is checked.
  * Threads: offer and busy from any; the others from the owner. Order of the end: stop, close the

@@ -11,6 +11,7 @@
 #include "base/blob.h"
 #include "base/queue.h"
 #include "cluster/wire.h"
+#include "cluster/worker_group.h"
 #include "cluster/worker_weights.h"
 #include "runtime/shard.h"
 
@@ -35,6 +36,7 @@ typedef struct mxd_task {
     int n_tokens;
 
     mxd_err err; /* out: err.rc */
+    int missed;  /* out, with E_PEER: the rank that was not there; -1: it is not known */
     float ms;
     uint64_t bytes;       /* LOAD: held */
     char determinism[16]; /* LOAD */
@@ -47,22 +49,21 @@ typedef struct mxd_worker_engine {
     bool started;
     void (*done)(void *ctx, mxd_task *job);
     void *done_ctx;
-    atomic_ullong epoch; /* installed: queued steps of others are skipped */
+    mxd_worker_group group; /* the worker's, which makes and ends it */
+    atomic_ullong epoch;    /* installed: queued steps of others are skipped */
     atomic_ullong load_done, load_total;
-    atomic_uint
-        wanted; /* layers of the newest plan, of mxd_worker_engine_layers; 0: as they were */
+    atomic_uint wanted; /* the newest plan's part, of mxd_worker_engine_part; 0: there is none */
     mxd_worker_weights weights; /* its first fields are set before the first LOAD */
 
     /* engine thread, after start */
     mxd_shard *shard;
+    mxd_stage part;            /* whose shard it is */
     mxd_shard_opts shard_opts; /* all but the layers */
-    unsigned loading;          /* layers of the LOAD in hand */
+    unsigned loading;          /* the part of the LOAD in hand */
 } mxd_worker_engine;
 
-/* The layers of a stage in one number. */
-static inline unsigned mxd_worker_engine_layers(const mxd_stage *s) {
-    return (unsigned)s->layer0 << 16 | (unsigned)s->layer1;
-}
+/* What a stage makes a node hold, in one number that is not 0. */
+unsigned mxd_worker_engine_part(const mxd_stage *s);
 
 /* shard_opts, all but the folder, is set before the first LOAD. Errors: E_NOMEM, E_IO. */
 mxd_rc mxd_worker_engine_start(mxd_worker_engine *e, const mxd_alloc *al,

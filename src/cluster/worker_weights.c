@@ -87,7 +87,7 @@ static bool find(mxd_worker_weights *w, mxd_err *err) {
 /* ------------------------------------------------------------------------------- over the network
  */
 
-static mxd_rc fetch(mxd_worker_weights *w, int layer0, int layer1,
+static mxd_rc fetch(mxd_worker_weights *w, const mxd_stage *part,
                     bool (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx,
                     mxd_err *err) {
     const mxd_worker_opts *o = w->opts;
@@ -107,15 +107,19 @@ static mxd_rc fetch(mxd_worker_weights *w, int layer0, int layer1,
                         .tensors_hash = w->welcome->tensors_hash,
                         .sources = sources,
                         .n_sources = n,
-                        .layer0 = layer0,
-                        .layer1 = layer1,
+                        .layer0 = part->layer0,
+                        .layer1 = part->layer1,
+                        .rank = part->rank,
+                        .n_ranks = part->n_ranks,
+                        .share = part->share,
                         .progress = progress,
                         .progress_ctx = ctx};
     uint64_t bytes = 0;
     bool had = w->store != NULL;
     mxd_rc rc = mxd_fetch(&w->store, w->al, &f, &bytes, err);
     mxd_log(rc ? MXD_LOG_WARN : MXD_LOG_INFO, rc ? "weights_missing" : "weights_ready",
-            "layers=%d-%d fetched_bytes=%llu folder=%s", layer0, layer1, (unsigned long long)bytes,
+            "layers=%d-%d rank=%d/%d fetched_bytes=%llu folder=%s", part->layer0, part->layer1,
+            part->rank, part->n_ranks, (unsigned long long)bytes,
             w->store ? mxd_store_folder(w->store) : o->weights_dir);
     if (had || !w->store) return rc;
     mxd_err late = {0};
@@ -124,7 +128,7 @@ static mxd_rc fetch(mxd_worker_weights *w, int layer0, int layer1,
     return rc;
 }
 
-mxd_rc mxd_worker_weights_get(mxd_worker_weights *w, int layer0, int layer1,
+mxd_rc mxd_worker_weights_get(mxd_worker_weights *w, const mxd_stage *part,
                               bool (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx,
                               const char **folder, mxd_err *err) {
     mxd_err why = {0};
@@ -141,7 +145,7 @@ mxd_rc mxd_worker_weights_get(mxd_worker_weights *w, int layer0, int layer1,
                                  w->welcome->model);
     }
     if (why.rc) mxd_log(MXD_LOG_WARN, "folder_not_taken", "reason=\"%s\"", why.msg);
-    MXD_TRY(fetch(w, layer0, layer1, progress, ctx, err));
+    MXD_TRY(fetch(w, part, progress, ctx, err));
     *folder = mxd_store_folder(w->store);
     return MXD_OK;
 }

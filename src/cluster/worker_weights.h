@@ -36,9 +36,9 @@ void mxd_worker_weights_deinit(mxd_worker_weights *w);
 
 void mxd_worker_weights_sources(mxd_worker_weights *w, const mxd_wire_sources *sources);
 
-/* The folder with the weights of layers [layer0, layer1); borrowed until the next call. Progress as
- * in mxd_fetch_opts. Errors: E_NOTFOUND nowhere; those of mxd_fetch. */
-mxd_rc mxd_worker_weights_get(mxd_worker_weights *w, int layer0, int layer1,
+/* The folder with the weights of this part; borrowed until the next call. Progress as in
+ * mxd_fetch_opts. Errors: E_NOTFOUND nowhere; those of mxd_fetch. */
+mxd_rc mxd_worker_weights_get(mxd_worker_weights *w, const mxd_stage *part,
                               bool (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx,
                               const char **folder, mxd_err *err) MXD_MUST_USE;
 
