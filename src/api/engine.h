@@ -27,7 +27,7 @@ typedef struct mxd_engine_opts { /* zero: default */
     const char *model_id;        /* its public name; NULL: the folder's last part */
     int local_workers;           /* worker processes on this machine; 0: compute in this process */
     const char *cluster_listen;  /* "ip:port" for remote workers; NULL: 127.0.0.1 and a free port */
-    bool advertise;        /* cluster_listen, as a hint to the local network */
+    bool advertise;              /* cluster_listen, as a hint to the local network */
     const char *state_dir; /* CA, keys, tokens; NULL: a private CA that lives as long as we do */
     const char *worker_program; /* path of mlx-dist-worker */
     const char *backend;        /* "auto" */

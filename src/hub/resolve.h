@@ -37,10 +37,10 @@ mxd_rc mxd_hub_cache_dir(char out[MXD_HUB_PATH_MAX], const mxd_hub_env *env,
 mxd_rc mxd_hub_resolve(char out[MXD_HUB_PATH_MAX], const mxd_alloc *al, const char *model,
                        const mxd_hub_places *places, mxd_err *err) MXD_MUST_USE;
 
-/* Folder k, counted from 0, that may hold the weights of `model` whatever it is called: first the one
- * that mxd_hub_resolve names, then each with a config.json in --models-dir (and one level below),
- * then every snapshot of the hub cache. What is in them is for the caller to check; the same folder
- * may come twice. False: there are no more. */
+/* Folder k, counted from 0, that may hold the weights of `model` whatever it is called: first the
+ * one that mxd_hub_resolve names, then each with a config.json in --models-dir (and one level
+ * below), then every snapshot of the hub cache. What is in them is for the caller to check; the
+ * same folder may come twice. False: there are no more. */
 bool mxd_hub_candidate(char out[MXD_HUB_PATH_MAX], const mxd_alloc *al, const char *model,
                        const mxd_hub_places *places, int k);
 
