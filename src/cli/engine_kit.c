@@ -172,11 +172,14 @@ mxd_rc mxd_engine_kit_wait(mxd_engine *e, const mxd_options *o, mxd_err *err) {
     mxd_term_init(&term, stderr, mxd_opt_bool(o, MXD_OPT_NO_COLOR));
     mxd_progress progress = {.term = &term, .quiet = mxd_opt_bool(o, MXD_OPT_QUIET)};
     int64_t until = mxd_now_ms() + LOAD_TIMEOUT_MS;
+    uint64_t before = 0;
     mxd_rc rc;
     while ((rc = mxd_engine_wait(e, PROGRESS_MS, err)) == MXD_E_TIMEOUT && mxd_now_ms() < until) {
         uint64_t done, total;
         loaded(e, &done, &total);
         mxd_progress_show(&progress, "loading", done, total);
+        if (done > before) until = mxd_now_ms() + LOAD_TIMEOUT_MS; /* weights may come slowly */
+        before = done;
         if (!mxd_signals_wait(0)) continue;
         rc = mxd_fail(err, MXD_E_CANCELED, "interrupted while loading");
         break;

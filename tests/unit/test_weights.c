@@ -14,11 +14,12 @@
 #include "cluster/fetch.h"
 #include "cluster/giver.h"
 #include "formats/safetensors.h"
+#include "model/model.h"
 #include "runtime/shard.h"
 
 enum { LAYERS = 6, PIECES = 18, PIECE = MXD_WEIGHTS_PIECE };
 
-static const mxd_alloc *const al = &mxd_alloc_libc;
+static const mxd_alloc *const libc = &mxd_alloc_libc;
 
 /* ---------------------------------------------------------------------------------------- folders
  */
@@ -84,7 +85,7 @@ static void copy_demo(const char *dir) {
 
 static void id_of(const char *folder, uint8_t id[32]) {
     mxd_err err = {0};
-    CHECK_OK(mxd_weights_id(al, folder, id, &err), &err);
+    CHECK_OK(mxd_weights_id(libc, folder, id, &err), &err);
 }
 
 TEST(weights_id_is_of_the_content) {
@@ -98,7 +99,7 @@ TEST(weights_id_is_of_the_content) {
     CHECK(memcmp(want, got, 32) == 0);
     mxd_err err = {0};
     mxd_st *st;
-    CHECK_OK(mxd_st_open(&st, al, demo, &err), &err);
+    CHECK_OK(mxd_st_open(&st, libc, demo, &err), &err);
     for (size_t i = 0; i < mxd_st_count(st); i += 17) { /* other numbers in some tensor */
         const mxd_st_tensor *t = mxd_st_at(st, i);
         long at = (long)(t->offset + t->bytes / 2);
@@ -157,7 +158,7 @@ static mxd_store *open_some(const char *root, uint64_t bytes) {
     mxd_weights_list l = {f, 2};
     mxd_store *s;
     mxd_err err = {0};
-    CHECK_OK(mxd_store_open(&s, al, root, some_id, &l, &err), &err);
+    CHECK_OK(mxd_store_open(&s, libc, root, some_id, &l, &err), &err);
     return s;
 }
 
@@ -252,8 +253,43 @@ TEST(weights_store_says_how_many_bytes_do_not_fit) {
     snprintf(path, sizeof path, "%s/ab01%060d/model.safetensors", root, 0);
     CHECK(unlink(path) == 0 && symlink("/etc/hostname", path) == 0);
     mxd_weights_file f[2] = {{"config.json", 10, 10}, {"model.safetensors", 5 * PIECE, 20}};
-    CHECK_EQ(mxd_store_open(&s, al, root, some_id, &(mxd_weights_list){f, 2}, &err), MXD_E_IO);
+    CHECK_EQ(mxd_store_open(&s, libc, root, some_id, &(mxd_weights_list){f, 2}, &err), MXD_E_IO);
     remove_all(root);
+}
+
+static mxd_rc use_store(const mxd_alloc *a, const char *root, mxd_err *err) {
+    mxd_weights_file f[2] = {{"config.json", 10, 10}, {"model.safetensors", 2 * PIECE, 20}};
+    mxd_store *s;
+    char piece[10] = "0123456789";
+    MXD_TRY(mxd_store_open(&s, a, root, some_id, &(mxd_weights_list){f, 2}, err));
+    mxd_rc rc = mxd_store_put(s, 0, 0, piece, sizeof piece, err);
+    if (!rc) rc = mxd_store_sync(s, err);
+    mxd_store_close(s);
+    return rc;
+}
+
+TEST_OOM(weights_store_unwinds) {
+    char root[64];
+    begin();
+    make_dir(root);
+    mxd_rc rc = use_store(al, root, err);
+    remove_all(root);
+    return rc;
+}
+
+static mxd_rc use_giver(const mxd_alloc *a, mxd_err *err) {
+    uint8_t id[32];
+    mxd_giver *g;
+    MXD_TRY(mxd_weights_id(a, demo, id, err));
+    MXD_TRY(mxd_giver_open(&g, a, NULL, err));
+    mxd_rc rc = mxd_giver_offer(g, id, demo, NULL, err);
+    mxd_giver_free(g);
+    return rc;
+}
+
+TEST_OOM(weights_giver_unwinds) {
+    begin();
+    return use_giver(al, err);
 }
 
 /* ----------------------------------------------------------------------------------------- sources
@@ -290,7 +326,7 @@ static uint8_t demo_id[32], demo_tensors[32];
 static void say(giving *g, mxd_link link, const mxd_wire_give *give, mxd_blob *payload) {
     mxd_err err = {0};
     mxd_buf head;
-    mxd_buf_init(&head, al, MXD_MAX_FRAME_BYTES);
+    mxd_buf_init(&head, libc, MXD_MAX_FRAME_BYTES);
     mxd_wire_put_give(&head, give);
     g->net->ops->send(g->net, link, MXD_WIRE_GIVE, mxd_buf_str(&head), head.len, payload, &err);
     mxd_buf_deinit(&head);
@@ -299,7 +335,7 @@ static void say(giving *g, mxd_link link, const mxd_wire_give *give, mxd_blob *p
 /* What should have been given. */
 static mxd_blob *right_bytes(const mxd_wire_want *w, size_t n) {
     char path[1200];
-    mxd_blob *b = mxd_blob_new(al, n);
+    mxd_blob *b = mxd_blob_new(libc, n);
     CHECK(b);
     snprintf(path, sizeof path, "%s/%s", demo, w->file ? "model.safetensors" : "config.json");
     int fd = open(path, O_RDONLY);
@@ -354,7 +390,7 @@ static void giving_sink(void *ctx, const mxd_net_event *ev) {
         return;
     }
     if (ev->kind == MXD_NET_MESSAGE && ev->message == MXD_WIRE_WANT) {
-        CHECK_OK(mxd_arena_init(&a, al, MXD_WIRE_SCRATCH, &err), &err);
+        CHECK_OK(mxd_arena_init(&a, libc, MXD_WIRE_SCRATCH, &err), &err);
         CHECK_OK(mxd_wire_get_want(&w, &a, ev->head->bytes, ev->head->len, &err), &err);
         mxd_arena_deinit(&a);
         if (w.what == MXD_WANT_DATA) atomic_fetch_add(&g->n_data, 1);
@@ -370,9 +406,9 @@ static void giving_open(giving *g, const char *name, manners how, const char *fo
     mxd_err err = {0};
     int port;
     *g = (giving){.manners = how};
-    CHECK_OK(mxd_inbox_init(&g->inbox, al, &err), &err);
-    CHECK_OK(mxd_giver_open(&g->giver, al, &g->inbox, &err), &err);
-    mxd_transport_opts o = {.al = al, .sink = giving_sink, .sink_ctx = g};
+    CHECK_OK(mxd_inbox_init(&g->inbox, libc, &err), &err);
+    CHECK_OK(mxd_giver_open(&g->giver, libc, &g->inbox, &err), &err);
+    mxd_transport_opts o = {.al = libc, .sink = giving_sink, .sink_ctx = g};
     CHECK_OK(mxd_loopback_open(&g->net, hub, &o, name, &err), &err);
     g->inbox.transport = g->net;
     CHECK_OK(mxd_giver_start(g->giver, g->net, &err), &err);
@@ -397,6 +433,8 @@ typedef struct fetching {
     mxd_source sources[MXD_MAX_NODES];
     int n;
     uint64_t stop_at, done, total; /* stop_at: bytes; 0: not */
+    int rank, n_ranks;
+    double share[2];
 } fetching;
 
 static bool progress(void *ctx, uint64_t done, uint64_t total) {
@@ -413,9 +451,9 @@ static void fetching_begin(fetching *f) {
     begin();
     *f = (fetching){0};
     make_dir(f->root);
-    CHECK_OK(mxd_loopback_hub_open(&hub, al, &err), &err);
+    CHECK_OK(mxd_loopback_hub_open(&hub, libc, &err), &err);
     id_of(demo, demo_id);
-    CHECK_OK(mxd_st_open(&st, al, demo, &err), &err);
+    CHECK_OK(mxd_st_open(&st, libc, demo, &err), &err);
     memcpy(demo_tensors, mxd_st_hash(st), 32);
     mxd_st_close(st);
 }
@@ -442,12 +480,15 @@ static mxd_rc fetch_some(fetching *f, int layer0, int layer1, uint64_t *bytes, m
                         .n_sources = f->n,
                         .layer0 = layer0,
                         .layer1 = layer1,
+                        .rank = f->rank,
+                        .n_ranks = f->n_ranks,
+                        .share = f->share,
                         .patience_ms = 3000,
                         .silence_ms = 300,
                         .progress = progress,
                         .progress_ctx = f};
     f->done = f->total = 0;
-    return mxd_fetch(&f->store, al, &o, bytes, err);
+    return mxd_fetch(&f->store, libc, &o, bytes, err);
 }
 
 static int pieces_there(mxd_store *s) {
@@ -467,7 +508,7 @@ static void step_of(const char *folder, int layer0, int layer1, float *hidden, f
                         .max_rows = 8,
                         .backend = "cpu",
                         .backend_opts = {.threads = 1, .spin_us = -1}};
-    CHECK_OK(mxd_shard_open(&s, al, &o, &err), &err);
+    CHECK_OK(mxd_shard_open(&s, libc, &o, &err), &err);
     static float in[4 * 4096];
     for (size_t i = 0; i < MXD_COUNT(in); i++) in[i] = (float)(i % 13) - 6;
     CHECK(mxd_shard_hidden(s) <= 4096);
@@ -521,6 +562,42 @@ TEST(weights_fetched_once_and_only_what_the_layers_need) {
     CHECK_OK(fetch_some(&f, 2, 5, &again, &err), &err);
     CHECK_EQ(again, 0);
     CHECK_EQ(atomic_load(&g.n_data), asked);
+    giving_close(&g);
+    fetching_end(&f);
+}
+
+static mxd_rc must_be_there(void *ctx, const mxd_st_tensor *t, uint64_t from, uint64_t n,
+                            mxd_err *err) {
+    mxd_store *s = ctx;
+    (void)err;
+    for (uint64_t at = t->offset + from; n && at < t->offset + from + n; at += PIECE)
+        CHECK(mxd_store_has(s, 1, at / PIECE));
+    CHECK(!n || mxd_store_has(s, 1, (t->offset + from + n - 1) / PIECE));
+    return MXD_OK;
+}
+
+/* Two nodes that hold the layers together, one a small part: each gets what it loads. */
+TEST(weights_of_a_share_of_the_layers) {
+    fetching f;
+    giving g;
+    mxd_err err = {0};
+    mxd_model *m;
+    mxd_shares shares;
+    fetching_begin(&f);
+    giving_open(&g, "coordinator", GIVES, demo);
+    ask_of(&f, &g, "coordinator");
+    CHECK_OK(mxd_model_open(&m, libc, demo, &err), &err);
+    uint64_t bytes[2];
+    f.n_ranks = 2;
+    f.share[0] = 1;
+    f.share[1] = 7;
+    CHECK_OK(mxd_model_share(m, 2, f.share, &shares, &err), &err);
+    for (f.rank = 0; f.rank < 2; f.rank++) {
+        CHECK_OK(fetch_some(&f, 2, 3, &bytes[f.rank], &err), &err);
+        CHECK_OK(mxd_model_ranges(m, 2, 3, &shares, f.rank, must_be_there, f.store, &err), &err);
+    }
+    CHECK(bytes[0] > 0);
+    mxd_model_close(m);
     giving_close(&g);
     fetching_end(&f);
 }
