@@ -347,6 +347,7 @@ static const mxd_backend_ops ops = {
     .join = cpu_join,
     .linear_heads = cpu_linear_heads,
     .linear_cut = cpu_linear_cut,
+    .columns = cpu_columns,
     .delta_net = cpu_delta_net,
     .state_copy = cpu_state_copy,
 };

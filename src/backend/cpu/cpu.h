@@ -51,7 +51,7 @@ struct cpu_cut { /* see group.c */
     int n_sums;               /* and those of all ranks */
     /* after sum i come merges[i] additions of the two newest */
     unsigned char merges[MXD_MAX_RANKS * CPU_MAX_PIECES];
-    mxd_weight pieces[CPU_MAX_PIECES]; /* `lead` columns into the part; tiles tile_bytes apart */
+    mxd_weight *pieces; /* [n_pieces], `lead` columns into the part; tiles tile_bytes apart */
 };
 
 typedef struct cpu_reg {
@@ -192,6 +192,8 @@ static inline void cpu_set_rows(cpu_reg *r, int rows) {
 /* weights.c */
 mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, mxd_err *err);
 void cpu_weight_free(cpu_backend *b, mxd_weight *w);
+uint64_t cpu_weight_bytes(const mxd_alloc *al, const mxd_weight_src *src, int max_rows,
+                          uint64_t *exchange);
 void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w);
 void cpu_embed_row(const mxd_weight *w, int id, float *y); /* y [in] = row `id` of the part */
 
@@ -214,9 +216,10 @@ void cpu_linear_pieces(cpu_backend *b, const mxd_weight *w, const cpu_reg *src, 
 /* group.c
  * The cut of a source, whose `in` and `rows` become the rank's; then, with the shape of its tiles
  * known, its pieces; then where they lie. Errors: E_INVAL, E_NOMEM. */
-mxd_rc cpu_cut_make(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
+mxd_rc cpu_cut_make(const mxd_alloc *al, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
 mxd_rc cpu_cut_pieces(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
 void cpu_cut_place(mxd_weight *w);
+void cpu_cut_free(const mxd_alloc *al, cpu_cut *c);                  /* NULL is fine */
 size_t cpu_cut_floats(const mxd_weight *w, int max_rows);            /* of its largest exchange */
 bool cpu_exchange(cpu_backend *b, float *all, const size_t *n_each); /* false: failed */
 void cpu_linear_cut(mxd_backend *base, int dst, int src, const mxd_weight *w);
@@ -245,6 +248,7 @@ void cpu_gate_rows(mxd_backend *base, int reg, int gate);
 void cpu_scale_positions(mxd_backend *base, int reg, float beta, int length);
 void cpu_split(mxd_backend *base, int first, int second, int src, int n, int a, int c);
 void cpu_join(mxd_backend *base, int dst, int first, int second, int n, int a, int c);
+void cpu_columns(mxd_backend *base, int dst, int src, int from);
 
 /* moe.c */
 void cpu_moe_run(mxd_backend *base, int dst, int src, int logits, const mxd_moe *how);
