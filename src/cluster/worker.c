@@ -14,6 +14,7 @@
 #include "cluster/places.h"
 #include "cluster/wire.h"
 #include "cluster/worker_engine.h"
+#include "net/address.h"
 
 enum {
     TICK_MS = 25,
@@ -634,9 +635,25 @@ static mxd_rc keep(mxd_worker *w, const char **s, mxd_err *err) {
 static mxd_rc keep_all(mxd_worker *w, mxd_err *err) {
     mxd_worker_opts *o = &w->opts;
     const char **all[] = {&o->node,        &o->name,          &o->join,
-                          &o->listen,      &o->backend,       &o->kernels,
-                          &o->identity.ca, &o->identity.cert, &o->identity.key};
+                          &o->listen,      &o->advertise,     &o->backend,
+                          &o->kernels,     &o->identity.ca,   &o->identity.cert,
+                          &o->identity.key};
     for (size_t i = 0; i < MXD_COUNT(all); i++) MXD_TRY(keep(w, all[i], err));
+    return MXD_OK;
+}
+
+static mxd_rc advertise(mxd_worker *w, int own_port, mxd_err *err) {
+    const char *told = w->opts.advertise;
+    char host[MXD_HOST_MAX];
+    int port;
+    mxd_rc rc = mxd_address_split(told, host, &port, err);
+    if (rc) return mxd_wrap(err, rc, "the address to advertise");
+    if (strlen(told) >= sizeof w->address - 5 || mxd_place_is_any(told))
+        return mxd_fail(err, MXD_E_NET,
+                        "'%.64s' cannot be advertised: give one address by which the others reach "
+                        "this machine",
+                        told);
+    mxd_place_with_port(w->address, sizeof w->address, told, port ? port : own_port);
     return MXD_OK;
 }
 
@@ -646,6 +663,7 @@ static mxd_rc listen_for_data(mxd_worker *w, mxd_err *err) {
     const char *address = w->opts.listen ? w->opts.listen : here ? "127.0.0.1:0" : "0.0.0.0:0";
     int port;
     MXD_TRY(w->net->ops->listen(w->net, address, &port, err));
+    if (w->opts.advertise) return advertise(w, port, err);
     mxd_place_with_port(w->address, sizeof w->address, address, port);
     return MXD_OK;
 }
@@ -669,6 +687,7 @@ static mxd_rc open_all(mxd_worker *w, mxd_err *err) {
     mxd_buf_init(&w->head, w->al, MXD_MAX_HELLO_BYTES);
     w->engine.done = job_done;
     w->engine.done_ctx = w;
+    w->engine.stall_ms = w->opts.stall_ms;
     MXD_TRY(open_net(w, err));
     if (pthread_create(&w->thread, NULL, control_main, w) != 0)
         return mxd_fail(err, MXD_E_IO, "cannot start the worker's control thread");

@@ -48,6 +48,7 @@ typedef struct mxd_worker_engine {
     void *done_ctx;
     atomic_ullong epoch; /* installed: queued steps of others are skipped */
     atomic_ullong load_done, load_total;
+    const atomic_int *stall_ms; /* mxd_worker_opts; set before start */
 
     /* engine thread, after start */
     mxd_shard *shard;
