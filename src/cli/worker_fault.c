@@ -1,6 +1,7 @@
 #include "cli/worker_fault.h"
 
 #include <signal.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,8 +20,10 @@ static void turn(int sig) {
 const atomic_int *mxd_worker_fault(void) {
     const char *text = getenv("MLXD_TEST_STALL");
     if (!text) return NULL;
-    asked = strcmp(text, "hang") == 0 ? HANG : atoi(text);
-    if (asked != HANG && (asked < 1 || asked > MOST_MS)) return NULL;
+    long ms = strtol(text, NULL, 10);
+    bool hang = strcmp(text, "hang") == 0;
+    if (!hang && (ms < 1 || ms > MOST_MS)) return NULL;
+    asked = hang ? HANG : (int)ms;
     struct sigaction sa = {.sa_handler = turn, .sa_flags = SA_RESTART};
     sigemptyset(&sa.sa_mask);
     sigaction(SIGUSR2, &sa, NULL);

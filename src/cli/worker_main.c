@@ -144,7 +144,9 @@ static mxd_rc run(const mxd_options *o, mxd_err *err) {
                          .threads = (int)mxd_opt_int(o, MXD_OPT_THREADS),
                          .stall_ms = mxd_worker_fault(),
                          .find_model = find_model,
-                         .find_ctx = (void *)(uintptr_t)o};
+                         .find_ctx = (void *)(uintptr_t)o,
+                         .renewed = mxd_worker_identity_renewed,
+                         .renewed_ctx = (void *)(uintptr_t)o};
     MXD_TRY(mxd_opt_need(o, MXD_OPT_JOIN, err));
     mxd_signals_catch();
     MXD_TRY(fill_hardware(o, &w, err));
