@@ -25,6 +25,10 @@ mxd_rc mxd_worker_identity_get(mxd_worker_identity *id, const mxd_options *o, co
  * there is one. Errors: E_AUTH neither; E_INVAL the token; E_IO. */
 mxd_rc mxd_worker_identity_cluster(const mxd_options *o, unsigned char fingerprint[32], bool *token,
                                    mxd_err *err) MXD_MUST_USE;
+
+/* For mxd_worker_opts.renewed: keeps a renewed certificate in the state folder. `options` as above,
+ * alive as long as the worker. A failure is logged; the old file then stays. */
+void mxd_worker_identity_renewed(void *options, const char *cert_pem);
 void mxd_worker_identity_deinit(mxd_worker_identity *id);
 
 #endif

@@ -54,6 +54,7 @@ typedef struct mxd_worker_engine {
     atomic_ullong load_done, load_total;
     atomic_uint wanted; /* the newest plan's part, of mxd_worker_engine_part; 0: there is none */
     mxd_worker_weights weights; /* its first fields are set before the first LOAD */
+    const atomic_int *stall_ms; /* mxd_worker_opts; set before start */
 
     /* engine thread, after start */
     mxd_shard *shard;

@@ -14,6 +14,7 @@ void mxd_worker_weights_init(mxd_worker_weights *w) { pthread_mutex_init(&w->loc
 void mxd_worker_weights_deinit(mxd_worker_weights *w) {
     mxd_store_close(w->store);
     w->store = NULL;
+    mxd_free(w->al, w->cert);
     pthread_mutex_destroy(&w->lock);
 }
 
@@ -21,6 +22,17 @@ void mxd_worker_weights_sources(mxd_worker_weights *w, const mxd_wire_sources *s
     pthread_mutex_lock(&w->lock);
     w->sources = *sources;
     pthread_mutex_unlock(&w->lock);
+}
+
+void mxd_worker_weights_renewed(mxd_worker_weights *w, const char *cert) {
+    char *copy = mxd_strdup(w->al, cert), *old = copy;
+    pthread_mutex_lock(&w->lock);
+    if (copy) {
+        old = w->cert;
+        w->cert = copy;
+    }
+    pthread_mutex_unlock(&w->lock);
+    mxd_free(w->al, old);
 }
 
 static bool id_known(const mxd_welcome *m) {
@@ -98,8 +110,11 @@ static mxd_rc fetch(mxd_worker_weights *w, const mxd_stage *part,
     int n = 1;
     for (int i = 0; i < w->sources.n && n < MXD_MAX_NODES; i++)
         if (strcmp(w->sources.list[i].node, o->node) != 0) sources[n++] = w->sources.list[i];
+    char *cert = w->cert ? mxd_strdup(w->al, w->cert) : NULL;
     pthread_mutex_unlock(&w->lock);
-    mxd_fetch_opts f = {.identity = &o->identity,
+    mxd_identity own = o->identity;
+    if (cert) own.cert = cert;
+    mxd_fetch_opts f = {.identity = &own,
                         .hub = o->hub,
                         .node = o->node,
                         .root = o->weights_dir,
@@ -117,6 +132,7 @@ static mxd_rc fetch(mxd_worker_weights *w, const mxd_stage *part,
     uint64_t bytes = 0;
     bool had = w->store != NULL;
     mxd_rc rc = mxd_fetch(&w->store, w->al, &f, &bytes, err);
+    mxd_free(w->al, cert);
     mxd_log(rc ? MXD_LOG_WARN : MXD_LOG_INFO, rc ? "weights_missing" : "weights_ready",
             "layers=%d-%d rank=%d/%d fetched_bytes=%llu folder=%s", part->layer0, part->layer1,
             part->rank, part->n_ranks, (unsigned long long)bytes,

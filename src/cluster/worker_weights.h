@@ -25,6 +25,7 @@ typedef struct mxd_worker_weights {
 
     pthread_mutex_t lock;
     mxd_wire_sources sources; /* under lock; without the coordinator */
+    char *cert;               /* under lock: the last one by renewal; NULL: that of opts */
 
     /* engine thread */
     char folder[MXD_WIRE_PATH]; /* on this disk; "": not found */
@@ -33,6 +34,9 @@ typedef struct mxd_worker_weights {
 
 void mxd_worker_weights_init(mxd_worker_weights *w);
 void mxd_worker_weights_deinit(mxd_worker_weights *w);
+
+/* Our certificate is this one now (PEM). Copied; without memory for it the old one stays in use. */
+void mxd_worker_weights_renewed(mxd_worker_weights *w, const char *cert);
 
 void mxd_worker_weights_sources(mxd_worker_weights *w, const mxd_wire_sources *sources);
 

@@ -10,26 +10,35 @@ typedef struct wanted {
     void *ctx;
 } wanted;
 
-/* The rows of a plain matrix that are asked for; all of them where parts do not lie together. */
-static void rows_of(const mxd_weight_src *s, int *row0, int *row1) {
-    *row0 = 0;
-    *row1 = s->out;
-    if (s->use & MXD_W_VECTOR || s->experts || s->transposed) return;
-    if (s->rows) {
-        *row0 = s->row0;
-        *row1 = s->row0 + s->rows;
-    }
-    if (!s->cut || s->cut->along != MXD_ALONG_OUT) return;
-    *row0 = s->cut->edge[s->cut->rank];
-    *row1 = s->cut->edge[s->cut->rank + 1];
+/* The parts [at, at + n) of `of` equal ones. */
+static mxd_rc want_part(const wanted *w, const mxd_st_tensor *t, int of, int at, int n,
+                        mxd_err *err) {
+    uint64_t each = t->bytes / (uint64_t)of;
+    if (each * (uint64_t)of != t->bytes) return w->range(w->ctx, t, 0, t->bytes, err);
+    return n > 0 ? w->range(w->ctx, t, each * (uint64_t)at, each * (uint64_t)n, err) : MXD_OK;
 }
 
-static mxd_rc want_rows(const wanted *w, const mxd_st_tensor *t, int out, int row0, int row1,
-                        mxd_err *err) {
-    uint64_t row = t->bytes / (uint64_t)out;
-    if (row * (uint64_t)out != t->bytes) return w->range(w->ctx, t, 0, t->bytes, err);
-    if (row1 <= row0) return MXD_OK;
-    return w->range(w->ctx, t, row * (uint64_t)row0, row * (uint64_t)(row1 - row0), err);
+/* Of matrices one behind the other: those that are asked for, each whole. */
+static mxd_rc want_matrices(const wanted *w, const mxd_weight_src *s, const mxd_st_tensor *t,
+                            mxd_err *err) {
+    if (s->matrices) return want_part(w, t, s->experts, s->matrix0, s->matrices, err);
+    if (!s->cut || s->cut->along != MXD_ALONG_EXPERTS) return w->range(w->ctx, t, 0, t->bytes, err);
+    const int *edge = &s->cut->edge[s->cut->rank];
+    return want_part(w, t, s->experts, edge[0], edge[1] - edge[0], err);
+}
+
+/* Of a plain matrix: its rows. A part along columns is a part of every row. */
+static mxd_rc want_tensor(const wanted *w, const mxd_weight_src *s, const mxd_st_tensor *t,
+                          mxd_err *err) {
+    if (s->experts) return want_matrices(w, s, t, err);
+    if (s->use & MXD_W_VECTOR || s->transposed) return w->range(w->ctx, t, 0, t->bytes, err);
+    for (int i = 0; i < s->n_strips; i++)
+        MXD_TRY(want_part(w, t, s->out, s->strip[i].row0, s->strip[i].rows, err));
+    if (s->n_strips) return MXD_OK;
+    if (s->rows) return want_part(w, t, s->out, s->row0, s->rows, err);
+    if (!s->cut || s->cut->along != MXD_ALONG_OUT) return w->range(w->ctx, t, 0, t->bytes, err);
+    const int *edge = &s->cut->edge[s->cut->rank];
+    return want_part(w, t, s->out, edge[0], edge[1] - edge[0], err);
 }
 
 static mxd_rc want_one(const wanted *w, const mxd_decl *d, int layer, mxd_err *err) {
@@ -37,16 +46,11 @@ static mxd_rc want_one(const wanted *w, const mxd_decl *d, int layer, mxd_err *e
     mxd_weight_src src;
     mxd_cut cut;
     bool none = false;
-    if (w->shares)
-        MXD_TRY(mxd_share_source(w->m, d, layer, w->shares, w->rank, path, &src, &cut, &none, err));
-    else
-        MXD_TRY(mxd_source(w->m, d, layer, path, &src, err));
+    MXD_TRY(mxd_share_source(w->m, d, layer, w->shares, w->rank, path, &src, &cut, &none, err));
     if (none) return MXD_OK;
-    int row0, row1;
-    rows_of(&src, &row0, &row1);
     const mxd_st_tensor *all[] = {src.weight, src.scales, src.biases};
     for (size_t i = 0; i < MXD_COUNT(all); i++)
-        if (all[i]) MXD_TRY(want_rows(w, all[i], src.out, row0, row1, err));
+        if (all[i]) MXD_TRY(want_tensor(w, &src, all[i], err));
     /* small, and every rank may hold all of it */
     return src.bias ? w->range(w->ctx, src.bias, 0, src.bias->bytes, err) : MXD_OK;
 }

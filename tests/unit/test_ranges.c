@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <stdlib.h>
+#include "parallel_kit.h"
 #include "ranges_kit.h"
 #include "runtime/shard.h"
 
@@ -79,4 +80,26 @@ TEST(ranges_are_all_that_a_stage_reads) {
     }
     closedir(d);
     CHECK(n > 40);
+}
+
+/* Ranks that hold all layers together, in unequal parts, some with none. */
+TEST(ranges_are_all_that_a_rank_reads) {
+    static char names[PK_MAX_MODELS][64];
+    static const double shares[][PK_MAX_RANKS] = {{1, 4}, {2, 0, 3}, {1, 1, 5, 1}};
+    int n = pk_list(names);
+    for (int i = 0; i < n; i++) {
+        pk_model m;
+        pk_open(&m, names[i]);
+        float *want = calloc(2 * pk_floats(&m), sizeof *want), *got = want + pk_floats(&m);
+        CHECK(want);
+        pk_plan plan = pk_whole(&m);
+        pk_run(&m, MXD_ACT_I8, &plan, want);
+        plan.stage[0].size = 2 + i % 3;
+        plan.stage[0].group = plan.stage[0].alone = true;
+        memcpy(plan.stage[0].shares, shares[i % 3], sizeof shares[0]);
+        pk_run(&m, MXD_ACT_I8, &plan, got);
+        if (memcmp(want, got, pk_floats(&m) * sizeof *want) != 0)
+            fail_msg("%s: a rank reads something else", names[i]);
+        free(want);
+    }
 }
