@@ -77,6 +77,7 @@ static void submit(sim_client *c) {
                                   .n_stop_ids = c->n_stop,
                                   .ignore_eos = c->ignore_eos,
                                   .how = {.seed = c->seed},
+                                  .resumable = true,
                                   .deadline_ms = c->deadline_ms};
     sim_coord_give(&(mxd_coord_event){.kind = MXD_COORD_SUBMIT, .submit = &c->submit});
 }
