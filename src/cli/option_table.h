@@ -160,7 +160,9 @@ X(DATA_LISTEN, "data-listen", "", ON(WORKER), CLUSTER, TEXT, "HOST:PORT", 0, 0, 
   "Where other workers reach this one; without it a free port.") \
 X(STATE_DIR, "state-dir", "", ON(SERVER) | ON(WORKER) | ON(INIT) | ON(TOKEN), CLUSTER, \
   PATH, "DIR", 0, 0, NULL, NULL, \
-  "Keys and tokens; without it $XDG_STATE_HOME/mlx-distributed.") \
+  "Keys, tokens and the journal; without it $XDG_STATE_HOME/mlx-distributed.") \
+X(NO_JOURNAL, "no-journal", "", ON(SERVER), CLUSTER, FLAG, NULL, 0, 0, NULL, NULL, \
+  "Keep no journal: resumable streams (X-Resumable) survive their clients, but no restart.") \
 \
 X(NODES, "nodes", "", ON(PLAN), CLUSTER, PATH, "FILE", 0, 0, NULL, NULL, \
   "JSON file that describes the nodes and links; without it this machine alone.") \
