@@ -163,6 +163,11 @@ void mxd_coord_journal_submitted(mxd_cluster *c, mxd_submit_answer *answer, uint
     mxd_coord_give(c, &(mxd_coord_event){.kind = MXD_COORD_CANCEL, .request = id});
 }
 
+mxd_rc mxd_coord_journal_check(mxd_cluster *c, const mxd_request *r, mxd_err *err) {
+    if (!r->keep || !c->no_journal[0]) return MXD_OK;
+    return mxd_fail(err, MXD_E_IO, "%s", c->no_journal);
+}
+
 bool mxd_coord_journal_wants(const mxd_cluster *c, const mxd_request *r) {
     return c->journal && r->keep;
 }

@@ -161,6 +161,7 @@ void mxd_coord_journal_close(mxd_cluster *c);
 uint64_t mxd_coord_journal_epoch(const mxd_cluster *c);
 /* What a step of the core wants written; before any of it is done. */
 void mxd_coord_journal_step(mxd_cluster *c, const mxd_coord_actions *out);
+mxd_rc mxd_coord_journal_check(mxd_cluster *c, const mxd_request *r, mxd_err *err) MXD_MUST_USE;
 bool mxd_coord_journal_wants(const mxd_cluster *c, const mxd_request *r);
 /* The core was given this request; a failure to keep it becomes the answer. */
 void mxd_coord_journal_submitted(mxd_cluster *c, mxd_submit_answer *answer, uint64_t id);

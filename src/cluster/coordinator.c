@@ -328,6 +328,7 @@ static mxd_rc check_sampling(const mxd_sampling *s, mxd_err *err) {
 
 mxd_rc mxd_cluster_submit(mxd_cluster *c, const mxd_request *r, uint64_t *id, mxd_err *err) {
     MXD_TRY(check_sampling(&r->how, err));
+    MXD_TRY(mxd_coord_journal_check(c, r, err));
     if (r->n_prompt < 1 || r->max_tokens < 1 || r->n_stop_ids > MXD_CORE_STOP_IDS)
         return mxd_fail(err, MXD_E_INVAL, "%d prompt tokens, %d to generate, %d stop ids",
                         r->n_prompt, r->max_tokens, r->n_stop_ids);
@@ -537,9 +538,9 @@ static mxd_rc open_all(mxd_cluster *c, mxd_err *err) {
     mxd_buf_init(&c->head, c->al, MXD_MAX_FRAME_BYTES);
     for (int i = 0; i < MXD_COORD_HELD_STEPS; i++)
         mxd_buf_init(&c->held[i], c->al, MXD_MAX_FRAME_BYTES);
+    MXD_TRY(open_net(c, err));
     MXD_TRY(mxd_coord_journal_open(c, err));
     MXD_TRY(open_core(c, err));
-    MXD_TRY(open_net(c, err));
     if (pthread_create(&c->thread, NULL, control_main, c) != 0)
         return mxd_fail(err, MXD_E_IO, "cannot start the coordinator's thread");
     c->started = true;
