@@ -1,5 +1,5 @@
-/* The coordinator dies, also in the middle of what a step asked for, and starts again with its disk:
- * the journal, whole or without its last records. Local workers die with it.
+/* The coordinator dies, also in the middle of what a step asked for, and starts again with its
+ * disk: the journal, whole or without its last records. Local workers die with it.
  *
  * The oracle: what a client has seen is in the journal, unless its tail was torn off; what stands
  * there is the client's own list; tokens that come a second time are the same; no epoch is used by
@@ -66,7 +66,8 @@ void sim_coord_crash(void) {
     sim_event_push(e);
 }
 
-/* ---------------------------------------------------------------------------------------- restart */
+/* ---------------------------------------------------------------------------------------- restart
+ */
 
 typedef struct past { /* of one request, as the journal has it */
     bool open, ended;

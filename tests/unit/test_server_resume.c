@@ -59,10 +59,11 @@ static void hear(int fd, char *out, size_t cap, const char *until) {
 static int post(const kit *k, const char *headers, const char *script, const char *rest) {
     char body[512], text[1024];
     snprintf(body, sizeof body, "{\"model\":\"fake/demo\",\"prompt\":\"%s\"%s}", script, rest);
-    snprintf(text, sizeof text,
-             "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-             "Connection: close\r\n%sContent-Length: %zu\r\n\r\n%s",
-             headers, strlen(body), body);
+    snprintf(
+        text, sizeof text,
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        "Connection: close\r\n%sContent-Length: %zu\r\n\r\n%s",
+        headers, strlen(body), body);
     return send_raw(k, text);
 }
 
@@ -74,8 +75,8 @@ static int status_of(const char *reply) {
 
 static int get(const kit *k, const char *path, const char *headers, char *out, size_t cap) {
     char text[512];
-    snprintf(text, sizeof text,
-             "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n%s\r\n", path, headers);
+    snprintf(text, sizeof text, "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n%s\r\n",
+             path, headers);
     int fd = send_raw(k, text);
     hear(fd, out, cap, NULL);
     close(fd);
@@ -224,7 +225,8 @@ TEST(resume_belongs_to_a_key) {
     char path[64];
     kit k;
     open_kit(&k, &(mxd_server_opts){.api_keys = keys, .n_api_keys = 2, .max_resumes = 1});
-    int fd = post(&k, RESUMABLE "Authorization: Bearer one\r\n", "[[count:300]][[delay:50]]", STREAM);
+    int fd =
+        post(&k, RESUMABLE "Authorization: Bearer one\r\n", "[[count:300]][[delay:50]]", STREAM);
     hear(fd, out, sizeof out, "id: 0\n");
     path_of(out, path);
     CHECK_EQ(get(&k, path, "", out, sizeof out), 401);
