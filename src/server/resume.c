@@ -47,6 +47,8 @@ static void pump(mxd_resume *e) {
     e->ended_ms = mxd_now_ms();
     atomic_store(&e->ended, true);
     mxd_job_uncount(j);
+    mxd_stream_free(j->choices[0].stream); /* the events are all that is wanted now */
+    j->choices[0].stream = NULL;
 }
 
 static bool has_readers(mxd_resume *e) {
@@ -366,8 +368,8 @@ static bool look_after(mxd_resume *e, int64_t now) {
     pump(e);
     int64_t from = e->ended_ms > since ? e->ended_ms : since;
     bool late = now - from >= e->server->opts.resume_ms, over = e->ended_ms != 0;
-    pthread_mutex_unlock(&e->lock);
     if (late && !over) mxd_job_cancel(e->job);
+    pthread_mutex_unlock(&e->lock);
     return late && over;
 }
 
@@ -397,8 +399,10 @@ bool mxd_resume_cancel(mxd_server *s, const char *job_id) {
     bool found = false;
     pthread_mutex_lock(&s->resume_lock);
     for (mxd_resume *e = s->resumes; e && !found; e = e->next) {
-        found = !atomic_load(&e->ended) && strcmp(mxd_job_id(e->job), job_id) == 0;
+        pthread_mutex_lock(&e->lock);
+        found = !e->ended_ms && strcmp(mxd_job_id(e->job), job_id) == 0;
         if (found) mxd_job_cancel(e->job);
+        pthread_mutex_unlock(&e->lock);
     }
     pthread_mutex_unlock(&s->resume_lock);
     return found;
