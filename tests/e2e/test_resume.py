@@ -267,6 +267,22 @@ def test_everything_that_makes_an_event_comes_back(tmp_path):
     assert s.stop() == 0
 
 
+def test_tool_calls_come_back_with_their_ids(tmp_path):
+    tool = {"type": "function",
+            "function": {"name": "get_weather", "description": "weather of a city",
+                         "parameters": {"type": "object", "required": ["city"],
+                                        "properties": {"city": {"type": "string"}}}}}
+    b = {"model": "demo", "stream": True, "temperature": 0, "max_tokens": 300, "tools": [tool],
+         "messages": [{"role": "user", "content": "What is the weather in Paris?"}]}
+    s = server(tmp_path)
+    a = post(s, b)
+    assert "tool_calls" in str(a.read())
+    kill(s)
+    s = server(tmp_path)
+    assert resume(s, a.id).read() == a.events
+    assert s.stop() == 0
+
+
 def test_stop_in_the_middle_is_taken_up_too(tmp_path):
     """SIGTERM with no time to drain: the stream breaks off without [DONE], and goes on later."""
     s = server(tmp_path, "--local-workers", 1, "--drain-timeout", "1ms")
