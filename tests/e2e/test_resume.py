@@ -95,8 +95,24 @@ def undisturbed(server, b):
     return text(s.read())
 
 
+made = []
+
+
 def server(tmp_path, *options):
-    return start("--state-dir", tmp_path / "state", "--ctx-size", 2048, *options)
+    s = start("--state-dir", tmp_path / "state", "--ctx-size", 2048, *options)
+    made.append(s)
+    return s
+
+
+@pytest.fixture(autouse=True)
+def none_stays():
+    """A test that fails leaves no server behind."""
+    before = len(made)
+    yield
+    for s in made[before:]:
+        if s.process.poll() is None:
+            s.process.kill()
+    del made[before:]
 
 
 def kill(s):
