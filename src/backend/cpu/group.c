@@ -11,7 +11,8 @@
 #include "backend/cpu/cpu.h"
 
 enum {
-    EXCHANGE_FLOATS = 8 << 20, /* more rows than fit go one exchange after the other */
+    EXCHANGE_FLOATS = 1 << 20, /* more rows than fit go one exchange after the other: what is
+                                * copied and added up is then still in the cache */
     FOLD_WIDTH = 256,          /* columns of one task */
     FOLD_DEPTH = 24            /* sums that wait at one time: a level of the tree each */
 };
@@ -210,9 +211,13 @@ static void fold_task(void *ctx, int task, int thread) {
     if (n > FOLD_WIDTH) n = FOLD_WIDTH;
     for (int i = 0; i < c->n_sums; i++) {
         const float *sum = j->b->cut + ((size_t)i * (size_t)j->n + (size_t)row) * (size_t)c->out;
-        MXD_ASSERT(depth < FOLD_DEPTH);
-        memcpy(wait[depth++], sum + col0, (size_t)n * sizeof(float));
-        for (int k = 0; k < c->merges[i]; k++, depth--)
+        if (c->merges[i]) {
+            j->b->k->add(wait[depth - 1], sum + col0, (size_t)n);
+        } else {
+            MXD_ASSERT(depth < FOLD_DEPTH);
+            memcpy(wait[depth++], sum + col0, (size_t)n * sizeof(float));
+        }
+        for (int k = 1; k < c->merges[i]; k++, depth--)
             j->b->k->add(wait[depth - 2], wait[depth - 1], (size_t)n);
     }
     if (j->w->bias) j->b->k->add(wait[0], j->w->bias + col0, (size_t)n);
