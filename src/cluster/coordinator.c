@@ -140,9 +140,10 @@ static mxd_rc on_message(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) 
 }
 
 static void on_net(mxd_cluster *c, const mxd_net_event *ev) {
-    if (ev->link == c->data && c->data) {
-        if (ev->kind == MXD_NET_UP) mxd_coord_data_up(c);
-        if (ev->kind == MXD_NET_DOWN) mxd_coord_data_down(c);
+    int lost;
+    if (mxd_fan_event(&c->data, ev, &lost)) {
+        if (lost >= 0) mxd_coord_data_down(c, lost);
+        if (ev->kind == MXD_NET_UP && mxd_fan_is_up(&c->data)) mxd_coord_data_up(c);
         return;
     }
     if (ev->lane != MXD_LANE_CONTROL || !ev->accepted) return;
