@@ -67,9 +67,8 @@ static bool can_cut(const mxd_weight_src *s) {
     if (at->size < 1 || at->size > MXD_MAX_RANKS || at->rank < 0 || at->rank >= at->size ||
         s->row0 || s->rows || s->transposed || s->n_strips || s->matrices)
         return false;
-    if (s->cols || s->col0) return false;
-    if (at->along == MXD_ALONG_OUT) return !s->experts && (s->use & MXD_W_LINEAR);
-    if (s->use != MXD_W_LINEAR) return false;
+    if (at->along == MXD_ALONG_OUT) return !s->experts && !(s->use & MXD_W_VECTOR);
+    if (s->cols || s->col0 || s->use != MXD_W_LINEAR) return false;
     return at->along == MXD_ALONG_EXPERTS ? s->experts > 0 : !s->experts && s->block_k > 0;
 }
 
@@ -139,6 +138,7 @@ mxd_rc cpu_cut_pieces(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
         int lead = p->lead, in = p->in;
         *p = *w;
         p->cut = NULL;
+        p->part = true;
         p->lead = lead;
         p->in = in;
         p->q.k = (size_t)in;
@@ -176,6 +176,7 @@ size_t cpu_cut_floats(const mxd_weight *w, int max_rows) {
     const cpu_cut *c = w->cut;
     size_t row = row_floats(c), in = (size_t)w->in;
     if (c->at.along == MXD_ALONG_EXPERTS) return 0; /* there is room for their products */
+    if (w->table && !w->part) return 0;             /* nobody asks for all of it at once */
     size_t product = w->use & MXD_W_LINEAR ? row * rows_at_once(row, max_rows) : 0;
     size_t table = w->use & MXD_W_LOOKUP ? in * rows_at_once(in, max_rows) : 0;
     return product > table ? product : table;
