@@ -79,9 +79,7 @@ typedef struct mxd_quant {
 
 enum {                   /* what a weight will be used for; may be combined */
        MXD_W_LINEAR = 1, /* y = x W^T */
-       MXD_W_LOOKUP = 2, /* rows by token id. Alone: rows may be read from the file when they are
-                          * asked for, so it stays open until close, and `embed` may fail with
-                          * E_IO or E_FORMAT */
+       MXD_W_LOOKUP = 2, /* rows by token id */
        MXD_W_VECTOR = 4, /* n floats in their order, whatever the tensor's dimensions: norms */
        MXD_W_EXACT = 8,  /* with LINEAR: activations stay float32 (routers: a rounded input can
                           * choose another expert) */
@@ -142,13 +140,14 @@ typedef struct mxd_weight_src {
     bool transposed;       /* experts: rows of the part become columns, [in, rows] */
     const mxd_cut *cut;    /* NULL: whole. Borrowed while loading. LINEAR along `out` or `in`, for
                             * linear_cut (along `in` every rank holds all of the bias); along `out`
-                            * LOOKUP too, whose `embed` asks the group; experts for `moe` */
+                            * LOOKUP too, perhaps a part of its columns, whose `embed` asks the
+                            * group; experts for `moe` */
 } mxd_weight_src;
 
-/* Bytes that `cpu` will hold for a source, without reading it, as `bytes` counts; of LOOKUP alone
- * it holds nothing. Other backends hold much the same, and those tables. 0 also: no memory to find
- * out, or the source cannot be loaded. exchange  what steps of max_rows rows need besides to
- * exchange its products; NULL: not asked */
+/* Bytes that `cpu` will hold for a source, without reading it (of a part of a table, its columns),
+ * as `bytes` counts; other backends hold much the same. 0: no memory to find out, or the source
+ * cannot be loaded. exchange  what steps of max_rows rows need besides to exchange its products;
+ * NULL: not asked */
 uint64_t mxd_weight_bytes(const mxd_alloc *al, const mxd_weight_src *src, int max_rows,
                           uint64_t *exchange);
 

@@ -192,7 +192,7 @@ mxd_rc mxd_share_source(const mxd_model *m, const mxd_decl *d, int layer, const 
                         mxd_err *err) {
     *none = false;
     MXD_TRY(mxd_source(m, d, layer, path, src, err));
-    if (!shares || d->use == MXD_W_LOOKUP) return MXD_OK; /* such tables stay in their files */
+    if (!shares) return MXD_OK;
     const share s = {d, mxd_axis_edges(shares, d->by), mxd_axis_count(&m->hp, d->by), rank,
                      shares->size};
     int mine = s.edge[rank + 1] - s.edge[rank];

@@ -134,17 +134,6 @@ static uint64_t take(measure *t, const mxd_decl *d, int layer) {
     return bytes;
 }
 
-/* Bytes of a table that is only looked up, as in the file. */
-static uint64_t table_bytes(const mxd_model *m, const mxd_decl *d, int layer) {
-    char path[256];
-    mxd_weight_src s;
-    if (d->use != MXD_W_LOOKUP) return 0;
-    MXD_ASSERT(mxd_source(m, d, layer, path, &s, NULL) == MXD_OK);
-    uint64_t all =
-        s.weight->bytes + (s.scales ? s.scales->bytes : 0) + (s.biases ? s.biases->bytes : 0);
-    return s.cols ? all / (uint64_t)s.in * (uint64_t)s.cols : all;
-}
-
 /* What of a weight one row multiplies here: its own experts, of tables nothing. */
 static double ops_of(const measure *t, const mxd_decl *d) {
     if (d->use & MXD_W_LOOKUP) return 0;
@@ -161,7 +150,6 @@ static void measure_layer(measure *t, int layer, mxd_model_sizes *out) {
     for (int i = 0; i < n; i++) {
         if (!decls[i].path) continue;
         out->layer_bytes[layer] += take(t, &decls[i], layer);
-        out->layer_table_bytes[layer] += table_bytes(t->m, &decls[i], layer);
         out->layer_ops += ops_of(t, &decls[i]) / out->n_layers;
     }
 }
@@ -176,10 +164,7 @@ static void measure_all(measure *t, mxd_kv_type kv, mxd_model_sizes *out) {
                              .reembed = hp->reembed,
                              .last_cut = hp->last_cut};
     const mxd_decl embed = mxd_embed_decl(m), norm = mxd_norm_decl(m), head = mxd_head_decl(m);
-    mxd_decl first = embed; /* of a stage without the head */
-    first.use = MXD_W_LOOKUP;
-    out->embed_bytes = take(t, &first, -1);
-    out->embed_table_bytes = table_bytes(m, &first, -1);
+    out->embed_bytes = take(t, &embed, -1);
     out->head_bytes = take(t, &norm, -1) + take(t, hp->tied ? &embed : &head, -1);
     for (int l = 0; l < hp->n_layers; l++) {
         measure_layer(t, l, out);
