@@ -5,7 +5,12 @@
  * token on whatever node holds the head.
  *
  * Order: penalties and bias -> temperature -> top_k -> top_p -> min_p -> draw.
- * Greedy (temperature 0) takes the largest logit; equal logits give the lowest id.
+ * Greedy (temperature 0) takes the largest logit; equal logits give the lowest id. A NaN is never
+ * chosen or listed, -infinity neither drawn nor listed; id 0 when there is nothing else.
+ *
+ * Nothing depends on the order of ids in memory, so the vocabulary may be cut (docs/numerics.md):
+ * sums of exp over all ids have none (tally.h), top_p adds in falling order of logits, the key of a
+ * draw is a function of the id and its own logit.
  * Threads: reentrant; scratch belongs to the caller.
  */
 #ifndef MXD_RUNTIME_SAMPLING_H
@@ -46,10 +51,10 @@ typedef struct mxd_sampled {
 
 /* Scratch that one sampler thread reuses: candidates and counts for a vocabulary. */
 typedef struct mxd_sampler {
-    int n_vocab;
-    float *p;        /* [n_vocab] */
-    int32_t *order;  /* [n_vocab] */
-    uint16_t *count; /* [n_vocab] zero between calls */
+    int first, n_vocab; /* the ids [first, first + n_vocab) */
+    float *p;           /* [n_vocab] logits */
+    int32_t *order;     /* [n_vocab] */
+    uint16_t *count;    /* [n_vocab] zero between calls */
 } mxd_sampler;
 
 mxd_rc mxd_sampler_init(mxd_sampler *s, mxd_arena *a, int n_vocab, mxd_err *err) MXD_MUST_USE;
