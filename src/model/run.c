@@ -54,17 +54,21 @@ static mxd_rc load_layer(loading *l, int layer, mxd_err *err) {
     return MXD_OK;
 }
 
+/* Of the head's logits, a rank only makes those of its own ids. */
+static unsigned head_use(const mxd_model *m) { return MXD_W_LINEAR | (m->group ? MXD_W_PART : 0); }
+
 static mxd_rc load_ends(loading *l, mxd_err *err) {
     mxd_model *m = l->m;
     bool first = m->layer0 == 0, last = m->layer1 == m->hp.n_layers;
     bool lookup = first || m->hp.reembed;
     mxd_decl embed = mxd_embed_decl(m), norm = mxd_norm_decl(m), head = mxd_head_decl(m);
-    if (m->hp.tied && last) embed.use = MXD_W_LINEAR | (lookup ? MXD_W_LOOKUP : 0);
+    if (m->hp.tied && last) embed.use = head_use(m) | (lookup ? MXD_W_LOOKUP : 0);
     if (m->hp.tied && !last) embed.use = MXD_W_LOOKUP;
     if (lookup || (last && m->hp.tied)) MXD_TRY(load_one(l, &embed, -1, no_span, &m->embed, err));
     if (!last) return MXD_OK;
     MXD_TRY(load_one(l, &norm, -1, no_span, &m->norm, err));
     m->head = m->embed;
+    head.use = head_use(m);
     return m->hp.tied ? MXD_OK : load_one(l, &head, -1, no_span, &m->head, err);
 }
 
@@ -87,11 +91,18 @@ static void total_bytes(loading *l) {
     mxd_free(l->m->al, s);
 }
 
+/* Token ids whose logits this node makes. */
+static int n_logits(const mxd_model *m) {
+    const int *edge = m->shares.vocab;
+    return m->group ? edge[m->group->rank + 1] - edge[m->group->rank] : m->hp.n_vocab;
+}
+
 static mxd_rc setup_with(mxd_model *m, const mxd_load_opts *opts, mxd_kv_spec *kv,
                          mxd_state_spec *state, mxd_err *err) {
     mxd_regs r;
     mxd_model_registers(m, &r);
     r.rows[MXD_REG_LOGITS] = opts->max_logits;
+    if (m->group) r.width[MXD_REG_LOGITS] = n_logits(m) ? n_logits(m) : 1;
     if (!m->head) r.rows[MXD_REG_LOGITS] = r.width[MXD_REG_LOGITS] = 1;
     int n = m->layer1 - m->layer0;
     for (int i = 0; i < n; i++) {
@@ -188,17 +199,14 @@ mxd_rc mxd_model_load(mxd_model *m, mxd_backend *b, const mxd_load_opts *opts, m
 
 /* -------------------------------------------------------------------------------------- forward */
 
-/* logits [n, n_vocab] of the picked rows: final norm, then the head. */
+/* logits [n, ids of this rank] of the picked rows: final norm, then the head. */
 static mxd_rc head(mxd_model *m, const mxd_forward *f, mxd_err *err) {
     const mxd_backend_ops *op = m->backend->ops;
-    if (!f->n_logits) return MXD_OK;
+    if (!f->n_logits || !n_logits(m)) return MXD_OK;
     op->pick(m->backend, MXD_REG_H, MXD_REG_X, f->rows, f->n_logits);
     op->norm(m->backend, MXD_REG_H, MXD_REG_H, m->norm, m->hp.eps);
-    if (m->group)
-        op->linear_cut(m->backend, MXD_REG_LOGITS, MXD_REG_H, m->head);
-    else
-        op->linear(m->backend, 1, (const int[]){MXD_REG_LOGITS}, MXD_REG_H,
-                   (const mxd_weight *const[]){m->head});
+    op->linear(m->backend, 1, (const int[]){MXD_REG_LOGITS}, MXD_REG_H,
+               (const mxd_weight *const[]){m->head});
     if (m->hp.logit_softcap) op->softcap(m->backend, MXD_REG_LOGITS, m->hp.logit_softcap);
     return op->output(m->backend, MXD_REG_LOGITS, f->logits, err);
 }

@@ -62,7 +62,7 @@ static mxd_cand draw(mxd_sampler *s, const float *l, const float *raw, const mxd
 static void report_top(mxd_sampler *s, const float *raw, double norm, int n, mxd_sampled *out) {
     mxd_ranking r;
     mxd_rank(&r, s, raw, n);
-    for (int i = 0; i < n && i < r.of; i++) {
+    for (int i = 0; i < n && i < r.of && i < MXD_MAX_TOP_LOGPROBS; i++) {
         out->top_id[i] = mxd_ranked(&r, i);
         out->top_logprob[i] = mxd_logprob(raw[out->top_id[i]], norm);
         out->n_top++;

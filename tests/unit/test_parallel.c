@@ -2,8 +2,8 @@
  * shard that has it all. Logits must be equal bit by bit, on every rank. */
 #include "test.h"
 
-#include <pthread.h>
 #include <stdlib.h>
+#include "group_kit.h"
 #include "model/model.h"
 #include "runtime/shard.h"
 
@@ -11,67 +11,43 @@ enum { CTX = 64, N_IDS = 33, MAX_SIZE = 6, CHUNK = 7, MAX_HIDDEN = 192, MAX_STAG
 
 /* ----------------------------------------------------------------------------- ranks on threads */
 
-typedef struct room { /* where ranks meet */
-    pthread_mutex_t lock;
-    pthread_cond_t moved;
-    int size, here;
-    unsigned round;
-    bool broken; /* some rank has failed: nobody waits any more */
-    const float *given[MXD_MAX_RANKS];
-} room;
-
 typedef struct rank {
-    room *room;
-    mxd_group group;
+    kit_member member;
     mxd_shard *stage[MAX_STAGES];
     int n_stages;
     const int32_t *ids;
     float *logits; /* [N_IDS, vocab] */
+    mxd_sampled tokens[N_IDS];
     mxd_rc rc;
     mxd_err err;
-    pthread_t thread;
 } rank;
 
-static bool meet(room *m) {
-    pthread_mutex_lock(&m->lock);
-    unsigned round = m->round;
-    if (++m->here == m->size) {
-        m->here = 0;
-        m->round++;
-        pthread_cond_broadcast(&m->moved);
-    }
-    while (round == m->round && !m->broken) pthread_cond_wait(&m->moved, &m->lock);
-    bool ok = !m->broken;
-    pthread_mutex_unlock(&m->lock);
-    return ok;
-}
+static const mxd_sampling ways[] = {
+    {0},
+    {.logprobs = true, .n_top = 5},
+    {.temperature = 0.8f, .seed = 3, .logprobs = true},
+    {.temperature = 0.9f, .seed = 4, .top_p = 0.95f, .top_k = 20, .repetition = 1.2f},
+    {.temperature = 2, .seed = 5, .top_p = 0.99f, .n_top = 20, .presence = 1},
+};
+enum { N_WAYS = MXD_COUNT(ways) };
 
-static mxd_rc exchange(void *ctx, float *all, const size_t *n_each, mxd_err *err) {
-    rank *r = ctx;
-    float *mine = all;
-    for (int i = 0; i < r->group.rank; i++) mine += n_each[i];
-    r->room->given[r->group.rank] = mine;
-    bool ok = meet(r->room);
-    for (int i = 0; ok && i < r->group.size; all += n_each[i++])
-        if (n_each[i] && i != r->group.rank)
-            memcpy(all, r->room->given[i], n_each[i] * sizeof *all);
-    if (ok) ok = meet(r->room); /* before `mine` changes */
-    return ok ? MXD_OK : mxd_fail(err, MXD_E_CANCELED, "another rank failed");
-}
-
-/* Sevens, then ones: the logits behind every chunk, through the stages of a pipeline. */
+/* Sevens, then ones: the logits and the token behind every chunk, through the stages of a pipeline.
+ */
 static mxd_rc run_ids(mxd_shard *const *stage, int n_stages, const int32_t *ids, float *logits,
-                      mxd_err *err) {
+                      mxd_sampled *tokens, mxd_err *err) {
     size_t vocab = (size_t)mxd_shard_vocab(stage[0]);
     float hidden[CHUNK * MAX_HIDDEN];
     for (int at = 0, n; at < N_IDS; at += n) {
         n = at < 3 * CHUNK ? CHUNK : 1;
-        mxd_sampled token;
-        const mxd_step_run run = {.slot = 1, .n = (uint16_t)n, .pos = (uint32_t)at, .sample = true};
+        const mxd_step_run run = {.slot = 1,
+                                  .n = (uint16_t)n,
+                                  .pos = (uint32_t)at,
+                                  .sample = true,
+                                  .how = ways[at % N_WAYS]};
         for (int i = 0; i < n_stages; i++) {
             const mxd_step step = {1, n, &run, ids + at, i ? hidden : NULL};
             mxd_step_result out = {.hidden = hidden,
-                                   .tokens = &token,
+                                   .tokens = &tokens[at + n - 1],
                                    .logits = logits + (size_t)(at + n - 1) * vocab};
             MXD_TRY(mxd_shard_step(stage[i], &step, &out, err));
         }
@@ -81,12 +57,8 @@ static mxd_rc run_ids(mxd_shard *const *stage, int n_stages, const int32_t *ids,
 
 static void *run_rank(void *arg) {
     rank *r = arg;
-    r->rc = run_ids(r->stage, r->n_stages, r->ids, r->logits, &r->err);
-    if (!r->rc) return NULL;
-    pthread_mutex_lock(&r->room->lock);
-    r->room->broken = true;
-    pthread_cond_broadcast(&r->room->moved);
-    pthread_mutex_unlock(&r->room->lock);
+    r->rc = run_ids(r->stage, r->n_stages, r->ids, r->logits, r->tokens, &r->err);
+    if (r->rc) kit_room_break(r->member.room);
     return NULL;
 }
 
@@ -101,17 +73,18 @@ static mxd_shard_opts options(const char *folder, mxd_activations act) {
 
 /* Stages: the first layer, the others. */
 static void check_ranks(const char *folder, mxd_activations act, int size, const double *shares,
-                        int n_stages, const int32_t *ids, const float *want, size_t n_floats) {
-    room m = {.size = size};
+                        int n_stages, const int32_t *ids, const float *want,
+                        const mxd_sampled *tokens, size_t n_floats) {
+    kit_room m;
     rank ranks[MAX_SIZE] = {0};
-    pthread_mutex_init(&m.lock, NULL);
-    pthread_cond_init(&m.moved, NULL);
+    kit_room_begin(&m, size);
     for (int i = 0; i < size; i++) {
         rank *r = &ranks[i];
-        *r = (rank){.room = &m, .group = {i, size, r, exchange}, .ids = ids, .n_stages = n_stages};
+        *r = (rank){.ids = ids, .n_stages = n_stages};
+        kit_join_room(&r->member, &m, i);
         for (int k = 0; k < n_stages; k++) {
             mxd_shard_opts o = options(folder, act);
-            o.group = &r->group;
+            o.group = &r->member.group;
             o.shares = shares;
             o.layer0 = k;
             o.layer1 = k + 1 < n_stages ? k + 1 : 0;
@@ -121,18 +94,21 @@ static void check_ranks(const char *folder, mxd_activations act, int size, const
         CHECK(r->logits);
     }
     for (int i = 0; i < size; i++)
-        CHECK(!pthread_create(&ranks[i].thread, NULL, run_rank, &ranks[i]));
-    for (int i = 0; i < size; i++) pthread_join(ranks[i].thread, NULL);
+        CHECK(!pthread_create(&ranks[i].member.thread, NULL, run_rank, &ranks[i]));
+    for (int i = 0; i < size; i++) pthread_join(ranks[i].member.thread, NULL);
     for (int i = 0; i < size; i++) {
         CHECK_OK(ranks[i].rc, &ranks[i].err);
         if (memcmp(ranks[i].logits, want, n_floats * sizeof *want) != 0)
             fail_msg("%s: act %d, rank %d of %d (%s shares) differs", folder, act, i, size,
                      shares ? "uneven" : "even");
+        for (int k = 0; k < N_IDS; k++)
+            if (!kit_same_sampled(&ranks[i].tokens[k], &tokens[k]))
+                fail_msg("%s: act %d, rank %d of %d, position %d: another token", folder, act, i,
+                         size, k);
         for (int k = 0; k < n_stages; k++) mxd_shard_close(ranks[i].stage[k]);
         free(ranks[i].logits);
     }
-    pthread_mutex_destroy(&m.lock);
-    pthread_cond_destroy(&m.moved);
+    kit_room_end(&m);
 }
 
 /* -------------------------------------------------------------------------------- equal bits */
@@ -165,11 +141,12 @@ static void check_model(const char *name, mxd_activations act) {
     size_t n = (size_t)N_IDS * (size_t)vocab;
     float *want = calloc(n, sizeof *want);
     CHECK(want);
-    CHECK_OK(run_ids(&one, 1, ids, want, &err), &err);
+    mxd_sampled tokens[N_IDS] = {0};
+    CHECK_OK(run_ids(&one, 1, ids, want, tokens, &err), &err);
     mxd_shard_close(one);
     for (int size = 1; size <= MAX_SIZE; size++) {
-        check_ranks(folder, act, size, NULL, 1, ids, want, n);
-        check_ranks(folder, act, size, uneven[size], 1 + (size == 3), ids, want, n);
+        check_ranks(folder, act, size, NULL, 1, ids, want, tokens, n);
+        check_ranks(folder, act, size, uneven[size], 1 + (size == 3), ids, want, tokens, n);
     }
     free(want);
 }
@@ -244,7 +221,7 @@ static mxd_rc lost(void *ctx, float *all, const size_t *n_each, mxd_err *err) {
 TEST(parallel_step_fails_when_an_exchange_does) {
     char folder[1024];
     test_path(folder, "conformance/models/tied-bf16");
-    for (int calls = 0; calls < 4; calls++) {
+    for (int calls = 0; calls < 6; calls++) { /* the last is for the token */
         int left = calls;
         const mxd_group g = {0, 2, &left, lost};
         mxd_shard_opts o = options(folder, MXD_ACT_I8);
@@ -270,7 +247,7 @@ TEST_OOM(parallel_rank_opens_or_unwinds) {
     char folder[1024];
     mxd_shard *s;
     mxd_shard_opts o = options(test_path(folder, "conformance/models/kv3-inter320"), MXD_ACT_I8);
-    const mxd_group g = {1, 3, NULL, exchange};
+    const mxd_group g = {1, 3, NULL, lost};
     o.group = &g;
     MXD_TRY(mxd_shard_open(&s, al, &o, err));
     mxd_shard_close(s);
