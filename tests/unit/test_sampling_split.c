@@ -238,6 +238,28 @@ TEST(sampling_split_goes_on_where_filters_reach_far) {
         }
 }
 
+/* Token 0 when everything is banned, with the logit that the model gave it. */
+TEST(sampling_split_of_nothing) {
+    for (int empty = 0; empty < 2; empty++) {
+        float logits[6] = {0.5f, 1, 2, 3, 4, 5};
+        step t = {.n_vocab = 6, .size = 3, .n_rows = 1, .edge = {0, empty ? 0 : 2, 4, 6}};
+        t.logits = logits;
+        for (int i = 0; i < 6; i++) t.bias[i] = (mxd_logit_bias){i, -INFINITY};
+        static const mxd_sampling ways[] = {{0},
+                                            {.temperature = 1},
+                                            {.temperature = 1, .top_p = 0.5f},
+                                            {.temperature = 1, .top_k = 2}};
+        for (size_t i = 0; i < MXD_COUNT(ways); i++) {
+            t.how[0] = ways[i];
+            t.how[0].logprobs = true;
+            t.how[0].bias = t.bias;
+            t.how[0].n_bias = 6;
+            check_step(&t, "all banned");
+            CHECK(t.want[0].token == 0 && t.want[0].logprob < 0);
+        }
+    }
+}
+
 /* ------------------------------------------------------------------------------------- messages */
 
 static mxd_rc silent(void *ctx, float *all, const size_t *n_each, mxd_err *err) {
@@ -267,6 +289,33 @@ TEST(sampling_split_refuses_what_cannot_be) {
         }
         mxd_arena_deinit(&a);
     }
+}
+
+/* Rank 1 repeats what rank 0 has said. */
+static mxd_rc mirror(void *ctx, float *all, const size_t *n_each, mxd_err *err) {
+    (void)ctx, (void)err;
+    CHECK_EQ(n_each[0], n_each[1]);
+    memcpy(all + n_each[0], all, n_each[0] * sizeof *all);
+    return MXD_OK;
+}
+
+TEST(sampling_split_refuses_ids_of_another_part) {
+    static const mxd_sampling ways[] = {{0}, {.temperature = 1}, {.temperature = 1, .top_p = 0.9f}};
+    const float logits[8] = {3, 2, 1};
+    const int edge[] = {0, 8, 16};
+    const mxd_group g = {0, 2, NULL, mirror};
+    mxd_arena a;
+    mxd_split s;
+    mxd_err err = {0};
+    size_t bytes = mxd_split_bytes(2, edge, 1) + 512;
+    CHECK_EQ(mxd_arena_init(&a, &mxd_alloc_libc, bytes, NULL), MXD_OK);
+    CHECK_EQ(mxd_split_init(&s, &a, &g, edge, 1, NULL), MXD_OK);
+    for (size_t i = 0; i < MXD_COUNT(ways); i++) {
+        mxd_sampled out;
+        const mxd_sample_row row = {logits, &ways[i], NULL, 0};
+        CHECK_EQ(mxd_sample_split(&s, &row, 1, &out, &err), MXD_E_PEER);
+    }
+    mxd_arena_deinit(&a);
 }
 
 /* ---------------------------------------------------------------------------------------- tally */
