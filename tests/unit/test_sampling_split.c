@@ -318,6 +318,60 @@ TEST(sampling_split_refuses_ids_of_another_part) {
     mxd_arena_deinit(&a);
 }
 
+typedef struct forgery { /* what rank 1 of 2 says, with one word changed */
+    float words[512];
+    size_t n, at;
+    uint32_t value;
+    bool ready;
+} forgery;
+
+static mxd_rc forge(void *ctx, float *all, const size_t *n_each, mxd_err *err) {
+    forgery *f = ctx;
+    float *theirs = all + n_each[0];
+    CHECK(n_each[1] < MXD_COUNT(f->words));
+    if (!f->ready) { /* as rank 1 */
+        f->n = n_each[1];
+        memcpy(f->words, theirs, f->n * sizeof *theirs);
+        return mxd_fail(err, MXD_E_CANCELED, "alone");
+    }
+    if (n_each[1] != f->n) return mxd_fail(err, MXD_E_CANCELED, "further candidates");
+    memcpy(theirs, f->words, f->n * sizeof *theirs);
+    memcpy(theirs + f->at, &f->value, sizeof *theirs);
+    return MXD_OK;
+}
+
+TEST(sampling_split_survives_any_wrong_word) {
+    static const mxd_sampling ways[] = {{0},
+                                        {.temperature = 1, .logprobs = true, .n_top = 9},
+                                        {.temperature = 1, .top_p = 0.99f},
+                                        {.temperature = 1, .min_p = 1e-6f},
+                                        {.temperature = 1, .top_k = 3, .top_p = 0.9f, .n_top = 2}};
+    static const uint32_t values[] = {0, 7, 16, 0x7fffffff, 0x80000000, 0xffffffff, 0x7f800000};
+    const float logits[8] = {3, 2, 1};
+    const int edge[] = {0, 8, 16};
+    for (size_t i = 0; i < MXD_COUNT(ways); i++) {
+        forgery f = {.n = 1};
+        for (f.at = 0; f.at < f.n; f.at += f.ready)
+            for (size_t k = 0; k < MXD_COUNT(values); k++) {
+                const mxd_group g = {f.ready ? 0 : 1, 2, &f, forge};
+                mxd_arena a;
+                mxd_split s;
+                mxd_err err = {0};
+                mxd_sampled out;
+                const mxd_sample_row row = {logits, &ways[i], NULL, 0};
+                f.value = values[k];
+                size_t bytes = mxd_split_bytes(2, edge, 1) + 512;
+                CHECK_EQ(mxd_arena_init(&a, &mxd_alloc_libc, bytes, NULL), MXD_OK);
+                CHECK_EQ(mxd_split_init(&s, &a, &g, edge, 1, NULL), MXD_OK);
+                mxd_rc rc = mxd_sample_split(&s, &row, 1, &out, &err);
+                CHECK(rc == MXD_E_PEER || rc == MXD_E_CANCELED || (!rc && f.ready));
+                if (!rc) CHECK(out.token >= 0 && out.token < 16);
+                mxd_arena_deinit(&a);
+                f.ready = true;
+            }
+    }
+}
+
 /* ---------------------------------------------------------------------------------------- tally */
 
 TEST(sampling_tally_is_the_sum_whatever_its_parts) {
