@@ -86,76 +86,58 @@ static void drop(mxd_cluster *c, const mxd_coord_action *a) {
 /* --------------------------------------------------------------------------- plans and their data
  */
 
-static void forget_data(mxd_cluster *c) {
-    if (c->data) c->net->ops->hangup(c->net, c->data);
-    c->data = 0;
-    c->data_up = false;
-    c->n_held = 0;
-}
-
-static void dial_first_stage(mxd_cluster *c, const mxd_coord_action *a) {
-    const mxd_node_view *v = mxd_coord_node(c->core, a->node);
-    mxd_err err = {0};
-    forget_data(c);
-    c->data_epoch = a->epoch;
-    c->data_control = a->link;
-    const char *peer = c->hub ? NULL : v->info.id;
-    if (c->net->ops->dial(c->net, v->info.address, peer, MXD_LANE_DATA, MXD_COORD_DIAL_MS, &c->data,
-                          &err) == MXD_OK)
-        return;
-    mxd_log(MXD_LOG_WARN, "dial_failed", "node=%s error=\"%s\"", v->info.id, err.msg);
-    c->data = 0;
-}
-
-static void install(mxd_cluster *c, const mxd_coord_action *a) {
-    mxd_wire_put_install(fresh(c), a->stage);
-    tell(c, a->link, MXD_WIRE_INSTALL);
-    if (a->stage->index == 0) dial_first_stage(c, a);
-    mxd_log(MXD_LOG_DEBUG, "install", "epoch=%llu node=%d layers=%d-%d",
-            (unsigned long long)a->epoch, a->node, a->stage->layer0, a->stage->layer1);
-}
-
-static void report_data_down(mxd_cluster *c) {
-    mxd_coord_event e = {.kind = MXD_COORD_NEIGHBOUR_DOWN, .link = c->data_control};
+static void report_data_down(mxd_cluster *c, int node) {
+    mxd_coord_event e = {.kind = MXD_COORD_NEIGHBOUR_DOWN,
+                         .link = mxd_coord_node(c->core, node)->link};
     e.neighbour = (mxd_core_neighbour){c->data_epoch, MXD_CORE_COORDINATOR};
     mxd_coord_give(c, &e);
 }
 
+static void dial_first_stage(mxd_cluster *c, const mxd_coord_action *a) {
+    c->n_held = 0;
+    c->data_epoch = a->epoch;
+    mxd_fan_dial(&c->data, c->net, a->stage->ranks, a->stage->n_ranks, !c->hub, MXD_COORD_DIAL_MS);
+}
+
+static void install(mxd_cluster *c, const mxd_coord_action *a) {
+    const mxd_stage *s = a->stage;
+    mxd_wire_put_install(fresh(c), s);
+    tell(c, a->link, MXD_WIRE_INSTALL);
+    if (s->index == 0 && s->rank == 0) dial_first_stage(c, a);
+    mxd_log(MXD_LOG_DEBUG, "install", "epoch=%llu node=%d layers=%d-%d rank=%d/%d",
+            (unsigned long long)a->epoch, a->node, s->layer0, s->layer1, s->rank, s->n_ranks);
+}
+
 static bool send_step(mxd_cluster *c, const mxd_buf *head) {
-    mxd_err err = {0};
-    mxd_rc rc =
-        c->net->ops->send(c->net, c->data, MXD_WIRE_STEP, mxd_buf_str(head), head->len, NULL, &err);
-    if (rc) mxd_log(MXD_LOG_WARN, "step_not_sent", "error=\"%s\"", err.msg);
-    return rc == MXD_OK;
+    int missed = mxd_fan_send(&c->data, MXD_WIRE_STEP, mxd_buf_str(head), head->len, NULL);
+    if (missed >= 0) report_data_down(c, missed);
+    return missed < 0;
 }
 
 static void step(mxd_cluster *c, const mxd_coord_action *a) {
-    bool now = c->data && c->data_up, later = c->data && !now && c->n_held < MXD_COORD_HELD_STEPS;
+    bool now = mxd_fan_is_up(&c->data);
+    bool later = c->data.n && !now && c->n_held < MXD_COORD_HELD_STEPS;
     mxd_buf *head = later ? &c->held[c->n_held] : &c->head;
     mxd_buf_clear(head);
     mxd_wire_put_step(head, a->epoch, a->step, a->runs, a->n_runs);
     if (later && !head->rc)
         c->n_held++;
-    else if (!now || head->rc || !send_step(c, head))
-        report_data_down(c);
+    else if (!now || head->rc)
+        report_data_down(c, a->node);
+    else
+        send_step(c, head);
 }
 
 void mxd_coord_data_up(mxd_cluster *c) {
-    c->data_up = true;
     int n = c->n_held;
     c->n_held = 0;
     for (int i = 0; i < n; i++)
-        if (!send_step(c, &c->held[i])) {
-            report_data_down(c);
-            return;
-        }
+        if (!send_step(c, &c->held[i])) return;
 }
 
-void mxd_coord_data_down(mxd_cluster *c) {
-    c->data = 0;
-    c->data_up = false;
+void mxd_coord_data_down(mxd_cluster *c, int node) {
     c->n_held = 0;
-    report_data_down(c);
+    report_data_down(c, node);
 }
 
 /* --------------------------------------------------------------------------------------- requests
@@ -165,7 +147,7 @@ static void refuse(mxd_cluster *c, const mxd_coord_action *a) {
     mxd_live_request *q = mxd_coord_request(c, a->request);
     MXD_ASSERT(q && c->answering && c->answering->request == q);
     mxd_fail(&c->answering->err, a->rc, "%s", a->text);
-    mxd_coord_request_free(c, q);
+    if (!q->restoring) mxd_coord_request_free(c, q);
 }
 
 static void token(mxd_cluster *c, const mxd_coord_action *a) {
@@ -173,20 +155,24 @@ static void token(mxd_cluster *c, const mxd_coord_action *a) {
     if (q && q->r.token) q->r.token(q->r.ctx, a->sampled, a->stop);
 }
 
-static void done(mxd_cluster *c, const mxd_coord_action *a) {
+mxd_request_end mxd_coord_end(const mxd_coord_action *a) {
     static const mxd_end how[] = {[MXD_CORE_STOP] = MXD_END_STOP,
                                   [MXD_CORE_LENGTH] = MXD_END_LENGTH,
                                   [MXD_CORE_CANCELLED] = MXD_END_CANCELLED,
                                   [MXD_CORE_ERROR] = MXD_END_ERROR};
+    return (mxd_request_end){.how = how[a->done.how],
+                             .rc = a->done.rc,
+                             .text = a->text ? a->text : "",
+                             .n_cached = a->done.n_cached,
+                             .queue_ms = a->done.queue_ms,
+                             .prefill_ms = a->done.prefill_ms,
+                             .decode_ms = a->done.decode_ms};
+}
+
+static void done(mxd_cluster *c, const mxd_coord_action *a) {
     mxd_live_request *q = mxd_coord_request(c, a->request);
     if (!q) return;
-    const mxd_request_end end = {.how = how[a->done.how],
-                                 .rc = a->done.rc,
-                                 .text = a->text ? a->text : "",
-                                 .n_cached = a->done.n_cached,
-                                 .queue_ms = a->done.queue_ms,
-                                 .prefill_ms = a->done.prefill_ms,
-                                 .decode_ms = a->done.decode_ms};
+    const mxd_request_end end = mxd_coord_end(a);
     q->r.end(q->r.ctx, &end);
     mxd_coord_request_free(c, q);
 }
@@ -199,6 +185,7 @@ void mxd_coord_act(mxd_cluster *c, const mxd_coord_action *a) {
     case MXD_ACT_WELCOME:
         c->n_failed_starts = 0;
         mxd_log(MXD_LOG_INFO, "node_joined", "node=%s", mxd_coord_node(c->core, a->node)->info.id);
+        c->welcome.version = mxd_coord_node(c->core, a->node)->info.version;
         mxd_wire_put_welcome(fresh(c), &c->welcome);
         tell(c, a->link, MXD_WIRE_WELCOME);
         break;
@@ -218,7 +205,7 @@ void mxd_coord_act(mxd_cluster *c, const mxd_coord_action *a) {
     case MXD_ACT_STEP:
         step(c, a);
         break;
-    case MXD_ACT_JOURNAL: /* streams do not outlive this process, so nothing needs to be durable */
+    case MXD_ACT_JOURNAL: /* written before: mxd_coord_journal_step */
         break;
     case MXD_ACT_ACCEPTED:
         break;

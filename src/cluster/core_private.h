@@ -4,6 +4,7 @@
  *   core_node.c    membership: who lives, who is trusted with a stage, who is started again
  *   core_epoch.c   plan, install, serve
  *   core_request.c queue, slots, tokens
+ *   core_restore.c requests of an earlier life
  *   core_prefix.c  which KV is there already
  *   core_view.c    what others may see; the invariants
  */
@@ -110,7 +111,7 @@ struct mxd_coord {
     uint64_t epoch;      /* the last one begun */
     uint64_t epoch_seen; /* the highest anybody told of */
     bool formed;         /* there has been a plan */
-    bool planned;        /* plan and stages are of `epoch` and in force or in the making */
+    bool planned;        /* plan and parts are of `epoch` and in force or in the making */
     core_why replan;     /* WHY_LOSS cannot wait */
     bool rejoin;         /* somebody came who may be of use */
     int64_t state_ms;    /* since when in `state` */
@@ -118,7 +119,7 @@ struct mxd_coord {
     int64_t retry_ms, not_before_ms;
     int fruitless; /* epochs since the last token */
     mxd_plan plan, next_plan;
-    mxd_stage stages[MXD_MAX_NODES];
+    mxd_stage parts[MXD_MAX_NODES]; /* of each node */
     mxd_plan_node plan_nodes[MXD_MAX_NODES];
     int plan_index[MXD_MAX_NODES]; /* of plan_nodes: the node */
     mxd_rc why_rc;
@@ -197,7 +198,15 @@ void core_prefix_fill(const mxd_coord *c, mxd_core_run *run); /* begin, from, ke
 void core_prefix_sent(mxd_coord *c, const mxd_core_run *run);
 void core_prefix_check(const mxd_coord *c); /* (C9) */
 
+/* core_restore.c */
+bool core_restore_fits(const mxd_coord *c, const mxd_core_submit *s);
+void core_restored(mxd_coord *c, core_request *r);           /* just queued: is it over already? */
+void core_restore_list(mxd_coord *c, const core_request *r); /* behind the prompt, which is there */
+int core_cached(const core_request *r);
+
 /* core_request.c */
+void core_request_end(mxd_coord *c, core_request *r, mxd_core_end how, mxd_rc rc, const char *text);
+bool core_is_stop(const core_request *r, int32_t token); /* the last of its n_out tokens */
 int32_t *core_list(const mxd_coord *c,
                    int slot); /* [ctx] its request's tokens, or the last one's */
 void core_on_submit(mxd_coord *c, const mxd_core_submit *s);

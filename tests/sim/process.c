@@ -193,8 +193,8 @@ static void nack(int p, const mxd_wcore_action *a) {
 
 static void link_next(int p, const mxd_stage *s) {
     sim_proc *q = &W.procs[p];
-    q->next_proc = s->next_address[0] - 'A';
-    q->next_node = s->next;
+    q->next_proc = s->next[0].address[0] - 'A';
+    q->next_node = s->next[0].node;
 }
 
 static void act(int p, const mxd_wcore_action *a, const sim_event *frame) {
@@ -210,6 +210,7 @@ static void act(int p, const mxd_wcore_action *a, const sim_event *frame) {
         pass_on(p, a, frame);
         break;
     case MXD_WACT_DISCARD:
+    case MXD_WACT_ABORT: /* no stage here has several ranks */
         break;
     case MXD_WACT_NACK:
         nack(p, a);
@@ -304,6 +305,7 @@ void sim_proc_kill(int p, bool silent) {
     tell_neighbours(p);
     if (q->local < 0) return;
     sim_event *e = sim_event_new(EV_EXITED, W.now + sim_pick(0, 20));
+    e->incarnation = W.coord_life;
     e->node = q->local;
     e->link = q->spawn;
     sim_event_push(e);
@@ -316,7 +318,7 @@ void sim_proc_drain(int p) { give_kind(p, MXD_WCORE_DRAIN); }
 static void dial(int p) {
     sim_proc *q = &W.procs[p];
     if (q->link) return;
-    if (W.cut[p][SIM_COORD] || W.cut[SIM_COORD][p]) {
+    if (W.cut[p][SIM_COORD] || W.cut[SIM_COORD][p] || W.coord_down) {
         dial_later(p);
         return;
     }
