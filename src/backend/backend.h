@@ -83,6 +83,8 @@ enum {                   /* what a weight will be used for; may be combined */
        MXD_W_VECTOR = 4, /* n floats in their order, whatever the tensor's dimensions: norms */
        MXD_W_EXACT = 8,  /* with LINEAR: activations stay float32 (routers: a rounded input can
                           * choose another expert) */
+       MXD_W_PART = 16, /* with LINEAR, cut along `out`: only `linear` will ask for the product, and
+                         * gets this rank's part */
 };
 
 typedef enum mxd_cut_along { MXD_ALONG_OUT, MXD_ALONG_IN, MXD_ALONG_EXPERTS } mxd_cut_along;
@@ -308,7 +310,8 @@ typedef struct mxd_backend_ops {
     /* RMSNorm over each group of n = len(w) neighbouring values of a row (so over each head, when
      * w is as long as a head): dst = src / sqrt(mean(src^2) + eps) * w. dst may be src. */
     void (*norm)(mxd_backend *b, int dst, int src, const mxd_weight *w, float eps);
-    /* dst[i] [rows, out_i] = src [rows, in] * w[i]^T + bias_i, for n weights with one input. */
+    /* dst[i] [rows, out_i] = src [rows, in] * w[i]^T + bias_i, for n weights with one input.
+     * Of a w that is cut along `out`, not empty: the outputs of this rank, without the others. */
     void (*linear)(mxd_backend *b, int n, const int *dst, int src, const mxd_weight *const *w);
     /* reg [rows, n_heads * head_dim], in place, by the positions of the batch. */
     void (*rope)(mxd_backend *b, int reg, int n_heads, int head_dim, const mxd_rope *r);

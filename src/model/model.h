@@ -160,7 +160,8 @@ mxd_rc mxd_model_load(mxd_model *m, mxd_backend *b, const mxd_load_opts *opts,
  *   hidden_in   [rows, hidden]: wanted unless the shard embeds
  *   hidden_out  [rows, hidden]: written unless the shard has the head
  *   rows        [n_logits] rows whose logits are wanted, ascending
- *   logits      [n_logits, n_vocab]: written when the shard has the head
+ *   logits      [n_logits, n_vocab]: written when the shard has the head; of a rank of a group
+ *               [n_logits, its own ids]
  * Errors: the backend's. */
 typedef struct mxd_forward {
     const mxd_batch *batch;

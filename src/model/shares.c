@@ -63,6 +63,7 @@ void mxd_local_hparams(const mxd_model *m, const mxd_shares *s, int rank, mxd_hp
     }
     if (hp->kinds.full_n_kv) out->kinds.full_n_heads = hp->n_heads / hp->kinds.full_n_kv * full;
     out->kinds.full_n_kv = full;
+    out->n_vocab = share_of(s, MXD_BY_TOKEN, rank);
     out->intermediate = share_of(s, MXD_BY_INNER, rank);
     out->kinds.shared_intermediate = share_of(s, MXD_BY_WIDE_INNER, rank);
     out->moe.shared_inner = share_of(s, MXD_BY_SHARED_INNER, rank);

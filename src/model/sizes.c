@@ -78,7 +78,7 @@ enum { MXD_LOGITS_PLANNED = 8 };
 void mxd_model_registers(const mxd_model *m, const mxd_hparams *local, mxd_regs *r) {
     *r = (mxd_regs){.n = MXD_REG_FAMILY};
     r->width[MXD_REG_X] = r->width[MXD_REG_H] = m->hp.hidden;
-    r->width[MXD_REG_LOGITS] = m->hp.n_vocab;
+    r->width[MXD_REG_LOGITS] = local->n_vocab;
     r->rows[MXD_REG_LOGITS] = MXD_LOGITS_PLANNED;
     m->family->registers(local, r);
     for (int i = 0; i < r->n; i++) /* of a rank without heads, or without inner values */

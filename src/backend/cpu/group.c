@@ -177,7 +177,8 @@ size_t cpu_cut_floats(const mxd_weight *w, int max_rows) {
     size_t row = row_floats(c), in = (size_t)w->in;
     if (c->at.along == MXD_ALONG_EXPERTS) return 0; /* there is room for their products */
     if (w->table && !w->part) return 0;             /* nobody asks for all of it at once */
-    size_t product = w->use & MXD_W_LINEAR ? row * rows_at_once(row, max_rows) : 0;
+    bool joined = (w->use & MXD_W_LINEAR) && !(w->use & MXD_W_PART);
+    size_t product = joined ? row * rows_at_once(row, max_rows) : 0;
     size_t table = w->use & MXD_W_LOOKUP ? in * rows_at_once(in, max_rows) : 0;
     return product > table ? product : table;
 }
