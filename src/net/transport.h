@@ -23,8 +23,9 @@
  * payload arrives as NULL; in the queue a message counts as 64 bytes at least.
  *
  * Trust:   peers are hostile until their certificate says who they are; `peer` is then proven.
- * Threads: every function from any thread. The sink runs on the transport's own thread, must not
- *          block, and may call send and hangup.
+ * Threads: every function from any thread. The sink runs on the transport's own thread, or on one
+ *          that is in drive, never on two at a time; it must not block, and may call send and
+ *          hangup.
  * Errors:  typed; see each function.
  */
 #ifndef MXD_NET_TRANSPORT_H
@@ -107,6 +108,14 @@ typedef struct mxd_transport_ops {
                    size_t head_bytes, mxd_blob *payload, mxd_err *err);
 
     void (*hangup)(mxd_transport *t, mxd_link link); /* DOWN follows; unknown links are ignored */
+
+    /* NULL, or: the caller, which has nothing to do until something comes, delivers events in the
+     * place of the transport's own thread, so that what comes needs no change of threads. Looks
+     * once (ns = 0), or until something was delivered, at most ns. False: another thread is at it
+     * just now; nothing was done. The own thread stays away for a millisecond after the last call,
+     * or until rest. Never from the sink. */
+    bool (*drive)(mxd_transport *t, int64_t ns);
+    void (*rest)(mxd_transport *t); /* no drive will follow soon. NULL where drive is */
 } mxd_transport_ops;
 
 struct mxd_transport {
