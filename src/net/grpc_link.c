@@ -530,7 +530,6 @@ static void start_dial(mxd_grpc_link *l) {
     grpc_op begin[2] = {{.op = GRPC_OP_SEND_INITIAL_METADATA},
                         {.op = GRPC_OP_RECV_INITIAL_METADATA}};
     begin[1].data.recv_initial_metadata.recv_initial_metadata = &l->initial;
-    l->pending = 3; /* all at once: the loop may see the first come back before the last is out */
     start_counted(l, &status, 1, &l->status_tag);
     start_counted(l, begin, 2, &l->start_tag);
     mxd_grpc_deadline(l->t, l->deadline_ns);
@@ -552,7 +551,9 @@ mxd_rc mxd_grpc_link_dial(mxd_grpc *t, const char *address, const char *peer, mx
     l->deadline_ns = mxd_now_ns() + timeout_ms * 1000000;
     mxd_rc rc = open_call(l, target, timeout_ms, err);
     if (!rc) {
-        link_ref(l); /* for us: the loop may be done with it before we are */
+        l->pending = 3; /* start_dial's, before anyone can see the link: all at once, for the loop
+                         * may see the first come back before the last is out */
+        link_ref(l);    /* for us: the loop may be done with it before we are */
         rc = add_link(l, err);
         if (!rc) {
             *out = l->id;
