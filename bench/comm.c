@@ -3,6 +3,7 @@
  * share memory and two cores.
  *
  *     build/bench/mlxd-comm [loopback|shm|crowd|grpc|tls|tcp] ...
+ *     mpirun -n 2 build/bench/mlxd-comm mpi
  *
  * exchange: half a round trip of a message. parts: mxd_comm_exchange, every rank brings so many
  * bytes. sum: an all-reduce of so many bytes of float32; for
@@ -24,8 +25,8 @@
 
 enum { WAIT_MS = 60000, SPIN_US = 50, MOST = 16 << 20, RANKS = 4 };
 
-typedef enum way { LOOPBACK, SHM, CROWD, GRPC, TLS, TCP } way;
-static const char *const ways[] = {"loopback", "shm", "crowd", "grpc", "tls", "tcp"};
+typedef enum way { LOOPBACK, SHM, CROWD, GRPC, TLS, TCP, MPI } way;
+static const char *const ways[] = {"loopback", "shm", "crowd", "grpc", "tls", "tcp", "mpi"};
 static const struct {
     const char *name;
     size_t bytes;
@@ -179,12 +180,14 @@ static void *run_side(void *arg) {
                              .identity = s->identity,
                              .insecure = s->how != TLS,
                              .hub = s->hub,
+                             .mpi = s->how == MPI,
                              .spin_us = SPIN_US,
                              .no_shared_memory = s->how != SHM && s->how != CROWD};
     if (s->how == TCP)
         s->fd = tcp_open(s->rank, atoi(strchr(s->addresses[0], ':') + 1));
     else if (mxd_comm_open(&s->c, &mxd_alloc_libc, &o, &err))
         die("open", &err);
+    if (s->how == MPI) s->rank = mxd_comm_rank(s->c);
     if (s->size == 2) measure(s, "exchange", exchange);
     measure(s, "parts", parts);
     measure(s, "sum", sum);
@@ -259,12 +262,15 @@ static void run_way(way how) {
     }
     int status;
     if (how == LOOPBACK && (wait(&status) < 0 || status != 0)) die("loopback", NULL);
-    if (how != LOOPBACK) processes(s);
+    if (how == MPI)
+        run_side(&s[0]); /* mpirun has started the other */
+    else if (how != LOOPBACK)
+        processes(s);
 }
 
 int main(int argc, char **argv) {
     for (size_t w = 0; w < MXD_COUNT(ways); w++) {
-        bool wanted = argc < 2;
+        bool wanted = argc < 2 && w != MPI;
         for (int i = 1; i < argc; i++) wanted = wanted || strcmp(argv[i], ways[w]) == 0;
         if (wanted) run_way((way)w);
     }

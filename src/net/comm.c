@@ -146,7 +146,7 @@ static mxd_rc check(const mxd_comm_opts *o, mxd_err *err) {
         if (!o->addresses || !o->addresses[i] || strlen(o->addresses[i]) > 127 ||
             (o->nodes && strlen(o->nodes[i]) >= MXD_MAX_NODE_NAME))
             return mxd_fail(err, MXD_E_INVAL, "rank %d has no address, or one that is too long", i);
-    if (!o->transport && !o->hub && !o->identity.ca && !o->insecure)
+    if (!o->transport && !o->hub && !o->mpi && !o->identity.ca && !o->insecure)
         return mxd_fail(
             err, MXD_E_INVAL,
             "group '%s': no certificate; take one from the cluster's CA, or say that it "
@@ -168,6 +168,8 @@ static mxd_rc open_transport(mxd_comm *c, const mxd_comm_opts *o, mxd_err *err) 
                                    .spin_us = o->spin_us};
     if (o->hub)
         MXD_TRY(mxd_loopback_open(&c->t, o->hub, &to, o->addresses[o->rank], err));
+    else if (o->mpi)
+        MXD_TRY(mxd_mpi_open(&c->t, &to, err));
     else
         MXD_TRY(mxd_grpc_open(&c->t, &to, err));
     c->owns_transport = true;
@@ -242,7 +244,8 @@ static mxd_rc start(mxd_comm *c, const mxd_comm_opts *o, mxd_err *err) {
     return MXD_OK;
 }
 
-mxd_rc mxd_comm_new(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *opts, mxd_err *err) {
+static mxd_rc new_comm(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *opts,
+                       mxd_err *err) {
     MXD_TRY(check(opts, err));
     mxd_comm *c = MXD_NEW(al, 1, mxd_comm);
     if (!c) return mxd_fail(err, MXD_E_NOMEM, "group '%s'", opts->group);
@@ -257,6 +260,21 @@ mxd_rc mxd_comm_new(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *op
     }
     *out = c;
     return MXD_OK;
+}
+
+mxd_rc mxd_comm_new(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *opts, mxd_err *err) {
+    if (!opts->mpi) return new_comm(out, al, opts, err);
+    char text[MXD_COMM_MAX_RANKS][16];
+    const char *addresses[MXD_COMM_MAX_RANKS];
+    mxd_comm_opts o = *opts;
+    MXD_TRY(mxd_mpi_place(&o.rank, &o.size, err));
+    for (int r = 0; r < MXD_COMM_MAX_RANKS; r++) {
+        snprintf(text[r], sizeof text[r], "mpi:%d", r);
+        addresses[r] = text[r];
+    }
+    o.addresses = addresses;
+    o.nodes = NULL;
+    return new_comm(out, al, &o, err);
 }
 
 mxd_rc mxd_comm_join(mxd_comm *c, int64_t timeout_ms, mxd_err *err) {

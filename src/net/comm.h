@@ -55,6 +55,8 @@ typedef struct mxd_comm_opts {
     mxd_identity identity;    /* all NULL with `insecure` only */
     bool insecure;            /* no TLS: ranks on one machine, or a closed network */
     mxd_loopback_hub *hub;    /* ranks in one process instead of gRPC */
+    bool mpi;                 /* the ranks of an MPI job instead of gRPC: rank, size and addresses
+                               * are the job's, and nobody proves who he is */
     mxd_transport *transport; /* the owner's, which listens already: the comm dials and hangs up
                                * its own links, no more, and must be closed before it. identity, hub
                                * and insecure are not looked at. NULL: one of the comm's own */

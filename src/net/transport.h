@@ -127,6 +127,15 @@ struct mxd_transport {
 mxd_rc mxd_grpc_open(mxd_transport **out, const mxd_transport_opts *opts,
                      mxd_err *err) MXD_MUST_USE;
 
+/* Over MPI, between the ranks of a job that mpirun or srun has started; addresses are "mpi:0",
+ * "mpi:1", ... Nobody proves who he is: the launcher answers for its job. Starts MPI if nobody has
+ * (then it ends at exit; else it must allow MPI_THREAD_MULTIPLE). One at a time in a process. No
+ * link goes down because its peer died: the launcher ends the job. Errors: E_UNSUPPORTED built
+ * without MPI, or an MPI without threads; E_BUSY; E_NET; E_NOMEM. */
+mxd_rc mxd_mpi_open(mxd_transport **out, const mxd_transport_opts *opts, mxd_err *err) MXD_MUST_USE;
+/* Who we are in the job. Starts MPI too. */
+mxd_rc mxd_mpi_place(int *rank, int *size, mxd_err *err) MXD_MUST_USE;
+
 /* A switchboard in one process: transports opened on the same hub reach each other by the address
  * they listen on. One thread delivers everything. */
 typedef struct mxd_loopback_hub mxd_loopback_hub;
