@@ -40,9 +40,9 @@ static json_t *stage_json(const mxd_plan_view *v, const mxd_plan_stage *s) {
     return json_pack("{s:s, s:[i,i], s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:f}", "node", n->name,
                      "layers", s->layer0, s->layer1, "embed", s->embed, "head", s->head,
                      "weight_bytes", (json_int_t)s->ranks[0].weight_bytes, "kv_bytes",
-                     (json_int_t)s->ranks[0].kv_bytes, "scratch_bytes", (json_int_t)s->ranks[0].scratch_bytes,
-                     "planned_bytes", (json_int_t)planned, "free_bytes", (json_int_t)n->free_bytes,
-                     "decode_ms", s->decode_ms);
+                     (json_int_t)s->ranks[0].kv_bytes, "scratch_bytes",
+                     (json_int_t)s->ranks[0].scratch_bytes, "planned_bytes", (json_int_t)planned,
+                     "free_bytes", (json_int_t)n->free_bytes, "decode_ms", s->decode_ms);
 }
 
 json_t *mxd_plan_json(const mxd_plan_view *v) {

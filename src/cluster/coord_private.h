@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include "cluster/coordinator.h"
 #include "cluster/core.h"
+#include "cluster/fan.h"
 #include "cluster/inbox.h"
 #include "cluster/spawn.h"
 #include "cluster/wire.h"
@@ -94,7 +95,7 @@ struct mxd_cluster {
     mxd_coord *core;
     void *core_memory;
     bool draining;
-    int64_t last_tick_ms;
+    int64_t last_tick_ms, renew_at_ms;
     mxd_live_request *requests;   /* list */
     mxd_submit_answer *answering; /* while its request is being given to the core */
     mxd_child children[MXD_MAX_NODES];
@@ -105,10 +106,8 @@ struct mxd_cluster {
     } spawned[MXD_MAX_NODES]; /* by child */
     int n_failed_starts;      /* of local workers, since the last one that joined */
     char start_problem[MXD_CORE_TEXT];
-    mxd_link data; /* to the first stage */
-    bool data_up;
-    uint64_t data_epoch;
-    uint64_t data_control; /* control link of the node that data leads to */
+    mxd_fan data;        /* to the ranks of the first stage */
+    uint64_t data_epoch; /* of the plan that they are in */
     mxd_buf held[MXD_COORD_HELD_STEPS];
     int n_held;
     struct {
@@ -130,9 +129,9 @@ void mxd_coord_act(mxd_cluster *c, const mxd_coord_action *a);
 /* Carries out fn on the control thread and waits. False: the cluster is closing. */
 bool mxd_coord_sync(mxd_cluster *c, void (*fn)(mxd_cluster *c, void *arg), void *arg);
 
-/* The first stage's data link went down, or came up. */
+/* The links to the first stage are up; the one to `node` went down. */
 void mxd_coord_data_up(mxd_cluster *c);
-void mxd_coord_data_down(mxd_cluster *c);
+void mxd_coord_data_down(mxd_cluster *c, int node);
 
 mxd_live_request *mxd_coord_request(mxd_cluster *c, uint64_t id);
 void mxd_coord_request_free(mxd_cluster *c, mxd_live_request *r); /* unlinks it too */
@@ -141,6 +140,11 @@ void mxd_coord_request_free(mxd_cluster *c, mxd_live_request *r); /* unlinks it 
 mxd_rc mxd_coord_identity(mxd_cluster *c, mxd_err *err) MXD_MUST_USE;
 mxd_rc mxd_coord_enroll(void *cluster, const char *node, const char *secret, const char *csr_pem,
                         mxd_blob **cert, mxd_err *err);
+/* The answer to a node that asks for a new certificate: PEM, the caller's (mxd_free). */
+mxd_rc mxd_coord_renew_node(mxd_cluster *c, const char *node, const char *csr_pem, char **cert,
+                            mxd_err *err) MXD_MUST_USE;
+/* Renews our own certificate when it is due; called often. Control thread. */
+void mxd_coord_renew_own(mxd_cluster *c, int64_t now_ms);
 /* The bootstrap text of a local worker: its certificate, key, CA and where to join, as JSON. */
 mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out,
                            mxd_err *err) MXD_MUST_USE;

@@ -10,10 +10,13 @@
 #include "base/log.h"
 #include "base/proc.h"
 #include "base/rand.h"
+#include "cluster/fan.h"
 #include "cluster/inbox.h"
 #include "cluster/places.h"
 #include "cluster/wire.h"
 #include "cluster/worker_engine.h"
+#include "net/address.h"
+#include "net/tls.h"
 
 enum {
     TICK_MS = 25,
@@ -22,6 +25,8 @@ enum {
     BACKOFF_MAX_MS = 5000,
     MAX_REFUSALS = 16, /* in a row, of a certificate that was good before: about a minute */
     SPARE_JOBS = 8,
+    RENEW_AGAIN_MS = 5000, /* no answer: once more */
+    RENEW_LOOK_MS = 3600000,
     SPIN_US =
         50, /* idle compute threads poll so long: operations follow each other in microseconds */
 };
@@ -51,17 +56,16 @@ struct mxd_worker {
     uint64_t incarnation;
     char address[MXD_CORE_ADDRESS]; /* of our data lane, as others are told */
     bool stop, drain_wanted, member;
-    int64_t last_tick_ms;
+    int64_t last_tick_ms, renew_at_ms;
+    char *cert; /* the last one that we got by renewal; NULL: that of opts */
 
     mxd_link control;
     int64_t dial_at_ms; /* when to dial the coordinator again; 0: not waiting */
     int64_t backoff_ms;
     int refusals; /* of our certificate, since the last welcome */
 
-    mxd_link next; /* to the next stage */
-    bool next_up;
-    mxd_stage next_stage;
-    bool ready_held; /* READY waits until the next stage is reached */
+    mxd_fan next;    /* to the ranks of the next stage, when we lead ours */
+    bool ready_held; /* READY waits until they are reached */
     mxd_core_ready ready;
 
     mxd_task *spare[SPARE_JOBS]; /* for steps, so that they need no new memory */
@@ -173,33 +177,26 @@ static void control_down(mxd_worker *w, const mxd_net_event *ev) {
 
 /* ------------------------------------------------------------------------------ the next stage */
 
-static void drop_next(mxd_worker *w) {
-    if (w->next) w->net->ops->hangup(w->net, w->next);
-    w->next = 0;
-    w->next_up = false;
+/* Addresses on the coordinator's loopback are reached where the coordinator is. */
+static void place_peers(const mxd_worker *w, mxd_stage_peer *peers, int n) {
+    if (w->opts.local || w->opts.hub) return;
+    for (int i = 0; i < n; i++) {
+        char said[MXD_CORE_ADDRESS];
+        if (!mxd_place_is_loopback(peers[i].address)) continue;
+        memcpy(said, peers[i].address, sizeof said);
+        mxd_place_with_host(peers[i].address, sizeof peers[i].address, said, w->opts.join);
+    }
 }
 
 static void link_next(mxd_worker *w, const mxd_stage *stage) {
-    mxd_err err = {0};
-    drop_next(w);
-    w->next_stage = *stage;
-    if (!w->opts.local && !w->opts.hub && mxd_place_is_loopback(stage->next_address))
-        mxd_place_with_host(w->next_stage.next_address, sizeof w->next_stage.next_address,
-                            stage->next_address, w->opts.join);
-    const char *peer = w->opts.hub ? NULL : stage->next_id;
-    mxd_rc rc = w->net->ops->dial(w->net, w->next_stage.next_address, peer, MXD_LANE_DATA, DIAL_MS,
-                                  &w->next, &err);
-    if (!rc) return;
-    mxd_log(MXD_LOG_WARN, "dial_failed", "node=%s error=\"%s\"", stage->next_id, err.msg);
-    w->next = 0;
-    give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = stage->next});
+    int missed = mxd_fan_dial(&w->next, w->net, stage->next, stage->n_next, !w->opts.hub, DIAL_MS);
+    if (missed >= 0)
+        give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = missed});
 }
 
-static void next_down(mxd_worker *w) {
-    w->next = 0;
-    w->next_up = false;
+static void next_down(mxd_worker *w, int node) {
     w->ready_held = false;
-    give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = w->next_stage.next});
+    give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = node});
 }
 
 static void send_ready(mxd_worker *w) {
@@ -260,13 +257,10 @@ static void start_compute(mxd_worker *w, const mxd_wcore_action *a) {
 static void forward(mxd_worker *w, const mxd_wcore_action *a) {
     mxd_task *job = w->computed;
     MXD_ASSERT(job && job->step_id == a->step);
-    mxd_err err = {0};
-    mxd_rc rc = w->next_up ? w->net->ops->send(w->net, w->next, MXD_WIRE_STEP, job->head->bytes,
-                                               job->head->len, job->hidden_out, &err)
-                           : mxd_fail(&err, MXD_E_PEER, "no link");
-    if (!rc) return;
-    mxd_log(MXD_LOG_WARN, "forward_failed", "node=%s error=\"%s\"", w->next_stage.next_id, err.msg);
-    give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = a->node});
+    int missed =
+        mxd_fan_send(&w->next, MXD_WIRE_STEP, job->head->bytes, job->head->len, job->hidden_out);
+    if (missed >= 0)
+        give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = missed});
 }
 
 static void send_result(mxd_worker *w, const mxd_wcore_action *a) {
@@ -292,6 +286,7 @@ static void beat(mxd_worker *w, const mxd_wcore_action *a) {
     b.rss = mxd_proc_rss_bytes();
     b.load_done = atomic_load(&w->engine.load_done);
     b.load_total = atomic_load(&w->engine.load_total);
+    b.waits = mxd_worker_group_waits(&w->engine.group);
     mxd_wire_put_heartbeat(fresh(w), &b);
     tell(w, MXD_WIRE_HEARTBEAT);
 }
@@ -299,7 +294,7 @@ static void beat(mxd_worker *w, const mxd_wcore_action *a) {
 static void ready(mxd_worker *w, const mxd_wcore_action *a) {
     w->ready.epoch = a->epoch;
     w->ready.bytes = a->bytes;
-    if (w->next && !w->next_up)
+    if (w->next.n && !mxd_fan_is_up(&w->next))
         w->ready_held = true;
     else
         send_ready(w);
@@ -355,6 +350,9 @@ static void act(mxd_worker *w, const mxd_wcore_action *a) {
         break;
     case MXD_WACT_LINK_NEXT:
         link_next(w, a->stage);
+        break;
+    case MXD_WACT_ABORT:
+        mxd_worker_group_abort(&w->engine.group, a->epoch);
         break;
     case MXD_WACT_EXIT:
         end_with(w, MXD_OK, "let go");
@@ -425,7 +423,9 @@ static mxd_rc become_member(mxd_worker *w, mxd_err *err) {
 
 static mxd_rc on_welcome(mxd_worker *w, const mxd_blob *head, mxd_err *err) {
     mxd_welcome m;
-    MXD_TRY(mxd_wire_get_welcome(&m, &w->scratch, head->bytes, head->len, err));
+    mxd_rc read = mxd_wire_get_welcome(&m, &w->scratch, head->bytes, head->len, err);
+    if (read == MXD_E_UNSUPPORTED) end_with(w, read, err->msg);
+    if (read) return read;
     if (!w->core) {
         w->welcome = m;
         mxd_rc rc = become_member(w, err);
@@ -460,6 +460,59 @@ static mxd_rc on_drop(mxd_worker *w, const mxd_blob *head, mxd_err *err) {
     return MXD_OK;
 }
 
+/* ------------------------------------------------------------------------------ certificates */
+
+static const char *own_cert(const mxd_worker *w) {
+    return w->cert ? w->cert : w->opts.identity.cert;
+}
+
+static mxd_rc ask_renewal(mxd_worker *w, mxd_err *err) {
+    char *csr;
+    MXD_TRY(mxd_csr_again(w->al, w->opts.node, w->opts.identity.key, &csr, err));
+    mxd_wire_put_renew(fresh(w), csr);
+    mxd_free(w->al, csr);
+    tell(w, MXD_WIRE_RENEW);
+    return MXD_OK;
+}
+
+/* At two thirds of its life, and when we come back and that was long ago. The clock of the wall may
+ * jump and our own may sleep, so it is looked at now and then. */
+static void watch_certificate(mxd_worker *w, int64_t now_ms) {
+    mxd_err err = {0};
+    int64_t in = 0;
+    if (w->opts.hub || !w->member || now_ms < w->renew_at_ms) return;
+    mxd_rc rc = mxd_cert_renew_in(own_cert(w), &in, &err);
+    if (!rc && !in) rc = ask_renewal(w, &err);
+    if (rc) mxd_log(MXD_LOG_WARN, "certificate_not_renewed", "error=\"%s\"", err.msg);
+    w->renew_at_ms = now_ms + (in == 0 ? RENEW_AGAIN_MS : in < RENEW_LOOK_MS ? in : RENEW_LOOK_MS);
+}
+
+static mxd_rc on_certificate(mxd_worker *w, const mxd_blob *head, mxd_err *err) {
+    const char *cert;
+    char name[MXD_MAX_NODE_NAME];
+    const mxd_identity *own = &w->opts.identity;
+    MXD_TRY(mxd_wire_get_certificate(&cert, &w->scratch, head->bytes, head->len, err));
+    if (w->opts.hub) return MXD_OK;
+    MXD_TRY(mxd_identity_check(own->ca, cert, own->key, name, err));
+    if (strcmp(name, w->opts.node) != 0)
+        return mxd_fail(err, MXD_E_AUTH, "a new certificate for '%s', not for us", name);
+    char *copy = mxd_strdup(w->al, cert);
+    if (!copy) return mxd_fail(err, MXD_E_NOMEM, "certificate");
+    mxd_rc rc = mxd_grpc_renew(w->net, &(mxd_identity){own->ca, copy, own->key}, err);
+    if (rc) {
+        mxd_free(w->al, copy);
+        return rc;
+    }
+    mxd_free(w->al, w->cert);
+    w->cert = copy;
+    w->renew_at_ms = 0;
+    mxd_log(MXD_LOG_INFO, "certificate_renewed", "node=%s", w->opts.node);
+    if (w->opts.renewed) w->opts.renewed(w->opts.renewed_ctx, copy);
+    return MXD_OK;
+}
+
+/* --------------------------------------------------------------------------------- dispatching */
+
 static mxd_rc on_control(mxd_worker *w, const mxd_net_event *ev, mxd_err *err) {
     const mxd_blob *h = ev->head;
     switch (ev->message) {
@@ -467,11 +520,16 @@ static mxd_rc on_control(mxd_worker *w, const mxd_net_event *ev, mxd_err *err) {
         return on_welcome(w, h, err);
     case MXD_WIRE_DROP:
         return on_drop(w, h, err);
+    case MXD_WIRE_CERTIFICATE:
+        return on_certificate(w, h, err);
     case MXD_WIRE_INSTALL: {
         mxd_stage s;
         MXD_TRY(mxd_wire_get_install(&s, &w->scratch, h->bytes, h->len, err));
         if (!w->core) return MXD_OK;
-        if (s.next == MXD_CORE_COORDINATOR && s.epoch > mxd_wcore_epoch(w->core)) drop_next(w);
+        place_peers(w, s.next, s.n_next);
+        place_peers(w, s.ranks, s.n_ranks);
+        if (!(s.rank == 0 && s.n_next) && s.epoch > mxd_wcore_epoch(w->core))
+            mxd_fan_drop(&w->next);
         give(w, &(mxd_wcore_event){.kind = MXD_WCORE_PLAN, .stage = &s});
         return MXD_OK;
     }
@@ -528,6 +586,7 @@ static void on_message(mxd_worker *w, const mxd_net_event *ev) {
 }
 
 static void on_net(mxd_worker *w, const mxd_net_event *ev) {
+    int lost;
     if (ev->kind == MXD_NET_MESSAGE) {
         on_message(w, ev);
     } else if (ev->link == w->control) {
@@ -535,11 +594,10 @@ static void on_net(mxd_worker *w, const mxd_net_event *ev) {
             say_hello(w);
         else
             control_down(w, ev);
-    } else if (ev->link == w->next && w->next) {
-        w->next_up = ev->kind == MXD_NET_UP;
-        if (!w->next_up)
-            next_down(w);
-        else if (w->ready_held)
+    } else if (mxd_fan_event(&w->next, ev, &lost)) {
+        if (lost >= 0)
+            next_down(w, lost);
+        else if (w->ready_held && mxd_fan_is_up(&w->next))
             send_ready(w);
     }
 }
@@ -563,6 +621,7 @@ static void on_job(mxd_worker *w, mxd_task *job) {
         e.loaded.epoch = job->epoch;
         e.loaded.bytes = job->bytes;
         e.loaded.rc = job->err.rc;
+        e.loaded.peer = job->missed;
         e.loaded.text = job->err.msg;
         e.loaded.determinism = job->determinism;
         snprintf(w->ready.determinism, sizeof w->ready.determinism, "%s", job->determinism);
@@ -572,8 +631,9 @@ static void on_job(mxd_worker *w, mxd_task *job) {
         e.computed.epoch = job->epoch;
         e.computed.step = job->step_id;
         e.computed.rc = job->err.rc;
+        e.computed.peer = job->missed;
         e.computed.ms = job->ms;
-        if (job->err.rc && job->err.rc != MXD_E_STALE)
+        if (job->err.rc && job->err.rc != MXD_E_STALE && job->err.rc != MXD_E_CANCELED)
             mxd_log(MXD_LOG_ERROR, "step_failed", "error=\"%s\"", job->err.msg);
         w->computed = job;
         give(w, &e);
@@ -601,6 +661,7 @@ static void tick(mxd_worker *w) {
     if (w->dial_at_ms && now >= w->dial_at_ms) dial_coordinator(w);
     if (now - w->last_tick_ms < TICK_MS) return;
     w->last_tick_ms = now;
+    watch_certificate(w, now);
     if (w->core) give(w, &(mxd_wcore_event){.kind = MXD_WCORE_TICK});
 }
 
@@ -633,10 +694,25 @@ static mxd_rc keep(mxd_worker *w, const char **s, mxd_err *err) {
 
 static mxd_rc keep_all(mxd_worker *w, mxd_err *err) {
     mxd_worker_opts *o = &w->opts;
-    const char **all[] = {&o->node,        &o->name,          &o->join,
-                          &o->listen,      &o->backend,       &o->kernels,
-                          &o->identity.ca, &o->identity.cert, &o->identity.key};
+    const char **all[] = {&o->node,          &o->name,        &o->join,    &o->listen,
+                          &o->advertise,     &o->backend,     &o->kernels, &o->identity.ca,
+                          &o->identity.cert, &o->identity.key};
     for (size_t i = 0; i < MXD_COUNT(all); i++) MXD_TRY(keep(w, all[i], err));
+    return MXD_OK;
+}
+
+static mxd_rc advertise(mxd_worker *w, int own_port, mxd_err *err) {
+    const char *told = w->opts.advertise;
+    char host[MXD_HOST_MAX];
+    int port;
+    mxd_rc rc = mxd_address_split(told, host, &port, err);
+    if (rc) return mxd_wrap(err, rc, "the address to advertise");
+    if (strlen(told) >= sizeof w->address - 5 || mxd_place_is_any(told))
+        return mxd_fail(err, MXD_E_NET,
+                        "'%.64s' cannot be advertised: give one address by which the others reach "
+                        "this machine",
+                        told);
+    mxd_place_with_port(w->address, sizeof w->address, told, port ? port : own_port);
     return MXD_OK;
 }
 
@@ -646,18 +722,28 @@ static mxd_rc listen_for_data(mxd_worker *w, mxd_err *err) {
     const char *address = w->opts.listen ? w->opts.listen : here ? "127.0.0.1:0" : "0.0.0.0:0";
     int port;
     MXD_TRY(w->net->ops->listen(w->net, address, &port, err));
+    if (w->opts.advertise) return advertise(w, port, err);
     mxd_place_with_port(w->address, sizeof w->address, address, port);
     return MXD_OK;
 }
 
+/* What ranks exchange goes straight to the thread that waits for it. */
+static void sink(void *ctx, const mxd_net_event *ev) { /* transport thread */
+    mxd_worker *w = ctx;
+    if (ev->lane == MXD_LANE_GROUP)
+        mxd_worker_group_event(&w->engine.group, ev);
+    else
+        mxd_inbox_sink(&w->inbox, ev);
+}
+
 static mxd_rc open_net(mxd_worker *w, mxd_err *err) {
-    mxd_transport_opts o = {
-        .al = w->al, .identity = w->opts.identity, .sink = mxd_inbox_sink, .sink_ctx = &w->inbox};
+    mxd_transport_opts o = {.al = w->al, .identity = w->opts.identity, .sink = sink, .sink_ctx = w};
     if (w->opts.hub)
         MXD_TRY(mxd_loopback_open(&w->net, w->opts.hub, &o, w->opts.node, err));
     else
         MXD_TRY(mxd_grpc_open(&w->net, &o, err));
     w->inbox.transport = w->net;
+    w->engine.group.net = w->net;
     return listen_for_data(w, err);
 }
 
@@ -669,6 +755,7 @@ static mxd_rc open_all(mxd_worker *w, mxd_err *err) {
     mxd_buf_init(&w->head, w->al, MXD_MAX_HELLO_BYTES);
     w->engine.done = job_done;
     w->engine.done_ctx = w;
+    w->engine.stall_ms = w->opts.stall_ms;
     MXD_TRY(open_net(w, err));
     if (pthread_create(&w->thread, NULL, control_main, w) != 0)
         return mxd_fail(err, MXD_E_IO, "cannot start the worker's control thread");
@@ -684,6 +771,7 @@ mxd_rc mxd_worker_open(mxd_worker **out, const mxd_alloc *al, const mxd_worker_o
     if (!w) return mxd_fail(err, MXD_E_NOMEM, "worker");
     w->al = al;
     w->opts = *opts;
+    mxd_worker_group_init(&w->engine.group, al, !opts->hub);
     pthread_mutex_init(&w->lock, NULL);
     mxd_cond_init(&w->ended_cond);
     mxd_rc rc = open_all(w, err);
@@ -714,9 +802,11 @@ void mxd_worker_close(mxd_worker *w) {
         mxd_inbox_close(&w->inbox);
         pthread_join(w->thread, NULL);
     }
-    if (w->net) w->net->ops->close(w->net);
     if (w->inbox.queue) mxd_inbox_close(&w->inbox);
+    mxd_worker_group_abort(&w->engine.group, UINT64_MAX); /* a step may wait for other ranks */
     mxd_worker_engine_stop(&w->engine);
+    if (w->net) w->net->ops->close(w->net);
+    mxd_worker_group_deinit(&w->engine.group);
     if (w->inbox.queue) /* jobs that came back too late */
         for (mxd_inbox_item *i; (i = mxd_inbox_take(&w->inbox, 0)) != NULL;
              mxd_inbox_free(&w->inbox, i))
@@ -725,6 +815,7 @@ void mxd_worker_close(mxd_worker *w) {
     mxd_buf_deinit(&w->head);
     mxd_arena_deinit(&w->scratch);
     mxd_free(w->al, w->core_memory);
+    mxd_free(w->al, w->cert);
     while (w->n_spare) mxd_task_free(w->al, w->spare[--w->n_spare]);
     for (int i = 0; i < w->n_text; i++) mxd_free(w->al, w->text[i]);
     pthread_cond_destroy(&w->ended_cond);

@@ -360,6 +360,15 @@ int mxd_comm_waits_for(const mxd_comm *c) {
     return atomic_load_explicit(&c->waits_for, memory_order_relaxed);
 }
 
+int mxd_comm_lost(mxd_comm *c) {
+    int lost = -1;
+    pthread_mutex_lock(&c->lock);
+    for (int r = 0; r < c->size && lost < 0; r++)
+        if (c->peers[r].lost) lost = r;
+    pthread_mutex_unlock(&c->lock);
+    return lost;
+}
+
 void mxd_comm_stats_get(mxd_comm *c, mxd_comm_stats *out) {
     int rings = 0;
     pthread_mutex_lock(&c->lock);

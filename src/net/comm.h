@@ -171,6 +171,9 @@ void mxd_comm_stats_get(mxd_comm *c, mxd_comm_stats *out);
 /* The rank that a call waits for right now; -1: none. Any thread, takes no lock. */
 int mxd_comm_waits_for(const mxd_comm *c);
 
+/* A rank that is LOST; -1: none is. Any thread. */
+int mxd_comm_lost(mxd_comm *c);
+
 /* For tests and for operators that move a cable: hangs up the link to `peer`; it is dialled anew.
  */
 void mxd_comm_cut(mxd_comm *c, int peer);

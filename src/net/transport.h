@@ -127,6 +127,10 @@ struct mxd_transport {
 mxd_rc mxd_grpc_open(mxd_transport **out, const mxd_transport_opts *opts,
                      mxd_err *err) MXD_MUST_USE;
 
+/* Connections made from now on show this certificate and key, of the same CA; those that are up go
+ * on. Any thread. Errors: E_AUTH unusable, or the transport has no identity; E_NOMEM. */
+mxd_rc mxd_grpc_renew(mxd_transport *t, const mxd_identity *id, mxd_err *err) MXD_MUST_USE;
+
 /* Over MPI, between the ranks of a job that mpirun or srun has started; addresses are "mpi:0",
  * "mpi:1", ... Nobody proves who he is: the launcher answers for its job. Starts MPI if nobody has
  * (then it ends at exit; else it must allow MPI_THREAD_MULTIPLE). One at a time in a process. No

@@ -61,7 +61,8 @@ static mxd_node_info sample_hello(bool longest) {
 }
 
 static mxd_welcome sample_welcome(void) {
-    mxd_welcome m = {.ctx = MXD_MAX_CONTEXT,
+    mxd_welcome m = {.version = MXD_PROTOCOL_VERSION,
+                     .ctx = MXD_MAX_CONTEXT,
                      .slots = MXD_MAX_SEQS,
                      .max_rows = MXD_MAX_STEP_TOKENS,
                      .activations = 2,
@@ -82,10 +83,19 @@ static mxd_stage sample_install(void) {
                    .layer0 = 1023,
                    .layer1 = 1024,
                    .head = true,
-                   .next = MXD_CORE_COORDINATOR,
-                   .prev = 63};
-    fill(m.next_id, sizeof m.next_id, 'n');
-    fill(m.next_address, sizeof m.next_address, 'a');
+                   .prev = 63,
+                   .rank = MXD_MAX_RANKS - 1,
+                   .n_ranks = MXD_MAX_RANKS,
+                   .n_next = MXD_MAX_RANKS};
+    for (int r = 0; r < MXD_MAX_RANKS; r++) {
+        m.share[r] = r / 16.0;
+        m.ranks[r].node = r;
+        m.next[r].node = 63 - r;
+        fill(m.ranks[r].id, sizeof m.ranks[r].id, 'r');
+        fill(m.ranks[r].address, sizeof m.ranks[r].address, 'o');
+        fill(m.next[r].id, sizeof m.next[r].id, 'n');
+        fill(m.next[r].address, sizeof m.next[r].address, 'a');
+    }
     return m;
 }
 
@@ -324,7 +334,8 @@ TEST(wire_welcome_limits) {
                 {-1, 1, 1, 0, 0, MXD_E_FORMAT}};
     begin();
     for (size_t i = 0; i < MXD_COUNT(rows); i++) {
-        mxd_welcome m = {.ctx = rows[i].ctx,
+        mxd_welcome m = {.version = MXD_PROTOCOL_VERSION,
+                         .ctx = rows[i].ctx,
                          .slots = rows[i].slots,
                          .max_rows = rows[i].rows,
                          .activations = rows[i].activations,
@@ -349,25 +360,40 @@ TEST(wire_install_round_trip_and_limits) {
     CHECK_EQ(s->n_stages, 64);
     CHECK_EQ(s->layer0, 1023);
     CHECK_EQ(s->layer1, 1024);
-    CHECK_EQ(s->next, -1);
     CHECK_EQ(s->prev, 63);
     CHECK(s->head && !s->embed);
-    CHECK_STR(s->next_id, m.next_id);
-    CHECK_STR(s->next_address, m.next_address);
+    CHECK_EQ(s->rank, MXD_MAX_RANKS - 1);
+    CHECK_EQ(s->n_ranks, MXD_MAX_RANKS);
+    CHECK_EQ(s->n_next, MXD_MAX_RANKS);
+    CHECK(memcmp(s->ranks, m.ranks, sizeof m.ranks) == 0);
+    CHECK(memcmp(s->next, m.next, sizeof m.next) == 0);
+    CHECK(memcmp(s->share, m.share, sizeof m.share) == 0);
     static const struct {
-        int index, n_stages, layer0, layer1, next, prev;
-    } bad[] = {{1, 1, 0, 1, -1, -1}, {0, 65, 0, 1, -1, -1},   {0, 1, 1, 1, -1, -1},
-               {0, 1, 2, 1, -1, -1}, {0, 1, 0, 1025, -1, -1}, {0, 1, 0, 1, -2, -1},
-               {0, 1, 0, 1, 64, -1}, {0, 1, 0, 1, -1, 64},    {-1, 1, 0, 1, -1, -1},
-               {0, 1, -1, 1, -1, -1}};
+        int index, n_stages, layer0, layer1, prev, rank, n_ranks, n_next, node;
+        double share;
+    } bad[] = {
+        {1, 1, 0, 1, -1, 0, 1, 0, 0, 1},    {0, 65, 0, 1, -1, 0, 1, 0, 0, 1},
+        {0, 1, 1, 1, -1, 0, 1, 0, 0, 1},    {0, 1, 2, 1, -1, 0, 1, 0, 0, 1},
+        {0, 1, 0, 1025, -1, 0, 1, 0, 0, 1}, {0, 1, 0, 1, -2, 0, 1, 0, 0, 1},
+        {0, 1, 0, 1, 64, 0, 1, 0, 0, 1},    {-1, 1, 0, 1, -1, 0, 1, 0, 0, 1},
+        {0, 1, -1, 1, -1, 0, 1, 0, 0, 1},   {0, 1, 0, 1, -1, 1, 1, 0, 0, 1},
+        {0, 1, 0, 1, -1, 0, 0, 0, 0, 1},    {0, 1, 0, 1, -1, -1, 1, 0, 0, 1},
+        {0, 1, 0, 1, -1, 0, 1, 0, 64, 1},   {0, 1, 0, 1, -1, 0, 1, 0, -1, 1},
+        {0, 1, 0, 1, -1, 0, 1, 0, 0, -0.5}, {0, 1, 0, 1, -1, 0, 1, 0, 0, 1.5},
+        {0, 1, 0, 1, -1, 0, 1, 0, 0, NAN},
+    };
     for (size_t i = 0; i < MXD_COUNT(bad); i++) {
         mxd_stage b = {.epoch = 1,
                        .index = bad[i].index,
                        .n_stages = bad[i].n_stages,
                        .layer0 = bad[i].layer0,
                        .layer1 = bad[i].layer1,
-                       .next = bad[i].next,
-                       .prev = bad[i].prev};
+                       .prev = bad[i].prev,
+                       .rank = bad[i].rank,
+                       .n_ranks = bad[i].n_ranks,
+                       .n_next = bad[i].n_next,
+                       .ranks[0].node = bad[i].node,
+                       .share[0] = bad[i].share};
         mxd_buf_clear(&head);
         mxd_wire_put_install(&head, &b);
         CHECK_EQ(get_install(mxd_buf_str(&head), head.len, NULL), MXD_E_FORMAT);
@@ -730,13 +756,61 @@ TEST(wire_texts_are_repaired) {
 TEST(wire_texts_over_the_limit_are_refused) {
     begin();
     mxd_err err = {0};
-    char p[200] = "\x08\x03\x12\x40"; /* Hello: version 3, node of 64 bytes */
+    char p[200] = "\x08\x04\x12\x40"; /* Hello: version 4, node of 64 bytes */
     memset(p + 4, 'n', 64);
     CHECK_EQ(get_hello(p, 68, &err), MXD_E_FORMAT);
     p[3] = 63;
     CHECK_OK(get_hello(p, 67, &err), &err);
     p[1] = 1;
     CHECK_EQ(get_hello(p, 67, &err), MXD_E_UNSUPPORTED);
-    CHECK(strstr(err.msg, "version 1"));
+    CHECK(strstr(err.msg, "versions 1 to 1"));
+    end();
+}
+
+/* The newest that both speak; programs one version apart have one, those two apart need not. */
+TEST(wire_versions_of_two_programs) {
+    static const struct {
+        mxd_wire_versions a, b;
+        uint32_t common;
+    } rows[] = {{{5, 6}, {5, 6}, 6}, {{5, 6}, {6, 7}, 6}, {{5, 6}, {4, 5}, 5}, {{5, 6}, {7, 8}, 0},
+                {{5, 6}, {3, 4}, 0}, {{5, 6}, {1, 9}, 6}, {{6, 6}, {6, 6}, 6}, {{6, 6}, {7, 6}, 0}};
+    for (size_t i = 0; i < MXD_COUNT(rows); i++) {
+        CHECK_EQ(mxd_wire_version(rows[i].a, rows[i].b), rows[i].common);
+        CHECK_EQ(mxd_wire_version(rows[i].b, rows[i].a), rows[i].common);
+    }
+}
+
+/* A node of the next version that speaks ours too, and one of the version after that. */
+TEST(wire_hello_of_newer_programs) {
+    begin();
+    mxd_err err = {0};
+    char p[] = "\x08\x00\x12\x01n\x78\x00"; /* Hello: version, node, oldest */
+    p[1] = MXD_PROTOCOL_VERSION + 1;
+    p[6] = MXD_PROTOCOL_VERSION;
+    CHECK_OK(get_hello(p, 7, &err), &err);
+    CHECK_EQ(got.hello.version, MXD_PROTOCOL_VERSION);
+    p[1] = MXD_PROTOCOL_VERSION + 2;
+    p[6] = MXD_PROTOCOL_VERSION + 1;
+    CHECK_EQ(get_hello(p, 7, &err), MXD_E_UNSUPPORTED);
+    CHECK(strstr(err.msg, "update the older one"));
+    mxd_welcome m = sample_welcome();
+    m.version = MXD_PROTOCOL_VERSION + 1;
+    mxd_wire_put_welcome(&head, &m);
+    CHECK_EQ(get_welcome(mxd_buf_str(&head), head.len, &err), MXD_E_UNSUPPORTED);
+    end();
+}
+
+TEST(wire_certificates_round_trip) {
+    begin();
+    mxd_err err = {0};
+    const char *text = NULL;
+    mxd_wire_put_renew(&head, "a request");
+    CHECK_OK(mxd_wire_get_renew(&text, &arena, mxd_buf_str(&head), head.len, &err), &err);
+    CHECK_STR(text, "a request");
+    mxd_buf_clear(&head);
+    mxd_wire_put_certificate(&head, "a certificate");
+    CHECK_OK(mxd_wire_get_certificate(&text, &arena, mxd_buf_str(&head), head.len, &err), &err);
+    CHECK_STR(text, "a certificate");
+    CHECK_EQ(mxd_wire_get_renew(&text, &arena, "\x0a\x7f", 2, &err), MXD_E_FORMAT);
     end();
 }
