@@ -11,6 +11,7 @@
 
 enum { CONNECT_MS = 30000, RECONNECT_MS = 10000, DIAL_MS = 3000, CLOSE_MS = 1000 };
 enum { DIRECT_MAX = 256 << 10 };
+enum { TURN_NS = 50000, RETRY_NS = 100000 };
 enum { POLL_NS = 1000000 }; /* rings that no sleeper sleeps on are looked into this often */
 
 /* ------------------------------------------------------------------------------------- waiting */
@@ -22,17 +23,21 @@ int64_t comm_deadline(int64_t timeout_ms) {
 }
 
 /* In the place of the transport's own thread, if that is possible just now: polls for spin_us,
- * then sleeps a little. False: nothing was done. The lock is given up. */
+ * then sleeps a little. False: others have the turn. The lock is given up. */
 static bool drive(mxd_comm *c, int64_t most_ns) {
     unsigned seen = atomic_load(&c->news);
     int64_t until = mxd_now_ns() + least((int64_t)c->spin_us * 1000, most_ns);
-    bool done = false;
     pthread_mutex_unlock(&c->lock);
     while (atomic_load(&c->news) == seen && mxd_now_ns() < until) {
-        done = c->t->ops->drive(c->t, 0);
+        (void)c->t->ops->drive(c->t, 0);
         if (atomic_load(&c->news) == seen) sched_yield(); /* who sends may want this very core */
     }
-    if (atomic_load(&c->news) == seen) done = c->t->ops->drive(c->t, least(POLL_NS, most_ns));
+    bool done = false; /* the own thread needs a moment to leave its turn to us */
+    for (int64_t give_up = until + TURN_NS; atomic_load(&c->news) == seen && !done;) {
+        done = c->t->ops->drive(c->t, least(POLL_NS, most_ns));
+        if (!done && mxd_now_ns() >= give_up) break;
+        if (!done) sched_yield();
+    }
     pthread_mutex_lock(&c->lock);
     return done || atomic_load(&c->news) != seen;
 }
@@ -58,9 +63,9 @@ bool comm_wait(mxd_comm *c, comm_peer *p, int64_t deadline_ns) {
     int64_t left = deadline_ns - now;
     if (ring && p->ring == ring)
         comm_shm_wait(c, p, m, left);
-    else if (c->drives && drive(c, left))
-        return true;
-    else if (c->spin_us <= 0 || !spin(c, left))
+    else if (c->drives) { /* if not now, soon: the own thread leaves the turn to us, and rests */
+        if (!drive(c, left)) mxd_cond_wait(&c->changed, &c->lock, least(left, RETRY_NS));
+    } else if (c->spin_us <= 0 || !spin(c, left))
         mxd_cond_wait(&c->changed, &c->lock, least(left, comm_shm_any(c) ? POLL_NS : 1000000000));
     return true;
 }
