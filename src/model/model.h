@@ -108,15 +108,6 @@ void mxd_model_sizes_get(const mxd_model *m, int max_rows, mxd_kv_type kv, mxd_m
 
 /* ---- tensor parallelism ---- */
 
-/* How the layers are cut over a group: rank r has the KV heads [kv[r], kv[r + 1]) with their query
- * heads, the inner values of the MLP, the experts and the token ids, likewise; none of some is
- * fine. Every edge of kv and inner is an edge of blocks in all layers (docs/numerics.md). */
-typedef struct mxd_shares {
-    int size; /* ranks */
-    int kv[MXD_MAX_RANKS + 1], inner[MXD_MAX_RANKS + 1];
-    int experts[MXD_MAX_RANKS + 1], vocab[MXD_MAX_RANKS + 1];
-} mxd_shares;
-
 /* The shares nearest to the proportions weight [size]; NULL: all equal. Pure: every rank gets the
  * same. Errors: E_UNSUPPORTED the family cannot be cut; E_INVAL. */
 mxd_rc mxd_model_share(const mxd_model *m, int size, const double *weight, mxd_shares *out,

@@ -54,13 +54,12 @@ static void cut_by(int edge[MXD_MAX_RANKS + 1], int all, int step, int size, con
     }
 }
 
-mxd_rc mxd_model_share(const mxd_model *m, int size, const double *weight, mxd_shares *out,
-                       mxd_err *err) {
-    if (!m->family->cuts)
+mxd_rc mxd_cuts_share(const mxd_model_cuts *c, int size, const double *weight, mxd_shares *out,
+                      mxd_err *err) {
+    if (!c->possible)
         return mxd_fail(err, MXD_E_UNSUPPORTED,
-                        "the layers of '%s' cannot be cut over several nodes: give each node whole "
-                        "layers instead",
-                        m->hp.model_type);
+                        "the layers of this model cannot be cut over several nodes: give each node "
+                        "whole layers instead");
     if (size < 1 || size > MXD_MAX_RANKS)
         return mxd_fail(err, MXD_E_INVAL, "layers cut over %d nodes: must be 1 to %d", size,
                         MXD_MAX_RANKS);
@@ -75,14 +74,100 @@ mxd_rc mxd_model_share(const mxd_model *m, int size, const double *weight, mxd_s
                         "shares of %d nodes: must be numbers of 0 or more, not "
                         "all 0",
                         size);
-    int kv, inner;
-    MXD_TRY(find_steps(m, &kv, &inner, err));
     *out = (mxd_shares){.size = size};
-    cut_by(out->kv, m->hp.n_kv, kv, size, weight, total);
-    cut_by(out->inner, m->hp.intermediate, inner, size, weight, total);
-    cut_by(out->experts, m->hp.moe.n_experts, 1, size, weight, total);
-    cut_by(out->vocab, m->hp.n_vocab, VOCAB_STEP, size, weight, total);
+    cut_by(out->kv, c->n_kv, c->kv_step, size, weight, total);
+    cut_by(out->inner, c->inner, c->inner_step, size, weight, total);
+    cut_by(out->experts, c->n_experts, 1, size, weight, total);
+    cut_by(out->vocab, c->n_vocab, VOCAB_STEP, size, weight, total);
     return MXD_OK;
+}
+
+static mxd_rc fill_units(const mxd_model *m, mxd_model_cuts *c, mxd_err *err) {
+    c->possible = true;
+    c->n_kv = m->hp.n_kv;
+    c->inner = m->hp.intermediate;
+    c->n_experts = m->hp.moe.n_experts;
+    c->n_vocab = m->hp.n_vocab;
+    return find_steps(m, &c->kv_step, &c->inner_step, err);
+}
+
+mxd_rc mxd_model_share(const mxd_model *m, int size, const double *weight, mxd_shares *out,
+                       mxd_err *err) {
+    if (!m->family->cuts)
+        return mxd_fail(err, MXD_E_UNSUPPORTED,
+                        "the layers of '%s' cannot be cut over several nodes: give each node whole "
+                        "layers instead",
+                        m->hp.model_type);
+    mxd_model_cuts *c = MXD_NEW(m->al, 1, mxd_model_cuts);
+    if (!c) return mxd_fail(err, MXD_E_NOMEM, "shares");
+    mxd_rc rc = fill_units(m, c, err);
+    if (!rc) rc = mxd_cuts_share(c, size, weight, out, err);
+    mxd_free(m->al, c);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------- sizes of shares */
+
+/* Of one unit, as mxd_source_bytes counts a part. */
+static void add_decl(const mxd_model *m, const mxd_decl *d, int l, mxd_model_cuts *c) {
+    char path[256];
+    mxd_weight_src src;
+    MXD_ASSERT(mxd_source(m, d, l, path, &src, NULL) == MXD_OK);
+    if (d->cut == MXD_CUT_NONE) {
+        c->whole[l] += mxd_source_bytes(&src);
+        return;
+    }
+    uint64_t all = src.weight->bytes + (src.scales ? src.scales->bytes : 0) +
+                   (src.biases ? src.biases->bytes : 0) + (src.bias ? src.bias->bytes : 0);
+    uint64_t row = all / (uint64_t)src.out, column = all / (uint64_t)src.in;
+    bool vector = d->use & MXD_W_VECTOR;
+    switch (d->cut) {
+    case MXD_CUT_KV:
+        c->per_kv[l] += vector ? column * (uint64_t)(d->in / m->hp.n_kv)
+                               : row * (uint64_t)(d->out / m->hp.n_kv);
+        break;
+    case MXD_CUT_INNER:
+        c->per_inner[l] += row;
+        break;
+    case MXD_CUT_KV_IN:
+        c->per_kv[l] += column * (uint64_t)(d->in / m->hp.n_kv);
+        c->sum_kv[l] = true;
+        c->kv_in = d->in;
+        c->kv_block = src.block_k;
+        break;
+    case MXD_CUT_INNER_IN:
+        c->per_inner[l] += column;
+        c->sum_inner[l] = true;
+        c->inner_block = src.block_k;
+        break;
+    case MXD_CUT_EXPERTS:
+        c->per_expert[l] += all / (uint64_t)src.experts;
+        c->experts[l] = true;
+        break;
+    default:
+        break;
+    }
+}
+
+void mxd_cuts_of(const mxd_model *m, mxd_model_cuts *c) {
+    *c = (mxd_model_cuts){0};
+    mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
+    /* every source was checked when the model was opened */
+    if (!m->family->cuts || fill_units(m, c, NULL) != MXD_OK) return;
+    for (int l = 0; l < m->hp.n_layers; l++) {
+        int n = mxd_declare(m, l, decls);
+        for (int i = 0; i < n; i++)
+            if (decls[i].path) add_decl(m, &decls[i], l, c);
+    }
+    const mxd_decl embed = mxd_embed_decl(m), norm = mxd_norm_decl(m), head = mxd_head_decl(m);
+    uint64_t bytes[3] = {0};
+    size_t n = 0;
+    MXD_ASSERT(mxd_decl_bytes(m, &embed, -1, &bytes[0], &n, NULL) == MXD_OK);
+    MXD_ASSERT(mxd_decl_bytes(m, &norm, -1, &bytes[1], &n, NULL) == MXD_OK);
+    if (!m->hp.tied) MXD_ASSERT(mxd_decl_bytes(m, &head, -1, &bytes[2], &n, NULL) == MXD_OK);
+    c->embed_per_id = bytes[0] / (uint64_t)m->hp.n_vocab;
+    c->norm_bytes = bytes[1];
+    c->head_per_id = bytes[2] / (uint64_t)m->hp.n_vocab;
 }
 
 /* Rows from edge[rank] in things of `each` rows. */

@@ -107,6 +107,35 @@ static uint64_t scratch_bytes(const mxd_model *m, int max_rows, bool head) {
 
 /* ---------------------------------------------------------------------------------------- sizes */
 
+/* Numbers that go through norms, activations, rotation and quantising: about six times the hidden
+ * state, twice the queries, three times the inner values. */
+static void add_values(const mxd_model *m, int layer, mxd_model_sizes *out) {
+    const mxd_hparams *hp = &m->hp;
+    bool sparse = hp->moe.n_experts && hp->moe.sparse[layer];
+    mxd_state_spec state = mxd_layer_state(hp, layer);
+    double inner = sparse ? (double)hp->moe.top_k * (3.0 * hp->moe.inner + 2.0 * hp->hidden)
+                          : 3.0 * hp->intermediate;
+    double queries = state.channels ? 3.0 * state.channels : 2.0 * hp->n_heads * hp->head_dim;
+    out->layer_values += 6.0 * hp->hidden / hp->n_layers;
+    out->layer_values_cut += (queries + inner) / hp->n_layers;
+}
+
+static void add_layer(const mxd_model *m, int l, mxd_kv_type kv, mxd_model_sizes *out) {
+    const mxd_hparams *hp = &m->hp;
+    mxd_kv_spec keeps = mxd_layer_kv(m, l);
+    size_t n = 0;
+    MXD_ASSERT(mxd_layer_bytes(m, l, &out->layer_bytes[l], &n, NULL) == MXD_OK);
+    double all = (double)layer_params(m, l, true), active = (double)layer_params(m, l, false);
+    out->layer_read_bytes[l] = (uint64_t)((double)out->layer_bytes[l] * active / all);
+    out->layer_ops += active / hp->n_layers;
+    out->layer_kv_bytes[l] = kv_bytes(kv, keeps);
+    out->layer_state_bytes[l] = state_bytes(mxd_layer_state(hp, l));
+    int wide = keeps.head_dim + (keeps.v_dim ? keeps.v_dim : keeps.head_dim);
+    out->layer_attend_ops[l] = hp->delta.recurrent[l] ? 0 : (double)hp->n_heads * wide;
+    out->layer_window[l] = hp->sliding[l] ? hp->window : 0;
+    add_values(m, l, out);
+}
+
 void mxd_model_sizes_get(const mxd_model *m, int max_rows, mxd_kv_type kv, mxd_model_sizes *out) {
     const mxd_hparams *hp = &m->hp;
     *out = (mxd_model_sizes){.n_layers = hp->n_layers,
@@ -120,13 +149,11 @@ void mxd_model_sizes_get(const mxd_model *m, int max_rows, mxd_kv_type kv, mxd_m
     MXD_ASSERT(mxd_decl_bytes(m, &embed, -1, &out->embed_bytes, &n, NULL) == MXD_OK);
     MXD_ASSERT(mxd_decl_bytes(m, &norm, -1, &out->head_bytes, &n, NULL) == MXD_OK);
     MXD_ASSERT(mxd_decl_bytes(m, &head, -1, &out->head_bytes, &n, NULL) == MXD_OK);
-    for (int l = 0; l < hp->n_layers; l++) {
-        MXD_ASSERT(mxd_layer_bytes(m, l, &out->layer_bytes[l], &n, NULL) == MXD_OK);
-        out->layer_ops += (double)layer_params(m, l, false) / hp->n_layers;
-        out->layer_kv_bytes[l] = kv_bytes(kv, mxd_layer_kv(m, l));
-        out->layer_state_bytes[l] = state_bytes(mxd_layer_state(hp, l));
-    }
+    for (int l = 0; l < hp->n_layers; l++) add_layer(m, l, kv, out);
     out->head_ops = (double)hp->n_vocab * hp->hidden;
+    out->head_values = hp->n_vocab;
+    out->top_k = hp->moe.n_experts ? hp->moe.top_k : 0;
+    mxd_cuts_of(m, &out->cuts);
     out->scratch_bytes = scratch_bytes(m, max_rows, true);
     out->hidden_bytes = (uint64_t)hp->hidden * sizeof(float);
 }

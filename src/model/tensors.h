@@ -42,6 +42,10 @@ mxd_rc mxd_layer_bytes(const mxd_model *m, int layer, uint64_t *sum, size_t *n_t
 /* All layers' tensors are there; unexpected ones get a warning by name. */
 mxd_rc mxd_check_tensors(mxd_model *m, mxd_err *err) MXD_MUST_USE;
 
+/* ---- shares.c ---- */
+
+void mxd_cuts_of(const mxd_model *m, mxd_model_cuts *out); /* of an open model */
+
 /* ---- sizes.c ---- */
 
 mxd_kv_spec mxd_layer_kv(const mxd_model *m, int layer);

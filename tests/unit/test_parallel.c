@@ -219,6 +219,41 @@ TEST(parallel_shares_are_all_of_the_model_and_follow_weights) {
     mxd_model_close(m);
 }
 
+/* The planner knows a model by its sizes only; what it plans is what a rank will hold. */
+TEST(parallel_sizes_tell_the_bytes_of_shares) {
+    static const double weights[][4] = {{1, 0, 0, 0}, {1, 1, 0, 0}, {3, 5, 2, 0}, {9, 1, 4, 2}};
+    static const char *const all[] = {
+        "kv3-inter320",    "tied-bf16",       "moe-8bit",   "moe-mixed",     "gpt-oss-odd",
+        "gemma2-capped",   "phi3-plain",      "untied-f16", "gpt-oss-mxfp4", "llama-yarn-bias",
+        "glm4-moe-groups", "mixed-overrides", "hidden192"};
+    static mxd_model_sizes z; /* too big for a stack */
+    for (size_t i = 0; i < MXD_COUNT(all); i++) {
+        mxd_model *m = open_model(all[i]);
+        mxd_err err = {0};
+        mxd_model_sizes_get(m, 64, MXD_KV_F16, &z);
+        if (!z.cuts.possible) fail_msg("%s cannot be cut", all[i]);
+        for (int size = 1; size <= 4; size++) {
+            mxd_shares s, same;
+            CHECK_OK(mxd_model_share(m, size, weights[size - 1], &s, &err), &err);
+            CHECK_OK(mxd_cuts_share(&z.cuts, size, weights[size - 1], &same, &err), &err);
+            CHECK_EQ(memcmp(&s, &same, sizeof s), 0);
+            for (int r = 0; r < size; r++) {
+                uint64_t ids = (uint64_t)(s.vocab[r + 1] - s.vocab[r]);
+                for (int l = 0; l < z.n_layers; l++) {
+                    uint64_t want =
+                        z.cuts.whole[l] + z.cuts.per_kv[l] * (uint64_t)(s.kv[r + 1] - s.kv[r]) +
+                        z.cuts.per_inner[l] * (uint64_t)(s.inner[r + 1] - s.inner[r]) +
+                        z.cuts.per_expert[l] * (uint64_t)(s.experts[r + 1] - s.experts[r]);
+                    CHECK_EQ(mxd_model_share_bytes(m, &s, r, l), want);
+                }
+                CHECK_EQ(mxd_model_share_bytes(m, &s, r, z.n_layers),
+                         ids * (z.cuts.embed_per_id + z.cuts.head_per_id) + z.cuts.norm_bytes);
+            }
+        }
+        mxd_model_close(m);
+    }
+}
+
 TEST(parallel_shares_that_cannot_be_are_refused) {
     mxd_err err = {0};
     mxd_shares s;
