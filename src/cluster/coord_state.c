@@ -107,13 +107,23 @@ static json_t *node_json(const mxd_node_view *v, const mxd_plan *plan) {
         (json_int_t)v->beat.load_done, "total", (json_int_t)v->beat.load_total);
 }
 
+static json_t *ranks_json(mxd_cluster *c, const mxd_plan_stage *s) {
+    json_t *list = json_array();
+    for (int r = 0; r < s->n_ranks; r++) {
+        const mxd_plan_rank *k = &s->ranks[r];
+        json_array_append_new(list, json_pack("{s:s, s:f, s:I, s:I, s:I}", "node",
+                                              mxd_coord_node(c->core, k->node)->info.id, "share",
+                                              k->share, "weight_bytes", (json_int_t)k->weight_bytes,
+                                              "kv_bytes", (json_int_t)k->kv_bytes, "scratch_bytes",
+                                              (json_int_t)k->scratch_bytes));
+    }
+    return list;
+}
+
 static json_t *stage_json(mxd_cluster *c, const mxd_plan_stage *s) {
-    const char *node = mxd_coord_node(c->core, s->ranks[0].node)->info.id;
-    return json_pack(
-        "{s:[i, i], s:b, s:b, s:f, s:[{s:s, s:f, s:I, s:I, s:I}]}", "layers", s->layer0, s->layer1,
-        "embed", s->embed, "head", s->head, "decode_ms", s->decode_ms, "ranks", "node", node,
-        "share", 1.0, "weight_bytes", (json_int_t)s->ranks[0].weight_bytes, "kv_bytes",
-        (json_int_t)s->ranks[0].kv_bytes, "scratch_bytes", (json_int_t)s->ranks[0].scratch_bytes);
+    return json_pack("{s:[i, i], s:b, s:b, s:f, s:f, s:o}", "layers", s->layer0, s->layer1, "embed",
+                     s->embed, "head", s->head, "decode_ms", s->decode_ms, "exchange_ms",
+                     s->exchange_ms, "ranks", ranks_json(c, s));
 }
 
 static json_t *plan_json(mxd_cluster *c, const mxd_plan *p) {
@@ -122,9 +132,10 @@ static json_t *plan_json(mxd_cluster *c, const mxd_plan *p) {
         json_array_append_new(stages, stage_json(c, &p->stages[i]));
     for (int i = 0; i < p->n_reasons; i++)
         json_array_append_new(reasons, json_string(p->reasons[i]));
-    return json_pack("{s:o, s:f, s:f, s:i, s:o}", "stages", stages, "decode_tokens_per_s",
+    return json_pack("{s:o, s:f, s:f, s:f, s:i, s:i, s:o}", "stages", stages, "decode_tokens_per_s",
                      p->decode_tokens_per_s, "prefill_tokens_per_s", p->prefill_tokens_per_s,
-                     "bottleneck", p->bottleneck, "reasons", reasons);
+                     "all_tokens_per_s", p->all_tokens_per_s, "prompt", p->prompt, "bottleneck",
+                     p->bottleneck, "reasons", reasons);
 }
 
 static const char *const state_names[] = {[MXD_COORD_FORMING] = "forming",

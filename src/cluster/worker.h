@@ -15,6 +15,7 @@
 #define MXD_CLUSTER_WORKER_H
 
 #include "backend/backend.h"
+#include "hardware/paces.h"
 #include "net/transport.h"
 
 typedef struct mxd_worker_opts { /* zero: default. Strings and texts are copied */
@@ -28,8 +29,9 @@ typedef struct mxd_worker_opts { /* zero: default. Strings and texts are copied 
     bool local;                  /* on the coordinator's machine */
     uint64_t memory_total, memory_free; /* bytes for weights and KV */
     double bandwidth, ops;              /* measured; 0: unknown */
-    const char *backend, *kernels;      /* NULL: as the coordinator says */
-    int threads;                        /* 0: as the coordinator says, else all cores */
+    mxd_paces paces;
+    const char *backend, *kernels; /* NULL: as the coordinator says */
+    int threads;                   /* 0: as the coordinator says, else all cores */
     /* Finds a model that is not where the coordinator has it: writes a folder, or false. */
     bool (*find_model)(void *ctx, const char *model, char *folder, size_t cap);
     void *find_ctx;

@@ -21,6 +21,16 @@ static uint64_t layer_params(const mxd_model *m, int layer, bool all) {
     return sum;
 }
 
+static double layer_tiles(const mxd_model *m, int layer) {
+    mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
+    int n = mxd_declare(m, layer, decls);
+    double sum = 0;
+    for (int d = 0; d < n; d++)
+        if (decls[d].path && !(decls[d].use & (MXD_W_VECTOR | MXD_W_LOOKUP)))
+            sum += (double)decls[d].out / 16 * (double)copies(m, &decls[d], false);
+    return sum;
+}
+
 uint64_t mxd_model_params(const mxd_model *m) {
     uint64_t layers = 0, rest = (uint64_t)m->hp.n_vocab * (uint64_t)m->hp.hidden;
     for (int l = 0; l < m->hp.n_layers; l++) layers += layer_params(m, l, true);
@@ -108,7 +118,8 @@ static uint64_t scratch_bytes(const mxd_model *m, int max_rows, bool head) {
 /* ---------------------------------------------------------------------------------------- sizes */
 
 /* Numbers that go through norms, activations, rotation and quantising: about six times the hidden
- * state, twice the queries, three times the inner values. */
+ * state, twice the queries, three times the inner values; each of them four times, because what is
+ * between two operations lies in the far caches (the probe's numbers stay near). */
 static void add_values(const mxd_model *m, int layer, mxd_model_sizes *out) {
     const mxd_hparams *hp = &m->hp;
     bool sparse = hp->moe.n_experts && hp->moe.sparse[layer];
@@ -116,8 +127,8 @@ static void add_values(const mxd_model *m, int layer, mxd_model_sizes *out) {
     double inner = sparse ? (double)hp->moe.top_k * (3.0 * hp->moe.inner + 2.0 * hp->hidden)
                           : 3.0 * hp->intermediate;
     double queries = state.channels ? 3.0 * state.channels : 2.0 * hp->n_heads * hp->head_dim;
-    out->layer_values += 6.0 * hp->hidden / hp->n_layers;
-    out->layer_values_cut += (queries + inner) / hp->n_layers;
+    out->layer_values += 4 * 6.0 * hp->hidden / hp->n_layers;
+    out->layer_values_cut += 4 * (queries + inner) / hp->n_layers;
 }
 
 static void add_layer(const mxd_model *m, int l, mxd_kv_type kv, mxd_model_sizes *out) {
@@ -128,6 +139,7 @@ static void add_layer(const mxd_model *m, int l, mxd_kv_type kv, mxd_model_sizes
     double all = (double)layer_params(m, l, true), active = (double)layer_params(m, l, false);
     out->layer_read_bytes[l] = (uint64_t)((double)out->layer_bytes[l] * active / all);
     out->layer_ops += active / hp->n_layers;
+    out->layer_tiles += layer_tiles(m, l) / hp->n_layers;
     out->layer_kv_bytes[l] = kv_bytes(kv, keeps);
     out->layer_state_bytes[l] = state_bytes(mxd_layer_state(hp, l));
     int wide = keeps.head_dim + (keeps.v_dim ? keeps.v_dim : keeps.head_dim);

@@ -57,7 +57,8 @@ typedef struct mxd_model_sizes {
     /* Numbers that go through norms, activations and sums for one row, mean of layers: in every
      * rank, and those that shrink with its share; and of logits. */
     double layer_values, layer_values_cut, head_values;
-    int top_k; /* experts of a row */
+    double layer_tiles; /* products with 16 rows of weights, of one row; mean of layers */
+    int top_k;          /* experts of a row */
     mxd_model_cuts cuts;
 } mxd_model_sizes;
 

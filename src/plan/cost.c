@@ -5,6 +5,7 @@
 
 enum {
     REGIONS = 8,  /* pieces of work of a layer that all threads take part in */
+    PANEL = 12,   /* rows that share a reading of the weights from the caches: kernels.h */
     HANDOFFS = 2, /* of a step within a worker: to the thread that computes, and back */
     EXCHANGE_FLOATS = 8 << 20, /* of one exchange at most: backend/cpu/group.c */
     NEAR_BYTES = 4 << 20,      /* so much weight stays in the caches */
@@ -182,6 +183,14 @@ static bool can_be_ranks(const mxd_plan_task *t, const int *nodes, int n) {
     return true;
 }
 
+/* Ranks of one machine meet in shared memory: a wake, and a copy there and back. */
+static void pair_way(const mxd_plan_task *t, int a, int b, double *latency, double *byte_s) {
+    bool shared = t->same_host[a][b];
+    double way = shared ? 2 * fmax(t->paces[a].region_s, 5e-7) : t->latency_s[a][b];
+    *latency = fmax(*latency, way);
+    *byte_s = fmax(*byte_s, shared ? 4 / t->bandwidth[a] : t->byte_s[a][b]);
+}
+
 static bool set_shares(const mxd_plan_task *t, mxd_plan_group *g) {
     return mxd_cuts_share(&t->model->cuts, g->n, g->weight, &g->shares, NULL) == MXD_OK;
 }
@@ -230,8 +239,7 @@ bool mxd_plan_group_of(const mxd_plan_task *t, const int *nodes, int n, const do
         for (int j = 0; j < n; j++) {
             if (i == j) continue;
             g->crowd[i] += t->same_host[nodes[i]][nodes[j]];
-            latency = fmax(latency, t->latency_s[nodes[i]][nodes[j]]);
-            byte_s = fmax(byte_s, t->byte_s[nodes[i]][nodes[j]]);
+            pair_way(t, nodes[i], nodes[j], &latency, &byte_s);
         }
     }
     for (int i = 0; i < n; i++)
@@ -290,13 +298,14 @@ static bool shrink_to_memory(const mxd_plan_task *t, mxd_plan_group *g, int a, i
     return set_shares(t, g);
 }
 
-/* After rounding on units a node may be over by one: it gives a unit to who has most room. */
+/* After rounding on units a node may be over by one: it gives part of a unit to who has most room.
+ */
 static bool give_units(const mxd_plan_task *t, mxd_plan_group *g, int a, int b,
                        mxd_plan_held *held) {
     int units = t->model->cuts.n_kv / (t->model->cuts.kv_step > 0 ? t->model->cuts.kv_step : 1);
     double total = 0;
     for (int r = 0; r < g->n; r++) total += g->weight[r];
-    for (int round = 0; round < 2 * g->n; round++) {
+    for (int round = 0; round < 16 * g->n; round++) {
         int over = -1, room = 0;
         double most = 0, best = -INFINITY;
         if (all_fit(t, g, a, b, held)) return true;
@@ -306,7 +315,7 @@ static bool give_units(const mxd_plan_task *t, mxd_plan_group *g, int a, int b,
             if (-free > most) over = r, most = -free;
             if (free > best) room = r, best = free;
         }
-        double unit = total / (units > g->n ? units : 4.0 * g->n);
+        double unit = total / (8.0 * (units > g->n ? units : g->n));
         if (over < 0 || over == room) return false;
         if (unit > g->weight[over]) unit = g->weight[over];
         g->weight[over] -= unit;
@@ -340,7 +349,7 @@ static double pace_of(const mxd_plan_task *t, int node, double held) {
 typedef struct work {      /* of one rank */
     double read, kv, held; /* bytes */
     double ops, attend;    /* multiply-adds */
-    double values;
+    double values, tiles;
     int layers;
 } work;
 
@@ -350,7 +359,8 @@ typedef struct rank_time {
 
 static rank_time time_of(const mxd_plan_task *t, int node, int crowd, const work *w) {
     const mxd_paces *p = &t->paces[node];
-    double read = w->read / pace_of(t, node, w->held), ops = 2 * w->ops / t->ops[node];
+    double read = w->read / pace_of(t, node, w->held);
+    double ops = 2 * w->ops / t->ops[node] + w->tiles * p->tile_s;
     double kv = w->kv / t->bandwidth[node], attend = 2 * w->attend / p->float_ops_per_s;
     double values = w->values / p->values_per_s;
     rank_time x = {.reading = (read + kv) * crowd, .computing = (ops + attend + values) * crowd};
@@ -368,6 +378,7 @@ static work whole_work(const mxd_plan_task *t, int a, int b, const mxd_plan_rows
               .ops = x->rows * m->layer_ops * n,
               .attend = x->rows * (x->to_attend[b] - x->to_attend[a]),
               .values = x->rows * (m->layer_values + m->layer_values_cut) * n,
+              .tiles = ceil(x->rows / PANEL) * m->layer_tiles * n,
               .layers = n};
     if (b == m->n_layers) {
         w.read += (double)m->head_bytes * fmin(x->logits, 1);
@@ -398,6 +409,7 @@ static work rank_work(const mxd_plan_task *t, const mxd_shares *s, int r, int a,
     w.attend *= kv;
     w.held = layers_of(t, s, r, a, b, width(s->experts, r));
     w.ops = x->rows * m->layer_ops * (b - a) * part;
+    w.tiles *= part;
     w.values = x->rows * (m->layer_values + m->layer_values_cut * part) * (b - a);
     w.values += x->rows * exchanged(t, s, a, b, 0, &unused) / 4;
     if (b == m->n_layers) {

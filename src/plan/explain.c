@@ -215,10 +215,10 @@ static void explain_group(const mxd_plan_task *t, const mxd_plan_cut *c, mxd_pla
 
 static void explain_choice(const mxd_plan_task *t, const mxd_plan_cut *c, const mxd_plan_opts *o,
                            mxd_plan *p) {
-    bool by_max = o->objective == MXD_OBJECTIVE_THROUGHPUT;
+    bool by_max = o->shape.objective == MXD_OBJECTIVE_THROUGHPUT;
     const char *first = t->nodes[c->group[0].node[0]].name;
     bool alone = c->n == 1 && c->group[0].n == 1;
-    if (o->n_split || o->n_tensor_split)
+    if (o->shape.n_split || o->shape.n_tensor_split)
         reason(p, "the layers follow the split that was asked for");
     else if (alone && t->n_nodes > 1)
         reason(p, "%s alone is fastest for %s: every further node adds a trip over the network",
@@ -238,8 +238,8 @@ mxd_rc mxd_plan_explain(mxd_plan_task *t, const mxd_plan_cut *c, const mxd_plan_
                         mxd_plan *p, mxd_err *err) {
     double kv = 0;
     explain_choice(t, c, o, p);
-    if (!o->n_split && !o->n_tensor_split)
-        MXD_TRY(explain_dropped(t, c, o->objective == MXD_OBJECTIVE_THROUGHPUT, p, err));
+    if (!o->shape.n_split && !o->shape.n_tensor_split)
+        MXD_TRY(explain_dropped(t, c, o->shape.objective == MXD_OBJECTIVE_THROUGHPUT, p, err));
     explain_group(t, c, p);
     explain_stage(t, c, p);
     for (int i = 0; i < c->n; i++)

@@ -138,14 +138,15 @@ static void make_task(mxd_plan_task *t, const mxd_plan_link *links, int n_links,
  */
 
 static mxd_rc check_sizes(const mxd_plan_task *t, const mxd_plan_opts *o, mxd_err *err) {
-    int n_must = __builtin_popcountll(mxd_plan_must(t)), each = o->tensor > 0 ? o->tensor : 1;
-    int stages = o->pipeline > 0 ? o->pipeline : 1;
-    if (o->tensor < 0 || o->tensor > MXD_MAX_RANKS || o->pipeline < 0 ||
-        o->pipeline > MXD_MAX_NODES)
+    int n_must = __builtin_popcountll(mxd_plan_must(t)),
+        each = o->shape.tensor > 0 ? o->shape.tensor : 1;
+    int stages = o->shape.pipeline > 0 ? o->shape.pipeline : 1;
+    if (o->shape.tensor < 0 || o->shape.tensor > MXD_MAX_RANKS || o->shape.pipeline < 0 ||
+        o->shape.pipeline > MXD_MAX_NODES)
         return mxd_fail(err, MXD_E_INVAL,
                         "layers cut over %d nodes in %d stages: at most %d nodes, and %d stages",
-                        o->tensor, o->pipeline, MXD_MAX_RANKS, MXD_MAX_NODES);
-    if (o->tensor > 1 && !t->model->cuts.possible)
+                        o->shape.tensor, o->shape.pipeline, MXD_MAX_RANKS, MXD_MAX_NODES);
+    if (o->shape.tensor > 1 && !t->model->cuts.possible)
         return mxd_fail(err, MXD_E_UNSUPPORTED,
                         "the layers of this model cannot be cut over several nodes: leave out "
                         "--tensor-parallel-size, each node gets whole layers");
@@ -153,15 +154,15 @@ static mxd_rc check_sizes(const mxd_plan_task *t, const mxd_plan_opts *o, mxd_er
         return mxd_fail(err, MXD_E_INVAL, "%d stage%s of %d node%s each need %d nodes, there %s %d",
                         stages, stages == 1 ? "" : "s", each, each == 1 ? "" : "s", each * stages,
                         t->n_nodes == 1 ? "is" : "are", t->n_nodes);
-    if (o->pipeline > t->model->n_layers)
-        return mxd_fail(err, MXD_E_INVAL, "%d stages for %d layers", o->pipeline,
+    if (o->shape.pipeline > t->model->n_layers)
+        return mxd_fail(err, MXD_E_INVAL, "%d stages for %d layers", o->shape.pipeline,
                         t->model->n_layers);
-    bool uneven = o->tensor > 1 && n_must == t->n_nodes && n_must % o->tensor;
-    if (uneven || (o->tensor > 0 && o->pipeline > 0 && n_must > each * stages))
+    bool uneven = o->shape.tensor > 1 && n_must == t->n_nodes && n_must % o->shape.tensor;
+    if (uneven || (o->shape.tensor > 0 && o->shape.pipeline > 0 && n_must > each * stages))
         return mxd_fail(err, MXD_E_INVAL,
                         "%d workers must get layers, but stages of %d hold %d: change the number "
                         "of workers, --tensor-parallel-size or --pipeline-parallel-size",
-                        n_must, each, o->pipeline > 0 ? each * stages : n_must / each * each);
+                        n_must, each, o->shape.pipeline > 0 ? each * stages : n_must / each * each);
     return MXD_OK;
 }
 
@@ -172,9 +173,9 @@ static mxd_rc make_groups(const mxd_plan_task *t, const mxd_plan_opts *o, int ea
     double weight[MXD_MAX_RANKS];
     c->n = 0;
     for (int i = 0; i < t->n_nodes; i++) {
-        if (parts && !(o->tensor_split[i] > 0)) continue;
+        if (parts && !(o->shape.tensor_split[i] > 0)) continue;
         nodes[n] = i;
-        weight[n++] = parts ? o->tensor_split[i] : 1;
+        weight[n++] = parts ? o->shape.tensor_split[i] : 1;
         if (n < each) continue;
         if (!mxd_plan_group_of(t, nodes, n, parts && n > 1 ? weight : NULL, &c->group[c->n++]))
             return mxd_fail(err, MXD_E_UNSUPPORTED,
@@ -203,15 +204,15 @@ static mxd_rc check_layers(const mxd_plan_task *t, const mxd_plan_cut *c, int at
 static mxd_rc give_layers(const mxd_plan_task *t, const mxd_plan_opts *o, mxd_plan_cut *c,
                           mxd_err *err) {
     int at = 0, n = 0;
-    for (int i = 0; i < o->n_split; i++) {
-        if (o->split[i] < 0 || o->split[i] > t->model->n_layers - at)
+    for (int i = 0; i < o->shape.n_split; i++) {
+        if (o->shape.split[i] < 0 || o->shape.split[i] > t->model->n_layers - at)
             return mxd_fail(err, MXD_E_INVAL,
                             "the layer split gives out more than the model's %d layers",
                             t->model->n_layers);
-        if (!o->split[i]) continue;
+        if (!o->shape.split[i]) continue;
         if (n != i) c->group[n] = c->group[i];
         c->at[n++] = at;
-        at += o->split[i];
+        at += o->shape.split[i];
     }
     c->n = n;
     c->at[n] = at;
@@ -221,23 +222,24 @@ static mxd_rc give_layers(const mxd_plan_task *t, const mxd_plan_opts *o, mxd_pl
 
 static int parts_given(const mxd_plan_opts *o) {
     int n = 0;
-    for (int i = 0; i < o->n_tensor_split; i++) n += o->tensor_split[i] > 0;
+    for (int i = 0; i < o->shape.n_tensor_split; i++) n += o->shape.tensor_split[i] > 0;
     return n;
 }
 
 static mxd_rc check_lengths(const mxd_plan_task *t, const mxd_plan_opts *o, int each, int stages,
                             mxd_err *err) {
-    if (o->n_tensor_split && o->n_tensor_split != t->n_nodes)
+    if (o->shape.n_tensor_split && o->shape.n_tensor_split != t->n_nodes)
         return mxd_fail(err, MXD_E_INVAL, "the tensor split is for %d nodes, there %s %d",
-                        o->n_tensor_split, t->n_nodes == 1 ? "is" : "are", t->n_nodes);
+                        o->shape.n_tensor_split, t->n_nodes == 1 ? "is" : "are", t->n_nodes);
     if (each < 1 || each > MXD_MAX_RANKS)
         return mxd_fail(err, MXD_E_INVAL, "the tensor split is over %d nodes: 1 to %d", each,
                         MXD_MAX_RANKS);
-    if (o->n_split && o->n_split != stages)
-        return mxd_fail(err, MXD_E_INVAL, "the layer split is for %d %s, there %s %d", o->n_split,
-                        each > 1 ? "stages" : "nodes", stages == 1 ? "is" : "are", stages);
-    for (int i = 0; i < o->n_tensor_split; i++)
-        if (!(o->tensor_split[i] >= 0) || !isfinite(o->tensor_split[i]))
+    if (o->shape.n_split && o->shape.n_split != stages)
+        return mxd_fail(err, MXD_E_INVAL, "the layer split is for %d %s, there %s %d",
+                        o->shape.n_split, each > 1 ? "stages" : "nodes", stages == 1 ? "is" : "are",
+                        stages);
+    for (int i = 0; i < o->shape.n_tensor_split; i++)
+        if (!(o->shape.tensor_split[i] >= 0) || !isfinite(o->shape.tensor_split[i]))
             return mxd_fail(err, MXD_E_INVAL, "the tensor split: parts of 0 or more");
     return MXD_OK;
 }
@@ -245,22 +247,22 @@ static mxd_rc check_lengths(const mxd_plan_task *t, const mxd_plan_opts *o, int 
 /* The user's own split: layers for stages, parts for ranks, or both. */
 static mxd_rc follow_split(mxd_plan_task *t, const mxd_plan_opts *o, mxd_plan_cut *c,
                            mxd_err *err) {
-    int used = o->n_tensor_split ? parts_given(o) : t->n_nodes;
-    int each = o->tensor > 0 ? o->tensor : o->n_tensor_split ? used : 1;
+    int used = o->shape.n_tensor_split ? parts_given(o) : t->n_nodes;
+    int each = o->shape.tensor > 0 ? o->shape.tensor : o->shape.n_tensor_split ? used : 1;
     int stages = each > 0 ? used / each : 0;
     MXD_TRY(check_lengths(t, o, each, stages, err));
-    MXD_TRY(make_groups(t, o, each, o->n_tensor_split > 0, c, err));
+    MXD_TRY(make_groups(t, o, each, o->shape.n_tensor_split > 0, c, err));
     bool found = true;
-    if (o->n_split)
+    if (o->shape.n_split)
         MXD_TRY(give_layers(t, o, c, err));
     else
         MXD_TRY(mxd_plan_recut(t, c, INFINITY, false, c, &found, err));
-    if (o->pipeline && c->n != o->pipeline)
+    if (o->shape.pipeline && c->n != o->shape.pipeline)
         return mxd_fail(err, MXD_E_INVAL, "the split makes %d stages, %d were asked for", c->n,
-                        o->pipeline);
+                        o->shape.pipeline);
     for (int i = 0; found && i < c->n; i++)
         found = mxd_plan_stage_of(t, &c->group[i], c->at[i], c->at[i + 1], NULL);
-    if (!found && !o->n_split) return mxd_plan_no_fit(t, NULL, err);
+    if (!found && !o->shape.n_split) return mxd_plan_no_fit(t, NULL, err);
     if (!found) return mxd_plan_no_fit(t, c, err);
     mxd_plan_time(t, c);
     return MXD_OK;
@@ -325,8 +327,8 @@ static mxd_rc for_all_streams(mxd_plan_task *t, mxd_plan_cut *c, mxd_plan_cut *r
 static mxd_rc choose(mxd_plan_task *t, const mxd_plan_opts *o, mxd_plan_cut *c, mxd_plan_cut *room,
                      mxd_err *err) {
     int n_must = __builtin_popcountll(mxd_plan_must(t));
-    bool found, by_max = o->objective == MXD_OBJECTIVE_THROUGHPUT;
-    if (o->tensor <= 1 && n_must > t->model->n_layers)
+    bool found, by_max = o->shape.objective == MXD_OBJECTIVE_THROUGHPUT;
+    if (o->shape.tensor <= 1 && n_must > t->model->n_layers)
         return mxd_fail(err, MXD_E_INVAL, "%d nodes must get layers, the model has only %d", n_must,
                         t->model->n_layers);
     MXD_TRY(best_of(t, by_max, c, &found, room, err));
@@ -342,7 +344,7 @@ static mxd_rc choose(mxd_plan_task *t, const mxd_plan_opts *o, mxd_plan_cut *c, 
 static mxd_rc plan_with(mxd_plan_task *t, const mxd_plan_opts *o, mxd_plan_cut *cut, mxd_plan *out,
                         mxd_err *err) {
     MXD_TRY(check_sizes(t, o, err));
-    if (o->n_split > 0 || o->n_tensor_split > 0)
+    if (o->shape.n_split > 0 || o->shape.n_tensor_split > 0)
         MXD_TRY(follow_split(t, o, cut, err));
     else
         MXD_TRY(choose(t, o, cut, cut + 1, err));
@@ -365,8 +367,8 @@ mxd_rc mxd_plan_make(mxd_plan *out, const mxd_model_sizes *model, const mxd_plan
                              .ctx = opts->ctx,
                              .parallel = opts->parallel,
                              .chunk = opts->chunk,
-                             .tensor = opts->tensor,
-                             .pipeline = opts->pipeline};
+                             .tensor = opts->shape.tensor,
+                             .pipeline = opts->shape.pipeline};
         make_task(t, links, n_links, opts);
         rc = plan_with(t, opts, cut, out, err);
     }

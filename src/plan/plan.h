@@ -21,6 +21,7 @@
 #include "base/limits.h"
 #include "hardware/paces.h"
 #include "model/sizes.h"
+#include "plan/shape.h"
 
 typedef struct mxd_plan_node {
     char name[MXD_MAX_NODE_NAME];
@@ -41,19 +42,10 @@ typedef struct mxd_plan_link {
     double latency_us, bandwidth_bytes_per_s;
 } mxd_plan_link;
 
-typedef enum mxd_objective { MXD_OBJECTIVE_LATENCY, MXD_OBJECTIVE_THROUGHPUT } mxd_objective;
-
 typedef struct mxd_plan_opts {
     int ctx, parallel; /* KV is counted for ctx x parallel */
     int chunk;         /* prompt rows of a micro-batch; 0: 256 */
-    mxd_objective objective;
-    int tensor;   /* ranks of every stage; 0: the planner decides; 1: whole layers */
-    int pipeline; /* stages; 0: the planner decides */
-    int n_split;  /* layers per node in node order, when > 0: the user's own split. With groups:
-                   * per stage */
-    int split[MXD_MAX_NODES];
-    int n_tensor_split; /* parts of each layer per node in node order, when > 0; 0 leaves it out */
-    double tensor_split[MXD_MAX_NODES];
+    mxd_shape shape;
     double reserve; /* part of free memory to leave alone; 0: 0.1 */
     /* Pairs whose link is broken: neither neighbours nor ranks of one group, if it can be helped.
      * Only a and b count. */

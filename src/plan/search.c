@@ -184,7 +184,7 @@ static void fill_sets(const table *x) {
     for (int g = 0; g < x->n_groups; g++)
         if (x->group[g].n) begin(x, g, state_of(set_of(x, g), set_of(x, g)));
     for (size_t set = 1; set < all; set++)
-        for (int last = 0; last < x->n_groups; last++) {
+        for (int last = x->n_groups - 1; last >= 0; last--) { /* of equals the first comes first */
             if (!x->group[last].n || (set_of(x, last) & set) != set_of(x, last)) continue;
             size_t state = state_of(set, set_of(x, last));
             for (int g = 0; g < x->n_groups; g++) {
@@ -245,7 +245,7 @@ static mxd_rc best_of_sets(const mxd_plan_task *t, const mxd_plan_group *group, 
     size_t best_set = 0;
     int best_group = -1;
     for (size_t set = 1; set < (size_t)1 << t->n_nodes; set++)
-        for (int g = 0; (set & must) == must && g < x.n_groups; g++) {
+        for (int g = x.n_groups - 1; (set & must) == must && g >= 0; g--) {
             if (!group[g].n || (set_of(&x, g) & set) != set_of(&x, g)) continue;
             double cost = end_cost(&x, state_of(set, set_of(&x, g)));
             if (cost >= best) continue;

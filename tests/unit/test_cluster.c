@@ -721,9 +721,9 @@ static void open_remote(open_cluster *o, int min_nodes, int uses, const char *fo
     c.state_dir = o->state;
     c.min_nodes = min_nodes;
     if (min_nodes == 2) { /* one machine would be faster alone */
-        c.n_split = 2;
-        c.split[0] = 4;
-        c.split[1] = 2;
+        c.shape.n_split = 2;
+        c.shape.split[0] = 4;
+        c.shape.split[1] = 2;
     }
     c.spend_secret = spend;
     c.spend_ctx = o;

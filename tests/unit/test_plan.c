@@ -90,7 +90,7 @@ TEST(plan_leaves_out_what_slows_one_stream) {
     CHECK_EQ(p.n_stages, 1);
     CHECK_EQ(p.stages[0].ranks[0].node, 2);
     CHECK(strstr(p.reasons[1], "small1 is left out: with it one stream would take"));
-    o.objective =
+    o.shape.objective =
         MXD_OBJECTIVE_THROUGHPUT; /* few streams: one node reads its weights once for all */
     o.parallel = 8;
     CHECK_OK(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), &err);
@@ -151,7 +151,7 @@ TEST(plan_unknown_speeds_and_links) {
 TEST(plan_split_of_the_user) {
     mxd_model_sizes m = model_of(10, 1000000);
     mxd_plan_node n[] = {node_of("a", 4, 50), node_of("b", 4, 50), node_of("c", 4, 50)};
-    mxd_plan_opts o = {.ctx = 100, .parallel = 1, .n_split = 3, .split = {7, 0, 3}};
+    mxd_plan_opts o = {.ctx = 100, .parallel = 1, .shape = {.n_split = 3, .split = {7, 0, 3}}};
     mxd_plan p;
     mxd_err err = {0};
     CHECK_OK(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), &err);
@@ -167,11 +167,11 @@ TEST(plan_split_of_the_user) {
                {{-1, 8, 3}, "more than"},
                {{2147483647, 2147483647, 1}, "more than"}};
     for (size_t i = 0; i < MXD_COUNT(bad); i++) {
-        memcpy(o.split, bad[i].split, sizeof bad[i].split);
+        memcpy(o.shape.split, bad[i].split, sizeof bad[i].split);
         CHECK_EQ(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), MXD_E_INVAL);
         if (!strstr(err.msg, bad[i].says)) fail_msg("row %zu: %s", i, err.msg);
     }
-    o.n_split = 4;
+    o.shape.n_split = 4;
     CHECK_EQ(mxd_plan_make(&p, &m, n, 3, NULL, 0, &o, &err), MXD_E_INVAL);
 }
 
@@ -179,7 +179,7 @@ TEST(plan_split_of_the_user) {
 TEST(plan_keeps_layers_together_that_share_keys) {
     mxd_model_sizes m = model_of(10, 1000000);
     mxd_plan_node n[] = {node_of("a", 4, 50), node_of("b", 4, 50)};
-    mxd_plan_opts o = {.ctx = 100, .parallel = 1, .objective = MXD_OBJECTIVE_THROUGHPUT};
+    mxd_plan_opts o = {.ctx = 100, .parallel = 1, .shape = {.objective = MXD_OBJECTIVE_THROUGHPUT}};
     mxd_plan p;
     mxd_err err = {0};
     static const struct { int last_cut, stages, at; } rows[] = {{0, 2, 9}, {3, 2, 3}, {-1, 1, 0}};
@@ -201,14 +201,164 @@ TEST(plan_keeps_layers_together_that_share_keys) {
                   {-1, {0, 10}, MXD_OK},
                   {0, {9, 1}, MXD_OK}};
     n[0].must = n[1].must = false;
-    o.n_split = 2;
+    o.shape.n_split = 2;
     for (size_t i = 0; i < MXD_COUNT(splits); i++) {
         m.last_cut = splits[i].last_cut;
-        memcpy(o.split, splits[i].split, sizeof splits[i].split);
+        memcpy(o.shape.split, splits[i].split, sizeof splits[i].split);
         mxd_rc rc = mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err);
         if (rc != splits[i].rc) fail_msg("split %zu: %s", i, err.msg);
         if (rc) CHECK(strstr(err.msg, "stay together"));
     }
+}
+
+/* ------------------------------------------------------------------------------------- groups */
+
+/* 16 equal layers of about 100 MB, 8 KV heads, 64 steps of inner values. */
+static mxd_model_sizes sharable(void) {
+    mxd_model_sizes m = model_of(16, 0);
+    m.embed_bytes = m.head_bytes = 32000 * 2000;
+    m.head_ops = 32000 * 2000;
+    m.cuts = (mxd_model_cuts){.possible = true,
+                              .n_kv = 8,
+                              .kv_step = 1,
+                              .inner = 4096,
+                              .inner_step = 64,
+                              .n_vocab = 32000,
+                              .embed_per_id = 2000,
+                              .norm_bytes = 4096,
+                              .kv_in = 2048,
+                              .kv_block = 256,
+                              .inner_block = 64};
+    for (int l = 0; l < 16; l++) {
+        m.cuts.whole[l] = 20000;
+        m.cuts.per_kv[l] = 4000000;
+        m.cuts.per_inner[l] = 16000;
+        m.cuts.sum_kv[l] = m.cuts.sum_inner[l] = true;
+        m.layer_bytes[l] = 20000 + 8 * 4000000 + 4096 * 16000;
+    }
+    m.layer_ops = (double)m.layer_bytes[0];
+    return m;
+}
+
+static mxd_rc plan_over(mxd_plan *p, const mxd_plan_node *n, int n_nodes, double latency_us,
+                        const mxd_plan_opts *o, mxd_err *err) {
+    static mxd_model_sizes m;
+    mxd_plan_link links[28];
+    int k = 0;
+    m = sharable();
+    for (int a = 0; a < n_nodes; a++)
+        for (int b = a + 1; b < n_nodes; b++) links[k++] = (mxd_plan_link){a, b, latency_us, 2e9};
+    return mxd_plan_make(p, &m, n, n_nodes, links, k, o, err);
+}
+
+TEST(plan_groups_where_links_are_fast) {
+    mxd_plan_node n[] = {node_of("a", 16, 50), node_of("b", 16, 50)};
+    mxd_plan_opts o = {.ctx = 1000, .parallel = 1};
+    mxd_plan p;
+    mxd_err err = {0};
+    CHECK_OK(plan_over(&p, n, 2, 20, &o, &err), &err);
+    CHECK_EQ(p.n_stages, 1);
+    CHECK_EQ(p.stages[0].n_ranks, 2);
+    CHECK(p.stages[0].ranks[0].share > 0.49 && p.stages[0].ranks[0].share < 0.51);
+    double fast = p.decode_tokens_per_s;
+    CHECK_OK(plan_over(&p, n, 2, 2000, &o, &err), &err); /* 34 exchanges of 2 ms: not worth it */
+    CHECK_EQ(p.n_stages, 1);
+    CHECK_EQ(p.stages[0].n_ranks, 1);
+    CHECK(fast > 1.6 * p.decode_tokens_per_s);
+    o.shape.tensor = 2; /* but if it must be */
+    CHECK_OK(plan_over(&p, n, 2, 2000, &o, &err), &err);
+    CHECK_EQ(p.stages[0].n_ranks, 2);
+    CHECK_EQ(p.limit, MXD_LIMIT_LINK);
+    /* Ranks of one machine share what it has: no gain, so none are made unasked. */
+    for (int i = 0; i < 2; i++) {
+        snprintf(n[i].host, sizeof n[i].host, "one");
+        n[i].must = true;
+    }
+    o.shape.tensor = 0;
+    CHECK_OK(plan_over(&p, n, 2, 20, &o, &err), &err);
+    CHECK_EQ(p.n_stages, 2);
+}
+
+TEST(plan_shares_follow_speed_and_memory) {
+    mxd_plan_node n[] = {node_of("slow", 16, 30), node_of("fast", 16, 50)};
+    mxd_plan_opts o = {.ctx = 1000, .parallel = 1, .shape = {.tensor = 2}};
+    mxd_plan p;
+    mxd_err err = {0};
+    CHECK_OK(plan_over(&p, n, 2, 20, &o, &err), &err);
+    CHECK(p.stages[0].ranks[0].share >= 0.374 && p.stages[0].ranks[0].share <= 0.376);
+    uint64_t sum = 0;
+    for (int r = 0; r < 2; r++) sum += p.stages[0].ranks[r].weight_bytes;
+    mxd_model_sizes m = sharable();
+    CHECK_EQ(sum, 16 * (m.layer_bytes[0] + 20000) + 64000000 + 2 * 4096);
+    n[1].free_bytes = 700000000; /* the fast one is small: it gets what fits, not more */
+    CHECK_OK(plan_over(&p, n, 2, 20, &o, &err), &err);
+    const mxd_plan_rank *k = &p.stages[0].ranks[1];
+    CHECK(k->share < 0.34 && k->share > 0.28);
+    CHECK(k->weight_bytes + k->kv_bytes + k->scratch_bytes <= 630000000);
+    n[0].free_bytes = 700000000;
+    CHECK_EQ(plan_over(&p, n, 2, 20, &o, &err), MXD_E_NOFIT);
+}
+
+TEST(plan_of_sizes_and_splits) {
+    mxd_plan_node n[] = {node_of("a", 16, 50), node_of("b", 16, 50), node_of("c", 16, 50),
+                         node_of("d", 16, 25)};
+    mxd_plan p;
+    mxd_err err = {0};
+    mxd_plan_opts o = {.ctx = 1000, .parallel = 1, .shape = {.tensor = 2, .pipeline = 2}};
+    for (int i = 0; i < 4; i++) n[i].must = true;
+    CHECK_OK(plan_over(&p, n, 4, 20, &o, &err), &err);
+    CHECK_EQ(p.n_stages, 2);
+    CHECK(p.stages[0].n_ranks == 2 && p.stages[1].n_ranks == 2);
+    o.shape = (mxd_shape){.n_tensor_split = 4, .tensor_split = {3, 5, 0, 0}};
+    CHECK_OK(plan_over(&p, n, 4, 20, &o, &err), &err);
+    CHECK_EQ(p.n_stages, 1);
+    CHECK(p.stages[0].n_ranks == 2 && p.stages[0].ranks[1].share == 5.0 / 8);
+    o.shape = (mxd_shape){.tensor = 2,
+                          .n_split = 2,
+                          .split = {10, 6},
+                          .n_tensor_split = 4,
+                          .tensor_split = {1, 1, 1, 3}};
+    CHECK_OK(plan_over(&p, n, 4, 20, &o, &err), &err);
+    CHECK(p.stages[0].layer1 == 10 && p.stages[1].ranks[1].share == 0.75);
+    static const struct {
+        mxd_shape shape;
+        const char *says;
+    } bad[] = {
+        {{.tensor = 3}, "4 workers must get layers"},
+        {{.tensor = 2, .pipeline = 3}, "need 6 nodes, there are 4"},
+        {{.tensor = 2, .pipeline = 1}, "4 workers must get layers"},
+        {{.n_tensor_split = 3, .tensor_split = {1, 1, 1}}, "for 3 nodes, there are 4"},
+        {{.n_split = 3, .split = {4, 4, 8}}, "for 3 nodes, there are 4"},
+        {{.tensor = 2, .n_split = 4, .split = {4, 4, 4, 4}}, "for 4 stages, there are 2"},
+        {{.pipeline = 2, .n_split = 4, .split = {4, 4, 4, 4}}, "makes 4 stages, 2 were asked"},
+        {{.n_tensor_split = 4, .tensor_split = {1, -1, 1, 1}}, "parts of 0 or more"},
+    };
+    for (size_t i = 0; i < MXD_COUNT(bad); i++) {
+        o.shape = bad[i].shape;
+        mxd_rc rc = plan_over(&p, n, 4, 20, &o, &err);
+        if (rc != MXD_E_INVAL || !strstr(err.msg, bad[i].says)) fail_msg("row %zu: %s", i, err.msg);
+    }
+}
+
+TEST(plan_keeps_broken_links_apart) {
+    mxd_plan_node n[] = {node_of("a", 16, 50), node_of("b", 16, 50), node_of("c", 16, 50)};
+    static const mxd_plan_link broken[] = {{.a = 0, .b = 1}, {.a = 0, .b = 2}, {.a = 1, .b = 2}};
+    mxd_plan_opts o = {.ctx = 1000, .parallel = 1, .avoid = broken, .n_avoid = 1};
+    mxd_plan p;
+    mxd_err err = {0};
+    for (int i = 0; i < 3; i++) n[i].must = true;
+    CHECK_OK(plan_over(&p, n, 3, 5000, &o, &err), &err);
+    CHECK_EQ(p.n_stages, 3);
+    CHECK_EQ(p.stages[1].ranks[0].node, 2);
+    CHECK_OK(plan_over(&p, n, 3, 10, &o, &err), &err);
+    for (int i = 0; i < p.n_stages; i++) /* nor in one group */
+        for (int r = 0; r < p.stages[i].n_ranks; r++)
+            for (int k = 0; k < p.stages[i].n_ranks; k++)
+                CHECK(p.stages[i].ranks[r].node + p.stages[i].ranks[k].node != 1 ||
+                      p.stages[i].ranks[r].node == p.stages[i].ranks[k].node);
+    o.n_avoid = 3; /* better than none */
+    CHECK_OK(plan_over(&p, n, 3, 5000, &o, &err), &err);
+    CHECK_EQ(p.n_stages, 3);
 }
 
 TEST(plan_that_does_not_fit_names_bytes_and_context) {
