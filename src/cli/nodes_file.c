@@ -36,14 +36,15 @@ static mxd_rc known_keys(const json_t *o, const char *what, const char *const *k
 /* As `mlx-dist-detect --json` prints them. */
 static mxd_rc read_paces(mxd_plan_node *n, const json_t *v, const char *what, mxd_err *err) {
     static const char *const keys[] = {
-        "near_bytes_per_s", "tile_ns", "float_ops_per_s", "values_per_s", "region_us",
-        "handoff_us",       NULL};
+        "near_bytes_per_s", "tile_ns",   "float_ops_per_s", "row_ops_per_s",
+        "values_per_s",     "region_us", "handoff_us",      NULL};
     mxd_paces *p = &n->paces;
     double tile_ns = 0, region_us = 0, handoff_us = 0;
     if (!v || json_is_null(v)) return MXD_OK;
     MXD_TRY(known_keys(v, what, keys, err));
     MXD_TRY(number(v, what, "near_bytes_per_s", 1e18, &p->near_bytes_per_s, err));
     MXD_TRY(number(v, what, "float_ops_per_s", 1e21, &p->float_ops_per_s, err));
+    MXD_TRY(number(v, what, "row_ops_per_s", 1e21, &p->row_ops_per_s, err));
     MXD_TRY(number(v, what, "values_per_s", 1e21, &p->values_per_s, err));
     MXD_TRY(number(v, what, "tile_ns", 1e9, &tile_ns, err));
     MXD_TRY(number(v, what, "region_us", 1e9, &region_us, err));

@@ -82,6 +82,7 @@ void mxd_wire_put_hello(mxd_buf *out, const mxd_node_info *m) {
     paces.near_bytes_per_s = m->paces.near_bytes_per_s;
     paces.tile_s = m->paces.tile_s;
     paces.float_ops_per_s = m->paces.float_ops_per_s;
+    paces.row_ops_per_s = m->paces.row_ops_per_s;
     paces.values_per_s = m->paces.values_per_s;
     paces.region_s = m->paces.region_s;
     paces.handoff_s = m->paces.handoff_s;
@@ -102,6 +103,7 @@ static mxd_paces get_paces(const PB(Paces) * p) {
     return (mxd_paces){.near_bytes_per_s = rate(p->near_bytes_per_s),
                        .tile_s = span(p->tile_s),
                        .float_ops_per_s = rate(p->float_ops_per_s),
+                       .row_ops_per_s = rate(p->row_ops_per_s),
                        .values_per_s = rate(p->values_per_s),
                        .region_s = span(p->region_s),
                        .handoff_s = span(p->handoff_s)};

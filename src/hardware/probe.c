@@ -24,14 +24,14 @@ enum {
     NEAR_MS = 20,
     DOT_MS = 60,
     TILE_MS = 15,
-    FLOAT_MS = 20,
+    FLOAT_MS = 15,
     VALUES_MS = 15,
     COLUMNS = 2048, /* of a layer, more or less */
     TILES = 64,     /* of 16 rows: 2 MB of weights */
     TASK_TILES = 4,
     PANELS = 8,
-    FEW = 256,  /* columns of a small model's */
-    HEAD = 128, /* columns of an attention head */
+    FEW = 256, /* columns of a small model's */
+    HEAD = 64, /* columns of an attention head */
     SPIN_US = 50,
     REGIONS = 100,
     HANDOFFS = 60
@@ -159,19 +159,27 @@ static void multiply_row(void *ctx, int task, int thread) {
                             &q);
 }
 
-/* Queries of one head against one block of keys and values. */
-static void attend(void *ctx, int task, int thread) {
-    probe *p = ctx;
-    (void)thread, (void)task;
+/* n queries of one head against one block of keys and values. */
+static void attend_n(probe *p, int n) {
     float scores[MXD_PANEL][MXD_ATTN_BLOCK], acc[MXD_PANEL][HEAD] = {{0}};
     const unsigned char *kv = p->memory;
     for (int i = 0; i < MXD_ATTN_BLOCK; i += MXD_TILE_ROWS)
         p->kernels->plain_mul(&scores[0][i], MXD_ATTN_BLOCK, kv + i * HEAD * 2, MXD_F16, HEAD, HEAD,
-                              p->x, COLUMNS, MXD_PANEL);
-    for (int t = 0; t < MXD_PANEL; t++) p->kernels->softmax(scores[t], MXD_ATTN_BLOCK, 1e-6F, 0);
+                              p->x, COLUMNS, n);
+    for (int t = 0; t < n; t++) p->kernels->softmax(scores[t], MXD_ATTN_BLOCK, 1e-6F, 0);
     for (int i = 0; i < MXD_ATTN_BLOCK; i += MXD_TILE_ROWS)
         p->kernels->attn_mix(acc[0], HEAD, &scores[0][i], MXD_ATTN_BLOCK, kv + i * HEAD * 2,
-                             MXD_F16, MXD_TILE_ROWS, HEAD, MXD_PANEL);
+                             MXD_F16, MXD_TILE_ROWS, HEAD, n);
+}
+
+static void attend(void *ctx, int task, int thread) {
+    (void)thread, (void)task;
+    attend_n(ctx, MXD_PANEL);
+}
+
+static void attend_row(void *ctx, int task, int thread) {
+    (void)thread, (void)task;
+    for (int i = 0; i < MXD_PANEL / 2; i++) attend_n(ctx, 2);
 }
 
 static void small_things(void *ctx, int panel, int thread) {
@@ -290,6 +298,8 @@ static void measure(probe *p, mxd_hardware *h) {
         rate_of(p, multiply_row, n_tasks, (double)TILES * (double)p->tile_bytes, NEAR_MS);
     h->paces.float_ops_per_s =
         rate_of(p, attend, n, 4.0 * n * MXD_PANEL * MXD_ATTN_BLOCK * HEAD, FLOAT_MS);
+    h->paces.row_ops_per_s =
+        rate_of(p, attend_row, n, 4.0 * n * MXD_PANEL * MXD_ATTN_BLOCK * HEAD, FLOAT_MS);
     h->paces.values_per_s = rate_of(p, small_things, PANELS, 3.0 * panel * PANELS, VALUES_MS);
     h->paces.region_s = region_of(p);
 }
@@ -319,7 +329,9 @@ mxd_rc mxd_hw_probe(mxd_hardware *h, const mxd_alloc *al, int n_threads, mxd_err
         want_large_pages(p.memory, p.n_bytes);
         measure(&p, h);
         mxd_pool_close(p.pool);
-        h->paces.handoff_s = handoff_of(al);
+        /* a thread that must wait for its quota wakes later by as much as it computes slower */
+        h->paces.region_s *= n_threads / p.cpus;
+        h->paces.handoff_s = handoff_of(al) * n_threads / p.cpus;
     }
     mxd_free(al, p.scales);
     mxd_free(al, p.codes);

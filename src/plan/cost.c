@@ -357,12 +357,14 @@ typedef struct rank_time {
     double reading, computing, all;
 } rank_time;
 
-static rank_time time_of(const mxd_plan_task *t, int node, int crowd, const work *w) {
+static rank_time time_of(const mxd_plan_task *t, int node, int crowd, const work *w, double rows) {
     const mxd_paces *p = &t->paces[node];
     double read = w->read / pace_of(t, node, w->held);
     double ops = 2 * w->ops / t->ops[node] + w->tiles * p->tile_s;
-    double kv = w->kv / t->bandwidth[node], attend = 2 * w->attend / p->float_ops_per_s;
+    double kv = w->kv / t->bandwidth[node], attend;
     double values = w->values / p->values_per_s;
+    /* rows of a batch are of many sequences, each with keys of its own */
+    attend = 2 * w->attend / (rows >= 4 * PANEL ? p->float_ops_per_s : p->row_ops_per_s);
     rank_time x = {.reading = (read + kv) * crowd, .computing = (ops + attend + values) * crowd};
     x.all = crowd * (fmax(read, ops) + fmax(kv, attend) + values) +
             p->region_s * REGIONS * w->layers + p->handoff_s * HANDOFFS;
@@ -433,7 +435,7 @@ static rank_time slowest_rank(const mxd_plan_task *t, const mxd_plan_group *g, i
     rank_time most = {0};
     for (int r = 0; r < g->n; r++) {
         work w = g->n > 1 ? rank_work(t, &g->shares, r, a, b, rows) : whole_work(t, a, b, rows);
-        rank_time x = time_of(t, g->node[r], g->crowd[r], &w);
+        rank_time x = time_of(t, g->node[r], g->crowd[r], &w, rows->rows);
         if (x.all > most.all) most = x;
     }
     return most;

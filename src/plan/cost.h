@@ -38,6 +38,7 @@ typedef struct mxd_plan_task {
     double usable[MXD_MAX_NODES];                        /* bytes, reserve taken off */
     double latency_s[MXD_MAX_NODES][MXD_MAX_NODES];      /* of a link */
     double byte_s[MXD_MAX_NODES][MXD_MAX_NODES];         /* seconds per byte of it */
+    double serve_s;                                      /* of the coordinator, for every token */
     double enter_s[MXD_MAX_NODES];                       /* between the coordinator and a node */
     bool broken[MXD_MAX_NODES][MXD_MAX_NODES];
     bool same_host[MXD_MAX_NODES][MXD_MAX_NODES];

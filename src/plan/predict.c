@@ -43,8 +43,9 @@ static trip times(const mxd_plan_task *t, const mxd_plan_cut *c, const mxd_plan_
 static double ends(const mxd_plan_task *t, const mxd_plan_cut *c) {
     const mxd_plan_group *first = &c->group[0], *last = &c->group[c->n - 1];
     double known = t->enter_s[first->node[0]] + t->enter_s[last->node[0]];
-    if (known > 0 || c->n == 1) return known;
-    return mxd_plan_hop_s(t, last, first, 1); /* the coordinator is somewhere among them */
+    if (known > 0 || c->n == 1) return known + t->serve_s;
+    return t->serve_s +
+           mxd_plan_hop_s(t, last, first, 1); /* the coordinator is somewhere among them */
 }
 
 double mxd_plan_all_streams(mxd_plan_task *t, const mxd_plan_cut *c) {

@@ -55,7 +55,7 @@ TEST(plan_one_node) {
     CHECK_EQ(p.stages[0].ranks[0].weight_bytes, 28ull * 50000000 + 500000000); /* tied: held once */
     CHECK_EQ(p.stages[0].ranks[0].kv_bytes, 28ull * 4096 * 4096 * 4);
     /* 1.9 GB of weights and 512 positions of KV at 100 GB/s, and what nobody measured */
-    double want = 1 / ((1.9e9 + 28 * 4096 * 512.0) / 100e9 + 28 * 8 * 4e-7 + 2 * 5e-6);
+    double want = 1 / ((1.9e9 + 28 * 4096 * 512.0) / 100e9 + 28 * 8 * 4e-7 + (2 + 10) * 5e-6);
     CHECK(fabs(p.decode_tokens_per_s / want - 1) < 1e-6);
 }
 
@@ -490,7 +490,7 @@ static void draw_task(mxd_plan_task *t, uint64_t round, uint64_t *draw) {
         t->usable[i] = (double)(mxd_rand_u64(7, round, (*draw)++) % 1500000000);
         t->bandwidth[i] = 1e10 * (1 + mxd_rand_unit(7, round, (*draw)++) * 9);
         t->ops[i] = 1e12;
-        t->paces[i] = (mxd_paces){t->bandwidth[i], 1e11, 1e9, 1e-6, 5e-6};
+        t->paces[i] = (mxd_paces){t->bandwidth[i], 1e-8, 1e11, 5e10, 1e9, 1e-6, 5e-6};
         t->enter_s[i] = link * mxd_rand_unit(7, round, (*draw)++);
         for (int j = 0; j < i; j++) {
             t->latency_s[i][j] = t->latency_s[j][i] = link * mxd_rand_unit(7, round, (*draw)++);
