@@ -46,7 +46,7 @@ bool mxd_worker_echo_late(const mxd_worker_echo *e) {
     return e->running && ms > (e->n ? ALL_MS : FIRST_MS);
 }
 
-/* The lower quartile: others disturb, nobody helps. */
+/* The lower sixth: others disturb, nobody helps. */
 static double round_trip_ns(const mxd_worker_echo *e) {
     int n = e->n < MXD_ECHO_SMALL ? e->n : MXD_ECHO_SMALL;
     int64_t ns[MXD_ECHO_SMALL];
@@ -55,7 +55,7 @@ static double round_trip_ns(const mxd_worker_echo *e) {
         for (; k > 0 && ns[k - 1] > e->small_ns[i]; k--) ns[k] = ns[k - 1];
         ns[k] = e->small_ns[i];
     }
-    return n ? (double)ns[n / 4] : 0;
+    return n ? (double)ns[n / 6] : 0;
 }
 
 double mxd_worker_echo_us(const mxd_worker_echo *e) { return round_trip_ns(e) / 2e3; }

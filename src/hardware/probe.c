@@ -256,7 +256,7 @@ static double handoff_of(const mxd_alloc *al) {
             mxd_queue_close(e.there);
             pthread_join(other, NULL);
             qsort(ns, HANDOFFS, sizeof *ns, by_time);
-            s = (double)ns[HANDOFFS / 2] * 0.5e-9;
+            s = (double)ns[HANDOFFS / 8] * 0.5e-9; /* others disturb, nobody helps */
         }
         mxd_queue_free(e.back);
     }
@@ -331,7 +331,8 @@ mxd_rc mxd_hw_probe(mxd_hardware *h, const mxd_alloc *al, int n_threads, mxd_err
         mxd_pool_close(p.pool);
         /* a thread that must wait for its quota wakes later by as much as it computes slower */
         h->paces.region_s *= n_threads / p.cpus;
-        h->paces.handoff_s = handoff_of(al) * n_threads / p.cpus;
+        /* and of one processor both have to share */
+        h->paces.handoff_s = handoff_of(al) * n_threads / p.cpus * (p.cpus <= 1 ? 2 : 1);
     }
     mxd_free(al, p.scales);
     mxd_free(al, p.codes);

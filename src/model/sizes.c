@@ -118,8 +118,7 @@ static uint64_t scratch_bytes(const mxd_model *m, int max_rows, bool head) {
 /* ---------------------------------------------------------------------------------------- sizes */
 
 /* Numbers that go through norms, activations, rotation and quantising: about six times the hidden
- * state, twice the queries, three times the inner values; each of them four times, because what is
- * between two operations lies in the far caches (the probe's numbers stay near). */
+ * state, twice the queries, three times the inner values. */
 static void add_values(const mxd_model *m, int layer, mxd_model_sizes *out) {
     const mxd_hparams *hp = &m->hp;
     bool sparse = hp->moe.n_experts && hp->moe.sparse[layer];
@@ -127,8 +126,8 @@ static void add_values(const mxd_model *m, int layer, mxd_model_sizes *out) {
     double inner = sparse ? (double)hp->moe.top_k * (3.0 * hp->moe.inner + 2.0 * hp->hidden)
                           : 3.0 * hp->intermediate;
     double queries = state.channels ? 3.0 * state.channels : 2.0 * hp->n_heads * hp->head_dim;
-    out->layer_values += 4 * 6.0 * hp->hidden / hp->n_layers;
-    out->layer_values_cut += 4 * (queries + inner) / hp->n_layers;
+    out->layer_values += 6.0 * hp->hidden / hp->n_layers;
+    out->layer_values_cut += (queries + inner) / hp->n_layers;
 }
 
 static void add_layer(const mxd_model *m, int l, mxd_kv_type kv, mxd_model_sizes *out) {
