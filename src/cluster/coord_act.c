@@ -86,76 +86,58 @@ static void drop(mxd_cluster *c, const mxd_coord_action *a) {
 /* --------------------------------------------------------------------------- plans and their data
  */
 
-static void forget_data(mxd_cluster *c) {
-    if (c->data) c->net->ops->hangup(c->net, c->data);
-    c->data = 0;
-    c->data_up = false;
-    c->n_held = 0;
-}
-
-static void dial_first_stage(mxd_cluster *c, const mxd_coord_action *a) {
-    const mxd_node_view *v = mxd_coord_node(c->core, a->node);
-    mxd_err err = {0};
-    forget_data(c);
-    c->data_epoch = a->epoch;
-    c->data_control = a->link;
-    const char *peer = c->hub ? NULL : v->info.id;
-    if (c->net->ops->dial(c->net, v->info.address, peer, MXD_LANE_DATA, MXD_COORD_DIAL_MS, &c->data,
-                          &err) == MXD_OK)
-        return;
-    mxd_log(MXD_LOG_WARN, "dial_failed", "node=%s error=\"%s\"", v->info.id, err.msg);
-    c->data = 0;
-}
-
-static void install(mxd_cluster *c, const mxd_coord_action *a) {
-    mxd_wire_put_install(fresh(c), a->stage);
-    tell(c, a->link, MXD_WIRE_INSTALL);
-    if (a->stage->index == 0) dial_first_stage(c, a);
-    mxd_log(MXD_LOG_DEBUG, "install", "epoch=%llu node=%d layers=%d-%d",
-            (unsigned long long)a->epoch, a->node, a->stage->layer0, a->stage->layer1);
-}
-
-static void report_data_down(mxd_cluster *c) {
-    mxd_coord_event e = {.kind = MXD_COORD_NEIGHBOUR_DOWN, .link = c->data_control};
+static void report_data_down(mxd_cluster *c, int node) {
+    mxd_coord_event e = {.kind = MXD_COORD_NEIGHBOUR_DOWN,
+                         .link = mxd_coord_node(c->core, node)->link};
     e.neighbour = (mxd_core_neighbour){c->data_epoch, MXD_CORE_COORDINATOR};
     mxd_coord_give(c, &e);
 }
 
+static void dial_first_stage(mxd_cluster *c, const mxd_coord_action *a) {
+    c->n_held = 0;
+    c->data_epoch = a->epoch;
+    mxd_fan_dial(&c->data, c->net, a->stage->ranks, a->stage->n_ranks, !c->hub, MXD_COORD_DIAL_MS);
+}
+
+static void install(mxd_cluster *c, const mxd_coord_action *a) {
+    const mxd_stage *s = a->stage;
+    mxd_wire_put_install(fresh(c), s);
+    tell(c, a->link, MXD_WIRE_INSTALL);
+    if (s->index == 0 && s->rank == 0) dial_first_stage(c, a);
+    mxd_log(MXD_LOG_DEBUG, "install", "epoch=%llu node=%d layers=%d-%d rank=%d/%d",
+            (unsigned long long)a->epoch, a->node, s->layer0, s->layer1, s->rank, s->n_ranks);
+}
+
 static bool send_step(mxd_cluster *c, const mxd_buf *head) {
-    mxd_err err = {0};
-    mxd_rc rc =
-        c->net->ops->send(c->net, c->data, MXD_WIRE_STEP, mxd_buf_str(head), head->len, NULL, &err);
-    if (rc) mxd_log(MXD_LOG_WARN, "step_not_sent", "error=\"%s\"", err.msg);
-    return rc == MXD_OK;
+    int missed = mxd_fan_send(&c->data, MXD_WIRE_STEP, mxd_buf_str(head), head->len, NULL);
+    if (missed >= 0) report_data_down(c, missed);
+    return missed < 0;
 }
 
 static void step(mxd_cluster *c, const mxd_coord_action *a) {
-    bool now = c->data && c->data_up, later = c->data && !now && c->n_held < MXD_COORD_HELD_STEPS;
+    bool now = mxd_fan_is_up(&c->data);
+    bool later = c->data.n && !now && c->n_held < MXD_COORD_HELD_STEPS;
     mxd_buf *head = later ? &c->held[c->n_held] : &c->head;
     mxd_buf_clear(head);
     mxd_wire_put_step(head, a->epoch, a->step, a->runs, a->n_runs);
     if (later && !head->rc)
         c->n_held++;
-    else if (!now || head->rc || !send_step(c, head))
-        report_data_down(c);
+    else if (!now || head->rc)
+        report_data_down(c, a->node);
+    else
+        send_step(c, head);
 }
 
 void mxd_coord_data_up(mxd_cluster *c) {
-    c->data_up = true;
     int n = c->n_held;
     c->n_held = 0;
     for (int i = 0; i < n; i++)
-        if (!send_step(c, &c->held[i])) {
-            report_data_down(c);
-            return;
-        }
+        if (!send_step(c, &c->held[i])) return;
 }
 
-void mxd_coord_data_down(mxd_cluster *c) {
-    c->data = 0;
-    c->data_up = false;
+void mxd_coord_data_down(mxd_cluster *c, int node) {
     c->n_held = 0;
-    report_data_down(c);
+    report_data_down(c, node);
 }
 
 /* --------------------------------------------------------------------------------------- requests

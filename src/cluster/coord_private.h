@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include "cluster/coordinator.h"
 #include "cluster/core.h"
+#include "cluster/fan.h"
 #include "cluster/inbox.h"
 #include "cluster/spawn.h"
 #include "cluster/wire.h"
@@ -105,10 +106,8 @@ struct mxd_cluster {
     } spawned[MXD_MAX_NODES]; /* by child */
     int n_failed_starts;      /* of local workers, since the last one that joined */
     char start_problem[MXD_CORE_TEXT];
-    mxd_link data; /* to the first stage */
-    bool data_up;
-    uint64_t data_epoch;
-    uint64_t data_control; /* control link of the node that data leads to */
+    mxd_fan data;        /* to the ranks of the first stage */
+    uint64_t data_epoch; /* of the plan that they are in */
     mxd_buf held[MXD_COORD_HELD_STEPS];
     int n_held;
     struct {
@@ -130,9 +129,9 @@ void mxd_coord_act(mxd_cluster *c, const mxd_coord_action *a);
 /* Carries out fn on the control thread and waits. False: the cluster is closing. */
 bool mxd_coord_sync(mxd_cluster *c, void (*fn)(mxd_cluster *c, void *arg), void *arg);
 
-/* The first stage's data link went down, or came up. */
+/* The links to the first stage are up; the one to `node` went down. */
 void mxd_coord_data_up(mxd_cluster *c);
-void mxd_coord_data_down(mxd_cluster *c);
+void mxd_coord_data_down(mxd_cluster *c, int node);
 
 mxd_live_request *mxd_coord_request(mxd_cluster *c, uint64_t id);
 void mxd_coord_request_free(mxd_cluster *c, mxd_live_request *r); /* unlinks it too */

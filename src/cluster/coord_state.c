@@ -92,38 +92,34 @@ const char *mxd_cluster_determinism(mxd_cluster *c) {
 
 static json_t *node_json(const mxd_node_view *v, const mxd_plan *plan) {
     json_t *layers = json_null();
-    uint64_t planned = v->planned;
+    double share = 0;
     if (v->stage >= 0 && plan && v->stage < plan->n_stages) {
         const mxd_plan_stage *s = &plan->stages[v->stage];
         layers = json_pack("[i, i]", s->layer0, s->layer1);
+        share = s->ranks[v->rank].share;
     }
     return json_pack(
-        "{s:s, s:s, s:s, s:I, s:s, s:s, s:b, s:I, s:I, s:I, s:o, s:f, s:i, s:{s:I, s:I}}", "id",
-        v->info.id, "name", v->info.name[0] ? v->info.name : v->info.id, "host", v->info.host,
+        "{s:s, s:s, s:s, s:I, s:s, s:s, s:b, s:I, s:I, s:I, s:o, s:f, s:f, s:i, s:{s:I, s:I}}",
+        "id", v->info.id, "name", v->info.name[0] ? v->info.name : v->info.id, "host", v->info.host,
         "pid", (json_int_t)v->info.pid, "state", mxd_node_state_name(v->state), "backend",
         v->info.backend, "local", v->info.local, "memory_total", (json_int_t)v->info.memory_total,
-        "memory_planned", (json_int_t)planned, "memory_used", (json_int_t)v->beat.rss, "layers",
-        layers, "step_ms", (double)v->beat.step_ms, "failures", v->n_failures, "load", "done",
-        (json_int_t)v->beat.load_done, "total", (json_int_t)v->beat.load_total);
+        "memory_planned", (json_int_t)v->planned, "memory_used", (json_int_t)v->beat.rss, "layers",
+        layers, "share", share, "step_ms", (double)v->beat.step_ms, "failures", v->n_failures,
+        "load", "done", (json_int_t)v->beat.load_done, "total", (json_int_t)v->beat.load_total);
 }
 
-static json_t *ranks_json(mxd_cluster *c, const mxd_plan_stage *s) {
-    json_t *list = json_array();
-    for (int r = 0; r < s->n_ranks; r++) {
-        const mxd_plan_rank *k = &s->ranks[r];
-        json_array_append_new(list, json_pack("{s:s, s:f, s:I, s:I, s:I}", "node",
-                                              mxd_coord_node(c->core, k->node)->info.id, "share",
-                                              k->share, "weight_bytes", (json_int_t)k->weight_bytes,
-                                              "kv_bytes", (json_int_t)k->kv_bytes, "scratch_bytes",
-                                              (json_int_t)k->scratch_bytes));
-    }
-    return list;
+static json_t *rank_json(mxd_cluster *c, const mxd_plan_rank *r) {
+    return json_pack("{s:s, s:f, s:I, s:I, s:I}", "node", mxd_coord_node(c->core, r->node)->info.id,
+                     "share", r->share, "weight_bytes", (json_int_t)r->weight_bytes, "kv_bytes",
+                     (json_int_t)r->kv_bytes, "scratch_bytes", (json_int_t)r->scratch_bytes);
 }
 
 static json_t *stage_json(mxd_cluster *c, const mxd_plan_stage *s) {
+    json_t *ranks = json_array();
+    for (int r = 0; r < s->n_ranks; r++) json_array_append_new(ranks, rank_json(c, &s->ranks[r]));
     return json_pack("{s:[i, i], s:b, s:b, s:f, s:f, s:o}", "layers", s->layer0, s->layer1, "embed",
                      s->embed, "head", s->head, "decode_ms", s->decode_ms, "exchange_ms",
-                     s->exchange_ms, "ranks", ranks_json(c, s));
+                     s->exchange_ms, "ranks", ranks);
 }
 
 static json_t *plan_json(mxd_cluster *c, const mxd_plan *p) {

@@ -151,9 +151,10 @@ static mxd_rc on_message(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) 
 }
 
 static void on_net(mxd_cluster *c, const mxd_net_event *ev) {
-    if (ev->link == c->data && c->data) {
-        if (ev->kind == MXD_NET_UP) mxd_coord_data_up(c);
-        if (ev->kind == MXD_NET_DOWN) mxd_coord_data_down(c);
+    int lost;
+    if (mxd_fan_event(&c->data, ev, &lost)) {
+        if (lost >= 0) mxd_coord_data_down(c, lost);
+        if (ev->kind == MXD_NET_UP && mxd_fan_is_up(&c->data)) mxd_coord_data_up(c);
         return;
     }
     if (ev->lane != MXD_LANE_CONTROL || !ev->accepted) return;
@@ -459,9 +460,6 @@ static void shrink(mxd_shape *s, int n) {
     if (s->pipeline > n) s->pipeline = n;
 }
 
-/* Whether workers carry out stages of several ranks. */
-static const bool groups_run = false;
-
 static mxd_rc plan_call(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_link *avoid,
                         int n_avoid, mxd_plan *out, mxd_err *err) {
     const mxd_cluster *c = ctx;
@@ -472,11 +470,6 @@ static mxd_rc plan_call(void *ctx, const mxd_plan_node *nodes, int n, const mxd_
                        .avoid = avoid,
                        .n_avoid = n_avoid};
     if (nodes_are_short(&o.shape, n) && c->served) shrink(&o.shape, n);
-    if (!groups_run && (o.shape.tensor > 1 || o.shape.n_tensor_split))
-        return mxd_fail(err, MXD_E_UNSUPPORTED,
-                        "tensor parallelism is not in this version: layers are cut between nodes "
-                        "instead; leave out --tensor-parallel-size and --tensor-split");
-    if (!groups_run) o.shape.tensor = 1;
     return mxd_plan_make(out, c->sizes, nodes, n, NULL, 0, &o, err);
 }
 

@@ -12,6 +12,9 @@
  *     installed one is refused. Installing a plan empties the KV;
  *   - a worker computes a run only where its KV ends, or behind positions that it holds for a list
  *     that begins alike; the coordinator appends a token only where its list ends;
+ *   - the nodes that hold layers together (the ranks of a stage) get the same frames in the same
+ *     order and exchange their sums in a group that belongs to one epoch: whoever waits in the
+ * group of an older epoch gives up;
  *   - whatever looks wrong (a death, a NACK, silence, a late step) makes a new epoch: plan over the
  *     nodes that live, install, replay every list by prefill. A wrong suspicion costs time, never a
  *     token.
@@ -41,16 +44,15 @@
  *   (C2) a slot belongs to one RUNNING request or is free;
  *   (C3) n_tokens = n_prompt + n_out <= ctx, and n_out < max_tokens while RUNNING;
  *   (C4) no sequence has two sampling runs in flight, and its runs in flight are neighbours;
- *   (C5) every stage of the plan is a node that lives; stages cover [0, n_layers) once;
- *   (C6) in flight <= stages + 1; waiting <= MXD_MAX_WAITING;
- *   (C7) two living nodes never have the same id;
- *   (C8) with no node and none on its way there are no requests;
- *   (C9) what a request begins with was sent to the pipeline, in this epoch and before its frame.
+ *   (C5) every rank of the plan's stages is a node that lives, each once; stages cover [0,
+ * n_layers) once; (C6) in flight <= stages + 1; waiting <= MXD_MAX_WAITING; (C7) two living nodes
+ * never have the same id; (C8) with no node and none on its way there are no requests; (C9) what a
+ * request begins with was sent to the pipeline, in this epoch and before its frame.
  *
  * Worker
  *   EMPTY --PLAN--> LOADING --LOADED--> READY      on_plan, on_loaded
- *   READY --PLAN, other layers--> LOADING          on_plan
- *   READY --PLAN, same layers--> READY             on_plan: FORGET, the weights stay
+ *   READY --PLAN, other part, or a group--> LOADING  on_plan
+ *   READY --PLAN, the same whole layers--> READY   on_plan: FORGET, the weights stay
  *   any --UNINSTALL--> EMPTY                       on_uninstall
  *   LOADING --LOADED, it failed--> EMPTY           failed
  *   (W1) a frame is computed only in READY, in the installed epoch, where every slot ends, or where
@@ -106,15 +108,26 @@ typedef struct mxd_node_info {
     bool local;                         /* on the coordinator's machine */
 } mxd_node_info;
 
-/* One node's part of a plan. */
+/* Another node of a plan, and where it is. */
+typedef struct mxd_stage_peer {
+    int node; /* its index */
+    char id[MXD_MAX_NODE_NAME];
+    char address[MXD_CORE_ADDRESS];
+} mxd_stage_peer;
+
+/* One node's part of a plan: a stage, or a rank of one. Rank 0 leads: it sends what the stage has
+ * computed, to every rank of the next stage or, of the last stage, to the coordinator. */
 typedef struct mxd_stage {
     uint64_t epoch;
     int index, n_stages;
     int layer0, layer1; /* [layer0, layer1) */
     bool embed, head;
-    int next, prev; /* node indices; MXD_CORE_COORDINATOR after the last, before the first */
-    char next_id[MXD_MAX_NODE_NAME]; /* "" for the coordinator */
-    char next_address[MXD_CORE_ADDRESS];
+    int prev;                            /* the leader before; MXD_CORE_COORDINATOR: none */
+    int n_next;                          /* ranks of the next stage; 0: none follows */
+    mxd_stage_peer next[MXD_MAX_RANKS];  /* [n_next] */
+    int rank, n_ranks;                   /* n_ranks 1: whole layers */
+    mxd_stage_peer ranks[MXD_MAX_RANKS]; /* [n_ranks] this one included */
+    double share[MXD_MAX_RANKS];         /* [n_ranks] of the layers, in proportion */
 } mxd_stage;
 
 /* Neighbouring positions of one sequence in a micro-batch. The coordinator fills everything; a
@@ -143,7 +156,7 @@ typedef enum mxd_coord_event_kind {
     MXD_COORD_FAILED,         /* link, failed: a plan could not be loaded */
     MXD_COORD_RESULT,         /* result; from whatever link */
     MXD_COORD_NACK,           /* link, nack */
-    MXD_COORD_NEIGHBOUR_DOWN, /* link, neighbour: its data link to or from another stage broke */
+    MXD_COORD_NEIGHBOUR_DOWN, /* link, neighbour: its link to another stage or rank broke */
     MXD_COORD_LEAVE,          /* link: it wants to go (SIGTERM) */
     MXD_COORD_SUBMIT,         /* submit */
     MXD_COORD_CANCEL,         /* request */
@@ -157,6 +170,7 @@ typedef struct mxd_core_beat {
     uint64_t load_done, load_total; /* bytes, while loading */
     uint64_t rss;                   /* bytes */
     float step_ms;                  /* compute time of the last step */
+    int waits;                      /* 1 + the node whose sums the step waits for; 0: for none */
 } mxd_core_beat;
 
 typedef struct mxd_core_ready {
@@ -187,7 +201,7 @@ typedef struct mxd_core_nack {
 
 typedef struct mxd_core_neighbour {
     uint64_t epoch;
-    int node; /* the other end: a stage's `next` or `prev` */
+    int node; /* the other end: one of `next` or `ranks`, or `prev` */
 } mxd_core_neighbour;
 
 typedef struct mxd_core_exited {
@@ -238,14 +252,16 @@ typedef enum mxd_coord_action_kind {
     MXD_ACT_SPAWN,     /* node, spawn, text (its id): start the process of this local worker now */
     MXD_ACT_INSTALL,   /* node, link, epoch, stage */
     MXD_ACT_UNINSTALL, /* node, link, epoch: it has no part in this epoch */
-    MXD_ACT_STEP,      /* node, link (stage 0), epoch, step, runs[n]: build the frame and send it */
-    MXD_ACT_JOURNAL,   /* journal: make it durable before doing what follows */
-    MXD_ACT_ACCEPTED,  /* request: it waits or runs */
-    MXD_ACT_REFUSED,   /* request, rc, text: the last one for this request */
-    MXD_ACT_TOKEN,     /* request, index, sampled, stop */
-    MXD_ACT_DONE,      /* request, done: the last one for this request */
-    MXD_ACT_CHANGED,   /* nodes, plan or state changed: show it */
-    MXD_ACT_DRAINED,   /* once, after DRAIN, when nothing runs or waits */
+    /* node, link (the leader of stage 0), epoch, step, runs[n]: build the frame and send it to
+     * every rank of stage 0 */
+    MXD_ACT_STEP,
+    MXD_ACT_JOURNAL,  /* journal: make it durable before doing what follows */
+    MXD_ACT_ACCEPTED, /* request: it waits or runs */
+    MXD_ACT_REFUSED,  /* request, rc, text: the last one for this request */
+    MXD_ACT_TOKEN,    /* request, index, sampled, stop */
+    MXD_ACT_DONE,     /* request, done: the last one for this request */
+    MXD_ACT_CHANGED,  /* nodes, plan or state changed: show it */
+    MXD_ACT_DRAINED,  /* once, after DRAIN, when nothing runs or waits */
 } mxd_coord_action_kind;
 
 typedef enum mxd_core_end {
@@ -372,7 +388,7 @@ typedef struct mxd_node_view {
     mxd_node_info info; /* of its last hello; a local worker that never said one has only its id */
     mxd_node_state state;
     uint64_t link;      /* 0: none */
-    int stage;          /* in the current plan; -1: none */
+    int stage, rank;    /* in the current plan; -1: none */
     mxd_core_beat beat; /* the last one */
     uint64_t planned;   /* bytes, by the current plan */
     uint64_t used;      /* bytes, as it said when it was ready */
@@ -396,7 +412,7 @@ typedef struct mxd_coord_view {
     bool draining;
     bool planned; /* plan and stages are valid (they may be in the making) */
     uint64_t epoch;
-    const mxd_plan *plan;    /* stages[i].node is an index into the nodes of the core */
+    const mxd_plan *plan;    /* ranks[i].node is an index into the nodes of the core */
     mxd_rc rc;               /* FORMING: why there is no plan */
     const char *why;         /* likewise; "" */
     const char *determinism; /* of the plan in force: the weakest of its stages; "" unknown */
@@ -436,7 +452,8 @@ typedef struct mxd_wcore_event {
         int neighbour;             /* node index */
         struct {                   /* LOADED */
             uint64_t epoch, bytes; /* the epoch of the LOAD */
-            mxd_rc rc;
+            mxd_rc rc;             /* E_PEER: its group did not come together, for want of `peer` */
+            int peer;              /* a rank */
             const char *text;
             const char *determinism;
         } loaded;
@@ -448,7 +465,8 @@ typedef struct mxd_wcore_event {
         } frame;
         struct { /* COMPUTED */
             uint64_t epoch, step;
-            mxd_rc rc;
+            mxd_rc rc; /* E_PEER: it could not exchange with the rank `peer` */
+            int peer;
             float ms;
         } computed;
     };
@@ -458,27 +476,30 @@ typedef struct mxd_wcore_event {
 
 typedef enum mxd_wcore_action_kind {
     /* Jobs: one first-in-first-out queue to the thread that computes, in the order given. */
-    MXD_WACT_LOAD,    /* epoch, stage: open this shard instead of the present one; answer LOADED */
-    MXD_WACT_UNLOAD,  /* close the shard */
+    /* epoch, stage: hold this part of the model, empty, instead of the present one (which stays if
+     * it is the same part), and come together with the other ranks of the stage; answer LOADED */
+    MXD_WACT_LOAD,
+    MXD_WACT_UNLOAD,  /* close the shard, if there is one */
     MXD_WACT_FORGET,  /* empty every slot */
     MXD_WACT_COMPUTE, /* epoch, step: the frame just given; answer COMPUTED, whatever happens. A
                          queued frame of an epoch that is no longer installed may be skipped and
                          answered with E_STALE */
     /* Messages: */
-    MXD_WACT_FORWARD, /* epoch, step, node: the computed step to the next stage */
+    MXD_WACT_FORWARD, /* epoch, step: the computed step to every rank of the next stage */
     MXD_WACT_RESULT,  /* epoch, step: its sampled tokens to the coordinator */
     MXD_WACT_DISCARD, /* epoch, step: free what was computed; nobody wants it */
     MXD_WACT_NACK,    /* epoch, step, rc, text; the frame just given is refused if rc is E_STALE */
     MXD_WACT_READY,   /* epoch, bytes */
     MXD_WACT_FAILED,  /* epoch, rc, text */
-    MXD_WACT_BEAT,    /* beat; the driver fills rss, load_done, load_total */
+    MXD_WACT_BEAT,    /* beat; the driver fills rss, load_done, load_total, waits */
     MXD_WACT_NEIGHBOUR_DOWN, /* epoch, node */
     MXD_WACT_LEAVE,          /* tell the coordinator that we want to go */
     /* The driver's own: */
     MXD_WACT_CONNECT,   /* dial the coordinator, back-off 100 ms to 5 s, HELLO with the same
                            incarnation */
-    MXD_WACT_LINK_NEXT, /* epoch, stage: dial the next stage (drop an older data link); before
-                           READY. Not given when the next is the coordinator */
+    MXD_WACT_LINK_NEXT, /* epoch, stage: dial every rank of the next stage (drop older data links);
+                           before READY. Not given to who sends to nobody but the coordinator */
+    MXD_WACT_ABORT,     /* epoch: exchanges and comings together of older epochs fail now */
     MXD_WACT_EXIT,      /* leave the process with exit code 0 */
 } mxd_wcore_action_kind;
 

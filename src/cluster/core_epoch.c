@@ -9,7 +9,7 @@ static void drop_work(mxd_coord *c) {
     c->planned = false;
     for (int i = 0; i < MXD_MAX_NODES; i++) {
         core_node *n = &c->nodes[i];
-        n->v.stage = -1;
+        n->v.stage = n->v.rank = -1;
         n->v.planned = 0;
         n->ready = false;
         bool had = n->v.state == MXD_NODE_SERVING || n->v.state == MXD_NODE_JOINING;
@@ -97,16 +97,28 @@ static int gather_avoid(const mxd_coord *c, int n, mxd_plan_link links[CORE_MAX_
 
 /* The planner's answer is checked like anything else: stages of known nodes, each once, that cover
  * the layers in order. */
+static bool ranks_whole(const mxd_plan_stage *g, int n, bool used[MXD_MAX_NODES]) {
+    double sum = 0;
+    if (g->n_ranks < 1 || g->n_ranks > MXD_MAX_RANKS) return false;
+    for (int r = 0; r < g->n_ranks; r++) {
+        int node = g->ranks[r].node;
+        if (node < 0 || node >= n || used[node]) return false;
+        if (!(g->ranks[r].share >= 0 && g->ranks[r].share <= 1)) return false;
+        used[node] = true;
+        sum += g->ranks[r].share;
+    }
+    return sum > 0;
+}
+
 static bool whole(const mxd_coord *c, const mxd_plan *p, int n) {
     bool used[MXD_MAX_NODES] = {false};
     int at = 0;
     if (p->n_stages < 1 || p->n_stages > n) return false;
     for (int s = 0; s < p->n_stages; s++) {
         const mxd_plan_stage *g = &p->stages[s];
-        if (g->ranks[0].node < 0 || g->ranks[0].node >= n || used[g->ranks[0].node]) return false;
+        if (!ranks_whole(g, n, used)) return false;
         if (g->layer0 != at || g->layer1 <= at) return false;
         if (g->embed != (s == 0) || g->head != (s == p->n_stages - 1)) return false;
-        used[g->ranks[0].node] = true;
         at = g->layer1;
     }
     return at == c->cfg.n_layers;
@@ -128,23 +140,35 @@ static mxd_rc plan_over(mxd_coord *c, const crowd *who, mxd_err *err) {
         return MXD_E_INTERNAL;
     }
     for (int s = 0; s < c->next_plan.n_stages; s++)
-        c->next_plan.stages[s].ranks[0].node = c->plan_index[c->next_plan.stages[s].ranks[0].node];
+        for (int r = 0; r < c->next_plan.stages[s].n_ranks; r++) {
+            int *node = &c->next_plan.stages[s].ranks[r].node;
+            *node = c->plan_index[*node];
+        }
     return MXD_OK;
 }
 
-/* The first broken pair among neighbours of next_plan; NULL: none. */
+/* Do the two send to each other in this plan? Leaders to all ranks of the next stage, ranks of a
+ * stage to each other. */
+static bool talk(const mxd_plan *p, int a, int b) {
+    int stage[2] = {-1, -1}, rank[2] = {0, 0}, node[2] = {a, b};
+    for (int s = 0; s < p->n_stages; s++)
+        for (int r = 0; r < p->stages[s].n_ranks; r++)
+            for (int k = 0; k < 2; k++)
+                if (p->stages[s].ranks[r].node == node[k]) stage[k] = s, rank[k] = r;
+    if (stage[0] < 0 || stage[1] < 0) return false;
+    if (stage[0] == stage[1]) return true;
+    return (stage[1] == stage[0] + 1 && rank[0] == 0) || (stage[0] == stage[1] + 1 && rank[1] == 0);
+}
+
+/* The first broken pair that next_plan makes talk; NULL: none. */
 static const core_avoid *broken(const mxd_coord *c) {
-    for (int s = 1; s < c->next_plan.n_stages; s++)
-        for (int i = 0; i < CORE_MAX_AVOID; i++) {
-            int a = c->next_plan.stages[s - 1].ranks[0].node,
-                b = c->next_plan.stages[s].ranks[0].node;
-            const core_avoid *v = &c->avoid[i];
-            if (v->active && v->a == (a < b ? a : b) && v->b == (a < b ? b : a)) return v;
-        }
+    for (int i = 0; i < CORE_MAX_AVOID; i++)
+        if (c->avoid[i].active && talk(&c->next_plan, c->avoid[i].a, c->avoid[i].b))
+            return &c->avoid[i];
     return NULL;
 }
 
-/* As plan_over; if neighbours would have to use a broken link, tries without one of them. A plan
+/* As plan_over; if two would have to use a broken link, tries without one of them. A plan
  * over a broken link is better than none: the link may have healed. */
 static mxd_rc plan_around(mxd_coord *c, crowd who, mxd_err *err) {
     MXD_TRY(plan_over(c, &who, err));
@@ -175,34 +199,45 @@ static mxd_rc make_plan(mxd_coord *c, bool leaving, mxd_err *err) {
 
 /* ---------------------------------------------------------------------------------- installing */
 
-static void fill_stage(mxd_coord *c, int s) {
-    const mxd_plan *p = &c->plan;
-    mxd_stage *g = &c->stages[s];
-    bool last = s == p->n_stages - 1;
-    *g = (mxd_stage){.epoch = c->epoch,
-                     .index = s,
-                     .n_stages = p->n_stages,
-                     .layer0 = p->stages[s].layer0,
-                     .layer1 = p->stages[s].layer1,
-                     .embed = p->stages[s].embed,
-                     .head = p->stages[s].head,
-                     .next = last ? MXD_CORE_COORDINATOR : p->stages[s + 1].ranks[0].node,
-                     .prev = s ? p->stages[s - 1].ranks[0].node : MXD_CORE_COORDINATOR};
-    if (last) return;
-    const mxd_node_info *next = &c->nodes[g->next].v.info;
-    core_text(g->next_id, sizeof g->next_id, next->id);
-    core_text(g->next_address, sizeof g->next_address, next->address);
+static void fill_peers(const mxd_coord *c, const mxd_plan_stage *p, mxd_stage_peer *out) {
+    for (int r = 0; r < p->n_ranks; r++) {
+        const mxd_node_info *info = &c->nodes[p->ranks[r].node].v.info;
+        out[r] = (mxd_stage_peer){.node = p->ranks[r].node};
+        core_text(out[r].id, sizeof out[r].id, info->id);
+        core_text(out[r].address, sizeof out[r].address, info->address);
+    }
 }
 
-static void install(mxd_coord *c, int s) {
-    const mxd_plan_stage *p = &c->plan.stages[s];
-    core_node *n = &c->nodes[p->ranks[0].node];
+static void fill_part(mxd_coord *c, int s, int r, mxd_stage *out) {
+    const mxd_plan *p = &c->plan;
+    const mxd_plan_stage *g = &p->stages[s];
+    *out = (mxd_stage){.epoch = c->epoch,
+                       .index = s,
+                       .n_stages = p->n_stages,
+                       .layer0 = g->layer0,
+                       .layer1 = g->layer1,
+                       .embed = g->embed,
+                       .head = g->head,
+                       .rank = r,
+                       .n_ranks = g->n_ranks,
+                       .prev = s ? p->stages[s - 1].ranks[0].node : MXD_CORE_COORDINATOR};
+    fill_peers(c, g, out->ranks);
+    for (int k = 0; k < g->n_ranks; k++) out->share[k] = g->ranks[k].share;
+    if (s + 1 == p->n_stages) return;
+    out->n_next = p->stages[s + 1].n_ranks;
+    fill_peers(c, &p->stages[s + 1], out->next);
+}
+
+static void install(mxd_coord *c, int s, int r) {
+    const mxd_plan_rank *p = &c->plan.stages[s].ranks[r];
+    core_node *n = &c->nodes[p->node];
     n->v.stage = s;
-    n->v.planned = p->ranks[0].weight_bytes + p->ranks[0].kv_bytes + p->ranks[0].scratch_bytes;
+    n->v.rank = r;
+    n->v.planned = p->weight_bytes + p->kv_bytes + p->scratch_bytes;
     n->wanted = n->holds = true;
-    fill_stage(c, s);
-    if (!n->releases) core_node_state(c, p->ranks[0].node, MXD_NODE_JOINING);
-    core_act_node(c, MXD_ACT_INSTALL, p->ranks[0].node)->stage = &c->stages[s];
+    fill_part(c, s, r, &c->parts[p->node]);
+    if (!n->releases) core_node_state(c, p->node, MXD_NODE_JOINING);
+    core_act_node(c, MXD_ACT_INSTALL, p->node)->stage = &c->parts[p->node];
 }
 
 /* A new epoch with next_plan. */
@@ -221,7 +256,8 @@ static void epoch_begin(mxd_coord *c) {
     c->n_epochs++;
     c->fruitless++;
     set_state(c, MXD_COORD_INSTALLING);
-    for (int s = 0; s < c->plan.n_stages; s++) install(c, s);
+    for (int s = 0; s < c->plan.n_stages; s++)
+        for (int r = 0; r < c->plan.stages[s].n_ranks; r++) install(c, s, r);
     for (int i = 0; i < MXD_MAX_NODES; i++) {
         core_node *n = &c->nodes[i];
         if (n->v.stage >= 0 || !n->v.link) continue;
@@ -262,11 +298,18 @@ static void form(mxd_coord *c) {
         epoch_begin(c);
 }
 
+static bool same_ranks(const mxd_plan_stage *a, const mxd_plan_stage *b) {
+    if (a->n_ranks != b->n_ranks) return false;
+    for (int r = 0; r < a->n_ranks; r++)
+        if (a->ranks[r].node != b->ranks[r].node || a->ranks[r].share != b->ranks[r].share)
+            return false;
+    return true;
+}
+
 static bool same_plan(const mxd_plan *a, const mxd_plan *b) {
     if (a->n_stages != b->n_stages) return false;
     for (int s = 0; s < a->n_stages; s++)
-        if (a->stages[s].ranks[0].node != b->stages[s].ranks[0].node ||
-            a->stages[s].layer1 != b->stages[s].layer1)
+        if (!same_ranks(&a->stages[s], &b->stages[s]) || a->stages[s].layer1 != b->stages[s].layer1)
             return false;
     return true;
 }
@@ -308,8 +351,8 @@ void core_on_ready(mxd_coord *c, int i, const mxd_core_ready *r) {
     n->v.used = r->bytes;
     core_text(n->determinism, sizeof n->determinism, r->determinism);
     if (!n->releases) core_node_state(c, i, MXD_NODE_SERVING);
-    for (int s = 0; s < c->plan.n_stages && !MUTANT(NO_BARRIER); s++)
-        if (!c->nodes[c->plan.stages[s].ranks[0].node].ready) return;
+    for (int k = 0; k < MXD_MAX_NODES && !MUTANT(NO_BARRIER); k++)
+        if (c->nodes[k].v.stage >= 0 && !c->nodes[k].ready) return;
     serve(c);
 }
 
@@ -350,15 +393,42 @@ static int64_t deadline(const mxd_coord *c, const core_flight *f) {
     return limit * c->patience;
 }
 
+/* Has the node computed the step? */
+static bool computed(const mxd_coord *c, int node, uint64_t step) {
+    const mxd_core_beat *b = &c->nodes[node].v.beat;
+    return b->epoch == c->epoch && b->last_step >= step;
+}
+
+/* The rank of a stage that keeps it from computing the step: one that waits for no other. When all
+ * wait, a link between two of them does not deliver: *other is its far end. -1: all have computed
+ * it. */
+static int late_rank(const mxd_coord *c, const mxd_plan_stage *g, uint64_t step, int *other) {
+    int late = -1;
+    *other = -1;
+    for (int r = 0; r < g->n_ranks; r++) {
+        int i = g->ranks[r].node;
+        if (computed(c, i, step)) continue;
+        int waits = MUTANT(BLAME_WAITING) ? 0 : c->nodes[i].v.beat.waits;
+        if (!waits) {
+            *other = -1;
+            return i;
+        }
+        late = i;
+        *other = waits - 1;
+    }
+    return late;
+}
+
 /* Whose fault is it that the oldest step does not come back? The first stage that has not computed
  * it: it hangs in it, or the link to it does not deliver. */
 static void blame(mxd_coord *c, uint64_t step) {
-    int s = 0, n = c->plan.n_stages;
-    for (; s < n; s++) {
-        const mxd_core_beat *b = &c->nodes[c->plan.stages[s].ranks[0].node].v.beat;
-        if (b->epoch != c->epoch || b->last_step < step) break;
+    int s = 0, n = c->plan.n_stages, i = -1, other = -1;
+    for (; s < n && (i = late_rank(c, &c->plan.stages[s], step, &other)) < 0;) s++;
+    if (other >= 0 && other < MXD_MAX_NODES && c->nodes[other].v.stage >= 0) {
+        core_avoid_pair(c, i, other);
+        return;
     }
-    int i = c->plan.stages[s < n ? s : n - 1].ranks[0].node;
+    if (i < 0) i = c->plan.stages[n - 1].ranks[0].node;
     core_node *node = &c->nodes[i];
     bool hangs = s < n && node->v.beat.step_age_ms >= c->cfg.step_ms / 2;
     if (hangs && node->spawned) {
@@ -383,10 +453,9 @@ static void watch_steps(mxd_coord *c) {
 
 static void watch_install(mxd_coord *c) {
     if (c->now_ms - c->state_ms <= c->cfg.load_ms) return;
-    for (int s = 0; s < c->plan.n_stages && c->state == MXD_COORD_INSTALLING; s++) {
-        int i = c->plan.stages[s].ranks[0].node;
-        if (!c->nodes[i].ready) core_node_dead(c, i, MXD_E_TIMEOUT, "loading takes too long");
-    }
+    for (int i = 0; i < MXD_MAX_NODES && c->state == MXD_COORD_INSTALLING; i++)
+        if (c->nodes[i].v.stage >= 0 && !c->nodes[i].ready)
+            core_node_dead(c, i, MXD_E_TIMEOUT, "loading takes too long");
 }
 
 /* Those that could not be replaced when they asked may go once nothing runs, or at their time. */

@@ -212,7 +212,7 @@ static void welcome(mxd_coord *c, int i, uint64_t link, const mxd_node_info *inf
     n->last_beat_ms = c->now_ms;
     n->spawn_at_ms = -1;
     n->releases = n->stuck = false;
-    n->v.stage = -1;
+    n->v.stage = n->v.rank = -1;
     if (info->epoch > c->epoch_seen) c->epoch_seen = info->epoch;
     core_node_state(c, i, MXD_NODE_READY);
     core_act_node(c, MXD_ACT_WELCOME, i);
@@ -232,7 +232,7 @@ void core_on_hello(mxd_coord *c, uint64_t link, const mxd_node_info *info) {
         return;
     }
     if (i < 0 && (i = free_entry(c)) >= 0) {
-        c->nodes[i] = (core_node){.v.stage = -1, .spawn_at_ms = -1};
+        c->nodes[i] = (core_node){.v = {.stage = -1, .rank = -1}, .spawn_at_ms = -1};
         core_avoid_forget(c, i);
     }
     if (i < 0) {
@@ -310,7 +310,7 @@ static void forget_old(mxd_coord *c, int i) {
     bool gone = n->v.state == MXD_NODE_DEAD || n->v.state == MXD_NODE_LEFT;
     if (!gone || n->spawned || n->v.stage >= 0) return;
     if (c->now_ms - n->v.since_ms <= c->cfg.listed_ms) return;
-    *n = (core_node){.v.stage = -1, .spawn_at_ms = -1};
+    *n = (core_node){.v = {.stage = -1, .rank = -1}, .spawn_at_ms = -1};
     core_avoid_forget(c, i);
     c->changed = true;
 }

@@ -110,7 +110,7 @@ struct mxd_coord {
     uint64_t epoch;      /* the last one begun */
     uint64_t epoch_seen; /* the highest anybody told of */
     bool formed;         /* there has been a plan */
-    bool planned;        /* plan and stages are of `epoch` and in force or in the making */
+    bool planned;        /* plan and parts are of `epoch` and in force or in the making */
     core_why replan;     /* WHY_LOSS cannot wait */
     bool rejoin;         /* somebody came who may be of use */
     int64_t state_ms;    /* since when in `state` */
@@ -118,7 +118,7 @@ struct mxd_coord {
     int64_t retry_ms, not_before_ms;
     int fruitless; /* epochs since the last token */
     mxd_plan plan, next_plan;
-    mxd_stage stages[MXD_MAX_NODES];
+    mxd_stage parts[MXD_MAX_NODES]; /* of each node */
     mxd_plan_node plan_nodes[MXD_MAX_NODES];
     int plan_index[MXD_MAX_NODES]; /* of plan_nodes: the node */
     mxd_rc why_rc;

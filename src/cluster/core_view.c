@@ -23,10 +23,9 @@ static bool degraded(const mxd_coord *c) {
 static const char *determinism(const mxd_coord *c) {
     if (c->state != MXD_COORD_SERVING) return "";
     const char *all = "bit-exact";
-    for (int s = 0; s < c->plan.n_stages; s++) {
-        const char *one = c->nodes[c->plan.stages[s].ranks[0].node].determinism;
-        if (!core_same(one, "bit-exact")) all = one;
-    }
+    for (int i = 0; i < MXD_MAX_NODES; i++)
+        if (c->nodes[i].v.stage >= 0 && !core_same(c->nodes[i].determinism, "bit-exact"))
+            all = c->nodes[i].determinism;
     return all;
 }
 
@@ -122,9 +121,12 @@ static void check_plan(const mxd_coord *c) {
     MXD_ASSERT(c->planned == (c->state != MXD_COORD_FORMING));
     int at = 0;
     for (int s = 0; c->planned && s < c->plan.n_stages; s++) {
-        const core_node *n = &c->nodes[c->plan.stages[s].ranks[0].node];
-        MXD_ASSERT(core_node_lives(n) && n->v.stage == s && n->holds); /* C5 */
-        MXD_ASSERT(c->plan.stages[s].layer0 == at);                    /* C5 */
+        for (int r = 0; r < c->plan.stages[s].n_ranks; r++) {
+            const core_node *n = &c->nodes[c->plan.stages[s].ranks[r].node];
+            MXD_ASSERT(core_node_lives(n) && n->holds);    /* C5 */
+            MXD_ASSERT(n->v.stage == s && n->v.rank == r); /* C5 */
+        }
+        MXD_ASSERT(c->plan.stages[s].layer0 == at); /* C5 */
         at = c->plan.stages[s].layer1;
     }
     MXD_ASSERT(!c->planned || at == c->cfg.n_layers); /* C5 */

@@ -16,6 +16,12 @@ typedef struct worker_job {
     uint64_t epoch, step;
 } worker_job;
 
+/* What of the model a stage makes a node hold. */
+typedef struct worker_part {
+    int layer0, layer1, rank, n_ranks;
+    double share[MXD_MAX_RANKS];
+} worker_part;
+
 struct mxd_wcore {
     mxd_wcore_cfg cfg;
     int64_t now_ms, beat_ms, job_ms, drain_ms; /* job_ms: when the oldest job became the oldest */
@@ -28,10 +34,11 @@ struct mxd_wcore {
     uint64_t last_frame, last_step;
     float step_ms;
 
-    bool loading; /* a LOAD is with the driver, of these layers */
-    int load0, load1;
-    bool loaded; /* these layers are in memory */
-    int have0, have1;
+    bool loading;        /* a LOAD is with the driver, of this epoch and part */
+    uint64_t load_epoch; /* of a LOAD that ended, too */
+    worker_part load;
+    bool loaded; /* this part is in memory, and of a group, the group of load_epoch came together */
+    worker_part have;
     uint64_t bytes;
 
     worker_slot *slots;        /* [n_slots] */
@@ -85,44 +92,78 @@ static void ready(mxd_wcore *w) {
     act(w, MXD_WACT_READY)->bytes = w->bytes;
 }
 
+static worker_part part_of(const mxd_stage *s) {
+    worker_part p = {s->layer0, s->layer1, s->rank, s->n_ranks, {0}};
+    for (int r = 0; r < s->n_ranks; r++) p.share[r] = s->share[r];
+    return p;
+}
+
+/* Is what `p` was loaded for what the plan wants? Groups are of one epoch. */
+static bool wanted(const mxd_wcore *w, const worker_part *p) {
+    const mxd_stage *s = &w->stage;
+    if (p->layer0 != s->layer0 || p->layer1 != s->layer1) return false;
+    if (p->rank != s->rank || p->n_ranks != s->n_ranks) return false;
+    for (int r = 0; r < s->n_ranks; r++)
+        if (p->share[r] != s->share[r]) return false;
+    return s->n_ranks == 1 || w->load_epoch == w->epoch || MUTANT(OLD_GROUP);
+}
+
 static void load(mxd_wcore *w) {
     w->state = LOADING;
     w->loading = true;
     w->loaded = false;
-    w->load0 = w->stage.layer0;
-    w->load1 = w->stage.layer1;
+    w->load_epoch = w->epoch;
+    w->load = part_of(&w->stage);
     act(w, MXD_WACT_LOAD)->stage = &w->stage;
 }
 
-static void failed(mxd_wcore *w, mxd_rc rc, const char *text) {
+/* `peer`: for want of that node; NULL: for a reason of its own. */
+static void failed(mxd_wcore *w, mxd_rc rc, const char *text, const mxd_stage_peer *peer) {
     w->planned = false;
     w->state = EMPTY;
+    if (peer && w->connected) {
+        act(w, MXD_WACT_NEIGHBOUR_DOWN)->node = peer->node;
+        return;
+    }
     mxd_wcore_action *a = act(w, MXD_WACT_FAILED);
     a->rc = rc;
     a->text = text ? text : "";
 }
 
-/* A plan says what to load; what is loaded already stays, only its KV is emptied. A load that runs
- * cannot be stopped: its end decides. */
+static bool makes_sense(const mxd_stage *s) {
+    if (s->layer0 < 0 || s->layer1 <= s->layer0 || s->layer1 > MXD_MAX_LAYERS) return false;
+    if (s->n_ranks < 1 || s->n_ranks > MXD_MAX_RANKS || s->n_next < 0 || s->n_next > MXD_MAX_RANKS)
+        return false;
+    return s->rank >= 0 && s->rank < s->n_ranks;
+}
+
+/* What belongs to older epochs is of no use any more, least of all what waits in them. */
+static void enter_epoch(mxd_wcore *w, uint64_t epoch) {
+    w->epoch = epoch;
+    if (!MUTANT(NO_ABORT)) act(w, MXD_WACT_ABORT);
+    forget(w);
+}
+
+/* A plan says what to load; whole layers that are loaded already stay, only their KV is emptied. A
+ * load that runs cannot be stopped, but for its waiting: its end decides. */
 static void on_plan(mxd_wcore *w, const mxd_stage *s) {
     if (s->epoch < w->epoch || s->epoch >= MXD_CORE_MAX_EPOCH) return;
     if (s->epoch == w->epoch && !MUTANT(REINSTALL)) {
         if (w->planned && w->state == READY) ready(w);
         return;
     }
-    w->epoch = s->epoch;
-    w->stage = *s;
-    w->planned = true;
+    enter_epoch(w, s->epoch);
     w->last_frame = w->last_step = 0;
-    forget(w);
-    if (s->layer0 < 0 || s->layer1 <= s->layer0 || s->layer1 > MXD_MAX_LAYERS) {
-        failed(w, MXD_E_INVAL, "the plan's layers make no sense");
+    if (!makes_sense(s)) {
+        failed(w, MXD_E_INVAL, "the plan's layers make no sense", NULL);
         return;
     }
-    if (s->next != MXD_CORE_COORDINATOR) act(w, MXD_WACT_LINK_NEXT)->stage = &w->stage;
+    w->stage = *s;
+    w->planned = true;
+    if (s->rank == 0 && s->n_next) act(w, MXD_WACT_LINK_NEXT)->stage = &w->stage;
     w->state = LOADING;
     if (w->loading) return;
-    if (!w->loaded || w->have0 != s->layer0 || w->have1 != s->layer1) {
+    if (!w->loaded || !wanted(w, &w->have)) {
         load(w);
         return;
     }
@@ -130,33 +171,38 @@ static void on_plan(mxd_wcore *w, const mxd_stage *s) {
     ready(w);
 }
 
+/* The rank of our stage that something was in want of; NULL: it is not known. */
+static const mxd_stage_peer *missed(const mxd_wcore *w, mxd_rc rc, int rank) {
+    bool known = rc == MXD_E_PEER && rank >= 0 && rank < w->stage.n_ranks && rank != w->stage.rank;
+    return known ? &w->stage.ranks[rank] : NULL;
+}
+
 static void on_loaded(mxd_wcore *w, const mxd_wcore_event *e) {
     if (!w->loading) return;
     w->loading = false;
     w->loaded = e->loaded.rc == MXD_OK;
-    w->have0 = w->load0;
-    w->have1 = w->load1;
+    w->have = w->load;
     w->bytes = e->loaded.bytes;
     if (!w->planned) {
-        if (w->loaded) act(w, MXD_WACT_UNLOAD);
+        act(w, MXD_WACT_UNLOAD);
         w->loaded = false;
         return;
     }
-    bool wanted = w->have0 == w->stage.layer0 && w->have1 == w->stage.layer1;
-    if (!wanted && !MUTANT(OLD_LOAD))
+    if (!wanted(w, &w->have) && !MUTANT(OLD_LOAD)) {
         load(w);
-    else if (w->loaded)
+        return;
+    }
+    if (w->loaded)
         ready(w);
     else
-        failed(w, e->loaded.rc, e->loaded.text);
+        failed(w, e->loaded.rc, e->loaded.text, missed(w, e->loaded.rc, e->loaded.peer));
 }
 
 static void on_uninstall(mxd_wcore *w, uint64_t epoch) {
     if (epoch < w->epoch || epoch >= MXD_CORE_MAX_EPOCH) return;
-    w->epoch = epoch;
+    enter_epoch(w, epoch);
     w->planned = false;
     w->state = EMPTY;
-    forget(w);
     if (w->loaded) act(w, MXD_WACT_UNLOAD);
     w->loaded = false;
 }
@@ -256,16 +302,21 @@ static void on_computed(mxd_wcore *w, const mxd_wcore_event *e) {
         act(w, MXD_WACT_DISCARD)->step = e->computed.step;
         return;
     }
+    const mxd_stage_peer *peer = missed(w, e->computed.rc, e->computed.peer);
+    if (peer && w->connected) {
+        act(w, MXD_WACT_NEIGHBOUR_DOWN)->node = peer->node;
+        return;
+    }
     if (e->computed.rc) {
         nack(w, e->computed.epoch, e->computed.step, e->computed.rc, "the step failed");
         return;
     }
     w->last_step = e->computed.step;
     w->step_ms = e->computed.ms;
-    bool last = w->stage.next == MXD_CORE_COORDINATOR;
-    mxd_wcore_action *a = act(w, last ? MXD_WACT_RESULT : MXD_WACT_FORWARD);
-    a->step = e->computed.step;
-    a->node = w->stage.next;
+    mxd_wcore_action_kind what = w->stage.rank > 0     ? MXD_WACT_DISCARD
+                                 : w->stage.n_next > 0 ? MXD_WACT_FORWARD
+                                                       : MXD_WACT_RESULT;
+    act(w, what)->step = e->computed.step;
 }
 
 /* ------------------------------------------------------------------------------- links and time */
@@ -304,9 +355,17 @@ static void on_coordinator_down(mxd_wcore *w) {
         act(w, MXD_WACT_CONNECT);
 }
 
+static bool is_neighbour(const mxd_stage *s, int node) {
+    if (node == MXD_CORE_COORDINATOR) return false;
+    for (int r = 0; r < s->n_ranks; r++)
+        if (r != s->rank && s->ranks[r].node == node) return true;
+    for (int r = 0; r < s->n_next && s->rank == 0; r++)
+        if (s->next[r].node == node) return true;
+    return node == s->prev;
+}
+
 static void on_neighbour_down(mxd_wcore *w, int node) {
-    bool mine = node != MXD_CORE_COORDINATOR && (node == w->stage.next || node == w->stage.prev);
-    if (!w->planned || !mine || !w->connected) return;
+    if (!w->planned || !w->connected || !is_neighbour(&w->stage, node)) return;
     act(w, MXD_WACT_NEIGHBOUR_DOWN)->node = node;
 }
 
@@ -366,7 +425,7 @@ void mxd_wcore_step(mxd_wcore *w, const mxd_wcore_event *event, mxd_wcore_action
 }
 
 void mxd_wcore_check(const mxd_wcore *w) {
-    bool right = w->loaded && w->have0 == w->stage.layer0 && w->have1 == w->stage.layer1;
+    bool right = w->loaded && wanted(w, &w->have);
     MXD_ASSERT(w->state != READY || (w->planned && right && !w->loading));
     MXD_ASSERT(w->state != LOADING || (w->planned && w->loading));
     MXD_ASSERT(w->n_jobs >= 0 && w->n_jobs <= MAX_JOBS);

@@ -180,7 +180,26 @@ mxd_rc mxd_wire_get_welcome(mxd_welcome *m, mxd_arena *a, const void *p, size_t 
 
 /* --------------------------------------------------------------------------------------- plans */
 
+/* The generated structs of a list of nodes, in one place on the stack. */
+typedef struct peer_parts {
+    PB(Peer) peer[MXD_MAX_RANKS], *at[MXD_MAX_RANKS];
+} peer_parts;
+
+static PB(Peer) *
+    *fill_peers(peer_parts *parts, const mxd_stage_peer *from, const double *share, int n) {
+    for (int k = 0; k < n; k++) {
+        PB(Peer) *o = parts->at[k] = &parts->peer[k];
+        pb(peer__init)(o);
+        o->node = (uint32_t)from[k].node;
+        o->id = (char *)from[k].id;
+        o->address = (char *)from[k].address;
+        if (share) o->share = share[k];
+    }
+    return parts->at;
+}
+
 void mxd_wire_put_install(mxd_buf *out, const mxd_stage *m) {
+    peer_parts ranks, next;
     PB(Install) i;
     pb(install__init)(&i);
     i.epoch = m->epoch;
@@ -190,23 +209,44 @@ void mxd_wire_put_install(mxd_buf *out, const mxd_stage *m) {
     i.layer1 = (uint32_t)m->layer1;
     i.embed = m->embed;
     i.head = m->head;
-    i.next = m->next;
     i.prev = m->prev;
-    i.next_node = (char *)m->next_id;
-    i.next_address = (char *)m->next_address;
+    i.rank = (uint32_t)m->rank;
+    i.n_ranks = (size_t)m->n_ranks;
+    i.ranks = fill_peers(&ranks, m->ranks, m->share, m->n_ranks);
+    i.n_next = (size_t)m->n_next;
+    i.next = fill_peers(&next, m->next, NULL, m->n_next);
     pack(out, &i.base);
 }
 
 static bool is_node(int node) { return node >= MXD_CORE_COORDINATOR && node < MXD_MAX_NODES; }
+
+static mxd_rc get_peers(mxd_stage_peer *out, double *share, PB(Peer) * *from, size_t n,
+                        mxd_err *err) {
+    for (size_t k = 0; k < n; k++) {
+        RANGE(from[k]->node, MXD_MAX_NODES - 1, "node");
+        out[k].node = (int)from[k]->node;
+        TEXT(out[k].id, from[k]->id, "node id");
+        TEXT(out[k].address, from[k]->address, "address");
+        if (!share) continue;
+        share[k] = from[k]->share;
+        if (!(share[k] >= 0 && share[k] <= 1))
+            return mxd_fail(err, MXD_E_FORMAT, "rank %zu has no share from 0 to 1", k);
+    }
+    return MXD_OK;
+}
 
 mxd_rc mxd_wire_get_install(mxd_stage *m, mxd_arena *a, const void *p, size_t n, mxd_err *err) {
     UNPACK(i, Install, install);
     RANGE(i->epoch, MXD_CORE_MAX_EPOCH, "epoch");
     RANGE(i->layer1, MXD_MAX_LAYERS, "layer1");
     RANGE(i->n_stages, MXD_MAX_NODES, "n_stages");
-    if (i->layer0 >= i->layer1 || i->stage >= i->n_stages || !is_node(i->next) || !is_node(i->prev))
-        return mxd_fail(err, MXD_E_FORMAT, "install of layers %u to %u as stage %u of %u, next %d",
-                        i->layer0, i->layer1, i->stage, i->n_stages, i->next);
+    RANGE(i->n_ranks, MXD_MAX_RANKS, "ranks of a stage");
+    RANGE(i->n_next, MXD_MAX_RANKS, "ranks of the next stage");
+    if (i->layer0 >= i->layer1 || i->stage >= i->n_stages || !is_node(i->prev))
+        return mxd_fail(err, MXD_E_FORMAT, "install of layers %u to %u as stage %u of %u, after %d",
+                        i->layer0, i->layer1, i->stage, i->n_stages, i->prev);
+    if (i->rank >= i->n_ranks)
+        return mxd_fail(err, MXD_E_FORMAT, "install as rank %u of %zu", i->rank, i->n_ranks);
     *m = (mxd_stage){.epoch = i->epoch,
                      .index = (int)i->stage,
                      .n_stages = (int)i->n_stages,
@@ -214,11 +254,12 @@ mxd_rc mxd_wire_get_install(mxd_stage *m, mxd_arena *a, const void *p, size_t n,
                      .layer1 = (int)i->layer1,
                      .embed = i->embed,
                      .head = i->head,
-                     .next = i->next,
-                     .prev = i->prev};
-    TEXT(m->next_id, i->next_node, "node id");
-    TEXT(m->next_address, i->next_address, "address");
-    return MXD_OK;
+                     .prev = i->prev,
+                     .rank = (int)i->rank,
+                     .n_ranks = (int)i->n_ranks,
+                     .n_next = (int)i->n_next};
+    MXD_TRY(get_peers(m->ranks, m->share, i->ranks, i->n_ranks, err));
+    return get_peers(m->next, NULL, i->next, i->n_next, err);
 }
 
 void mxd_wire_put_uninstall(mxd_buf *out, uint64_t epoch) {
@@ -334,6 +375,7 @@ void mxd_wire_put_heartbeat(mxd_buf *out, const mxd_core_beat *m) {
     h.step_ms = m->step_ms;
     h.load_done = m->load_done;
     h.load_total = m->load_total;
+    h.waits = (uint32_t)m->waits;
     pack(out, &h.base);
 }
 
@@ -341,13 +383,15 @@ mxd_rc mxd_wire_get_heartbeat(mxd_core_beat *m, mxd_arena *a, const void *p, siz
                               mxd_err *err) {
     UNPACK(h, Heartbeat, heartbeat);
     RANGE(h->step_age_ms, INT64_MAX, "step age");
+    RANGE(h->waits, MXD_MAX_NODES, "node that is waited for");
     *m = (mxd_core_beat){.epoch = h->epoch,
                          .last_step = h->last_step,
                          .step_age_ms = (int64_t)h->step_age_ms,
                          .rss = h->memory_used,
                          .load_done = h->load_done,
                          .load_total = h->load_total,
-                         .step_ms = (float)rate((double)h->step_ms)};
+                         .step_ms = (float)rate((double)h->step_ms),
+                         .waits = (int)h->waits};
     return MXD_OK;
 }
 

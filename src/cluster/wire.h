@@ -13,7 +13,7 @@
 #include "base/buf.h"
 #include "cluster/core.h"
 
-enum { MXD_PROTOCOL_VERSION = 3, MXD_WIRE_PATH = 1024 };
+enum { MXD_PROTOCOL_VERSION = 4, MXD_WIRE_PATH = 1024 };
 
 typedef enum mxd_wire_kind { /* Frame.kind; never renumbered */
                              MXD_WIRE_HELLO = 1,

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/proc.h"
 #include "base/rand.h"
+#include "cluster/fan.h"
 #include "cluster/inbox.h"
 #include "cluster/places.h"
 #include "cluster/wire.h"
@@ -61,10 +62,8 @@ struct mxd_worker {
 
     mxd_worker_echo echo; /* before the first hello */
 
-    mxd_link next; /* to the next stage */
-    bool next_up;
-    mxd_stage next_stage;
-    bool ready_held; /* READY waits until the next stage is reached */
+    mxd_fan next;    /* to the ranks of the next stage, when we lead ours */
+    bool ready_held; /* READY waits until they are reached */
     mxd_core_ready ready;
 
     mxd_task *spare[SPARE_JOBS]; /* for steps, so that they need no new memory */
@@ -190,33 +189,26 @@ static void control_down(mxd_worker *w, const mxd_net_event *ev) {
 
 /* ------------------------------------------------------------------------------ the next stage */
 
-static void drop_next(mxd_worker *w) {
-    if (w->next) w->net->ops->hangup(w->net, w->next);
-    w->next = 0;
-    w->next_up = false;
+/* Addresses on the coordinator's loopback are reached where the coordinator is. */
+static void place_peers(const mxd_worker *w, mxd_stage_peer *peers, int n) {
+    if (w->opts.local || w->opts.hub) return;
+    for (int i = 0; i < n; i++) {
+        char said[MXD_CORE_ADDRESS];
+        if (!mxd_place_is_loopback(peers[i].address)) continue;
+        memcpy(said, peers[i].address, sizeof said);
+        mxd_place_with_host(peers[i].address, sizeof peers[i].address, said, w->opts.join);
+    }
 }
 
 static void link_next(mxd_worker *w, const mxd_stage *stage) {
-    mxd_err err = {0};
-    drop_next(w);
-    w->next_stage = *stage;
-    if (!w->opts.local && !w->opts.hub && mxd_place_is_loopback(stage->next_address))
-        mxd_place_with_host(w->next_stage.next_address, sizeof w->next_stage.next_address,
-                            stage->next_address, w->opts.join);
-    const char *peer = w->opts.hub ? NULL : stage->next_id;
-    mxd_rc rc = w->net->ops->dial(w->net, w->next_stage.next_address, peer, MXD_LANE_DATA, DIAL_MS,
-                                  &w->next, &err);
-    if (!rc) return;
-    mxd_log(MXD_LOG_WARN, "dial_failed", "node=%s error=\"%s\"", stage->next_id, err.msg);
-    w->next = 0;
-    give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = stage->next});
+    int missed = mxd_fan_dial(&w->next, w->net, stage->next, stage->n_next, !w->opts.hub, DIAL_MS);
+    if (missed >= 0)
+        give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = missed});
 }
 
-static void next_down(mxd_worker *w) {
-    w->next = 0;
-    w->next_up = false;
+static void next_down(mxd_worker *w, int node) {
     w->ready_held = false;
-    give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = w->next_stage.next});
+    give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = node});
 }
 
 static void send_ready(mxd_worker *w) {
@@ -277,13 +269,10 @@ static void start_compute(mxd_worker *w, const mxd_wcore_action *a) {
 static void forward(mxd_worker *w, const mxd_wcore_action *a) {
     mxd_task *job = w->computed;
     MXD_ASSERT(job && job->step_id == a->step);
-    mxd_err err = {0};
-    mxd_rc rc = w->next_up ? w->net->ops->send(w->net, w->next, MXD_WIRE_STEP, job->head->bytes,
-                                               job->head->len, job->hidden_out, &err)
-                           : mxd_fail(&err, MXD_E_PEER, "no link");
-    if (!rc) return;
-    mxd_log(MXD_LOG_WARN, "forward_failed", "node=%s error=\"%s\"", w->next_stage.next_id, err.msg);
-    give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = a->node});
+    int missed =
+        mxd_fan_send(&w->next, MXD_WIRE_STEP, job->head->bytes, job->head->len, job->hidden_out);
+    if (missed >= 0)
+        give(w, &(mxd_wcore_event){.kind = MXD_WCORE_NEIGHBOUR_DOWN, .neighbour = missed});
 }
 
 static void send_result(mxd_worker *w, const mxd_wcore_action *a) {
@@ -309,6 +298,7 @@ static void beat(mxd_worker *w, const mxd_wcore_action *a) {
     b.rss = mxd_proc_rss_bytes();
     b.load_done = atomic_load(&w->engine.load_done);
     b.load_total = atomic_load(&w->engine.load_total);
+    b.waits = mxd_worker_group_waits(&w->engine.group);
     mxd_wire_put_heartbeat(fresh(w), &b);
     tell(w, MXD_WIRE_HEARTBEAT);
 }
@@ -316,7 +306,7 @@ static void beat(mxd_worker *w, const mxd_wcore_action *a) {
 static void ready(mxd_worker *w, const mxd_wcore_action *a) {
     w->ready.epoch = a->epoch;
     w->ready.bytes = a->bytes;
-    if (w->next && !w->next_up)
+    if (w->next.n && !mxd_fan_is_up(&w->next))
         w->ready_held = true;
     else
         send_ready(w);
@@ -372,6 +362,9 @@ static void act(mxd_worker *w, const mxd_wcore_action *a) {
         break;
     case MXD_WACT_LINK_NEXT:
         link_next(w, a->stage);
+        break;
+    case MXD_WACT_ABORT:
+        mxd_worker_group_abort(&w->engine.group, a->epoch);
         break;
     case MXD_WACT_EXIT:
         end_with(w, MXD_OK, "let go");
@@ -491,7 +484,10 @@ static mxd_rc on_control(mxd_worker *w, const mxd_net_event *ev, mxd_err *err) {
         mxd_stage s;
         MXD_TRY(mxd_wire_get_install(&s, &w->scratch, h->bytes, h->len, err));
         if (!w->core) return MXD_OK;
-        if (s.next == MXD_CORE_COORDINATOR && s.epoch > mxd_wcore_epoch(w->core)) drop_next(w);
+        place_peers(w, s.next, s.n_next);
+        place_peers(w, s.ranks, s.n_ranks);
+        if (!(s.rank == 0 && s.n_next) && s.epoch > mxd_wcore_epoch(w->core))
+            mxd_fan_drop(&w->next);
         give(w, &(mxd_wcore_event){.kind = MXD_WCORE_PLAN, .stage = &s});
         return MXD_OK;
     }
@@ -548,6 +544,7 @@ static void on_message(mxd_worker *w, const mxd_net_event *ev) {
 }
 
 static void on_net(mxd_worker *w, const mxd_net_event *ev) {
+    int lost;
     if (ev->kind == MXD_NET_MESSAGE) {
         on_message(w, ev);
     } else if (ev->link == w->control) {
@@ -555,11 +552,10 @@ static void on_net(mxd_worker *w, const mxd_net_event *ev) {
             control_up(w);
         else
             control_down(w, ev);
-    } else if (ev->link == w->next && w->next) {
-        w->next_up = ev->kind == MXD_NET_UP;
-        if (!w->next_up)
-            next_down(w);
-        else if (w->ready_held)
+    } else if (mxd_fan_event(&w->next, ev, &lost)) {
+        if (lost >= 0)
+            next_down(w, lost);
+        else if (w->ready_held && mxd_fan_is_up(&w->next))
             send_ready(w);
     }
 }
@@ -583,6 +579,7 @@ static void on_job(mxd_worker *w, mxd_task *job) {
         e.loaded.epoch = job->epoch;
         e.loaded.bytes = job->bytes;
         e.loaded.rc = job->err.rc;
+        e.loaded.peer = job->missed;
         e.loaded.text = job->err.msg;
         e.loaded.determinism = job->determinism;
         snprintf(w->ready.determinism, sizeof w->ready.determinism, "%s", job->determinism);
@@ -592,8 +589,9 @@ static void on_job(mxd_worker *w, mxd_task *job) {
         e.computed.epoch = job->epoch;
         e.computed.step = job->step_id;
         e.computed.rc = job->err.rc;
+        e.computed.peer = job->missed;
         e.computed.ms = job->ms;
-        if (job->err.rc && job->err.rc != MXD_E_STALE)
+        if (job->err.rc && job->err.rc != MXD_E_STALE && job->err.rc != MXD_E_CANCELED)
             mxd_log(MXD_LOG_ERROR, "step_failed", "error=\"%s\"", job->err.msg);
         w->computed = job;
         give(w, &e);
@@ -674,14 +672,23 @@ static mxd_rc listen_for_data(mxd_worker *w, mxd_err *err) {
     return MXD_OK;
 }
 
+/* What ranks exchange goes straight to the thread that waits for it. */
+static void sink(void *ctx, const mxd_net_event *ev) { /* transport thread */
+    mxd_worker *w = ctx;
+    if (ev->lane == MXD_LANE_GROUP)
+        mxd_worker_group_event(&w->engine.group, ev);
+    else
+        mxd_inbox_sink(&w->inbox, ev);
+}
+
 static mxd_rc open_net(mxd_worker *w, mxd_err *err) {
-    mxd_transport_opts o = {
-        .al = w->al, .identity = w->opts.identity, .sink = mxd_inbox_sink, .sink_ctx = &w->inbox};
+    mxd_transport_opts o = {.al = w->al, .identity = w->opts.identity, .sink = sink, .sink_ctx = w};
     if (w->opts.hub)
         MXD_TRY(mxd_loopback_open(&w->net, w->opts.hub, &o, w->opts.node, err));
     else
         MXD_TRY(mxd_grpc_open(&w->net, &o, err));
     w->inbox.transport = w->net;
+    w->engine.group.net = w->net;
     return listen_for_data(w, err);
 }
 
@@ -708,6 +715,7 @@ mxd_rc mxd_worker_open(mxd_worker **out, const mxd_alloc *al, const mxd_worker_o
     if (!w) return mxd_fail(err, MXD_E_NOMEM, "worker");
     w->al = al;
     w->opts = *opts;
+    mxd_worker_group_init(&w->engine.group, al, !opts->hub);
     pthread_mutex_init(&w->lock, NULL);
     mxd_cond_init(&w->ended_cond);
     mxd_rc rc = open_all(w, err);
@@ -738,9 +746,11 @@ void mxd_worker_close(mxd_worker *w) {
         mxd_inbox_close(&w->inbox);
         pthread_join(w->thread, NULL);
     }
-    if (w->net) w->net->ops->close(w->net);
     if (w->inbox.queue) mxd_inbox_close(&w->inbox);
+    mxd_worker_group_abort(&w->engine.group, UINT64_MAX); /* a step may wait for other ranks */
     mxd_worker_engine_stop(&w->engine);
+    if (w->net) w->net->ops->close(w->net);
+    mxd_worker_group_deinit(&w->engine.group);
     if (w->inbox.queue) /* jobs that came back too late */
         for (mxd_inbox_item *i; (i = mxd_inbox_take(&w->inbox, 0)) != NULL;
              mxd_inbox_free(&w->inbox, i))

@@ -57,20 +57,46 @@ static mxd_rc check_hash(mxd_worker_engine *e, mxd_err *err) {
         e->folder);
 }
 
-static mxd_rc load(mxd_worker_engine *e, mxd_task *job) {
-    mxd_shard_close(e->shard); /* first: two shards may not fit */
+static bool same_part(const mxd_stage *a, const mxd_stage *b) {
+    if (a->layer0 != b->layer0 || a->layer1 != b->layer1) return false;
+    if (a->rank != b->rank || a->n_ranks != b->n_ranks) return false;
+    return memcmp(a->share, b->share, (size_t)a->n_ranks * sizeof *a->share) == 0;
+}
+
+static void unload(mxd_worker_engine *e) {
+    mxd_worker_group_leave(&e->group);
+    mxd_shard_close(e->shard);
     e->shard = NULL;
+}
+
+static mxd_rc open_shard(mxd_worker_engine *e, mxd_task *job) {
     MXD_TRY(check_hash(e, &job->err));
     mxd_shard_opts o = e->shard_opts;
+    e->part = job->stage;
     o.folder = e->folder;
-    o.layer0 = job->stage.layer0;
-    o.layer1 = job->stage.layer1;
+    o.layer0 = e->part.layer0;
+    o.layer1 = e->part.layer1;
     o.progress = progress;
     o.progress_ctx = e;
-    MXD_TRY(mxd_shard_open(&e->shard, e->al, &o, &job->err));
+    if (e->part.n_ranks > 1) {
+        o.group = mxd_worker_group_prepare(&e->group, &e->part);
+        o.shares = e->part.share;
+    }
+    return mxd_shard_open(&e->shard, e->al, &o, &job->err);
+}
+
+static mxd_rc load(mxd_worker_engine *e, mxd_task *job) {
+    mxd_worker_group_leave(&e->group);
+    if (e->shard && same_part(&e->part, &job->stage)) {
+        mxd_shard_forget(e->shard);
+    } else {
+        unload(e); /* first: two shards may not fit */
+        MXD_TRY(open_shard(e, job));
+    }
     job->bytes = mxd_shard_bytes(e->shard);
     snprintf(job->determinism, sizeof job->determinism, "%s", mxd_shard_determinism(e->shard));
-    return MXD_OK;
+    if (job->stage.n_ranks == 1) return MXD_OK;
+    return mxd_worker_group_join(&e->group, &job->stage, &job->missed, &job->err);
 }
 
 /* ---------------------------------------------------------------------------------------- steps */
@@ -106,9 +132,10 @@ static mxd_rc compute(mxd_worker_engine *e, mxd_task *job) {
     if (job->hidden_in) step.hidden = (const float *)(const void *)job->hidden_in->bytes;
     mxd_step_result result = {.tokens = job->tokens};
     if (job->hidden_out) result.hidden = (float *)(void *)job->hidden_out->bytes;
-    MXD_TRY(mxd_shard_step(e->shard, &step, &result, &job->err));
+    mxd_rc rc = mxd_shard_step(e->shard, &step, &result, &job->err);
+    if (rc) job->missed = mxd_worker_group_lost(&e->group);
     job->n_tokens = result.n_tokens;
-    return MXD_OK;
+    return rc;
 }
 
 /* --------------------------------------------------------------------------------------- thread */
@@ -116,13 +143,13 @@ static mxd_rc compute(mxd_worker_engine *e, mxd_task *job) {
 static void run(mxd_worker_engine *e, mxd_task *job) {
     int64_t start = mxd_now_ns();
     job->err = (mxd_err){.rc = MXD_OK};
+    job->missed = -1;
     switch (job->kind) {
     case MXD_TASK_LOAD:
         job->err.rc = load(e, job);
         break;
     case MXD_TASK_UNLOAD:
-        mxd_shard_close(e->shard);
-        e->shard = NULL;
+        unload(e);
         break;
     case MXD_TASK_FORGET:
         if (e->shard) mxd_shard_forget(e->shard);
@@ -143,8 +170,7 @@ static void *engine_main(void *arg) {
             run(e, job);
         e->done(e->done_ctx, job);
     }
-    mxd_shard_close(e->shard);
-    e->shard = NULL;
+    unload(e);
     return NULL;
 }
 

@@ -11,6 +11,7 @@
 #include "base/blob.h"
 #include "base/queue.h"
 #include "cluster/wire.h"
+#include "cluster/worker_group.h"
 #include "runtime/shard.h"
 
 typedef enum mxd_task_kind {
@@ -34,6 +35,7 @@ typedef struct mxd_task {
     int n_tokens;
 
     mxd_err err; /* out: err.rc */
+    int missed;  /* out, with E_PEER: the rank that was not there; -1: it is not known */
     float ms;
     uint64_t bytes;       /* LOAD: held */
     char determinism[16]; /* LOAD */
@@ -46,11 +48,13 @@ typedef struct mxd_worker_engine {
     bool started;
     void (*done)(void *ctx, mxd_task *job);
     void *done_ctx;
-    atomic_ullong epoch; /* installed: queued steps of others are skipped */
+    mxd_worker_group group; /* the worker's, which makes and ends it */
+    atomic_ullong epoch;    /* installed: queued steps of others are skipped */
     atomic_ullong load_done, load_total;
 
     /* engine thread, after start */
     mxd_shard *shard;
+    mxd_stage part;            /* whose shard it is */
     mxd_shard_opts shard_opts; /* all but the layers */
     char folder[MXD_WIRE_PATH];
     uint8_t tensors_hash[32];

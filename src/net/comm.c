@@ -1,4 +1,4 @@
-/* comm.c - the life of a group: opening, dialling, waiting; send and receive. */
+/* comm.c - the life of a group: opening, dialling, waiting, giving up; send and receive. */
 #include "net/comm_private.h"
 
 #include <sched.h>
@@ -9,7 +9,8 @@
 #include "base/cond.h"
 #include "base/rand.h"
 
-enum { CONNECT_MS = 30000, RECONNECT_MS = 10000, DIAL_MS = 3000, REDIAL_MS = 100, CLOSE_MS = 1000 };
+enum { CONNECT_MS = 30000, RECONNECT_MS = 10000, DIAL_MS = 3000, CLOSE_MS = 1000 };
+enum { DIRECT_MAX = 256 << 10 };
 enum { POLL_NS = 1000000 }; /* rings that no sleeper sleeps on are looked into this often */
 
 /* ------------------------------------------------------------------------------------- waiting */
@@ -46,6 +47,23 @@ bool comm_wait(mxd_comm *c, comm_peer *p, int64_t deadline_ns) {
     return true;
 }
 
+bool comm_wait_for(mxd_comm *c, comm_peer *p, int64_t deadline_ns) {
+    int64_t start = mxd_now_ns();
+    atomic_store_explicit(&c->waits_for, p->rank, memory_order_relaxed);
+    bool more = comm_wait(c, p, deadline_ns);
+    atomic_store_explicit(&c->waits_for, -1, memory_order_relaxed);
+    c->waited_ns += mxd_now_ns() - start;
+    return more;
+}
+
+mxd_rc comm_canceled(const mxd_comm *c, mxd_err *err) {
+    return mxd_fail(err, MXD_E_CANCELED, "group '%s' was given up; open another", c->group);
+}
+
+mxd_rc comm_late(const char *what, int peer, mxd_err *err) {
+    return mxd_fail(err, MXD_E_TIMEOUT, "%s rank %d: the deadline passed", what, peer);
+}
+
 mxd_rc comm_peer_rc(const comm_peer *p, mxd_err *err) {
     return mxd_fail(err, p->lost == MXD_E_AUTH ? MXD_E_AUTH : MXD_E_PEER,
                     "rank %d is lost: %s; open the group again", p->rank, p->why);
@@ -58,14 +76,21 @@ static bool must_dial(const mxd_comm *c, const comm_peer *p, int64_t now) {
     return p->rank < c->rank && !p->link && !p->lost && now >= p->redial_ms;
 }
 
-/* The lock is held, and given up while the transport is asked. */
+/* Under the lock, so that the link has its number before its events are looked at. */
 static void dial(mxd_comm *c, comm_peer *p) {
     mxd_link link = 0;
     const char *node = c->nodes[p->rank][0] ? c->nodes[p->rank] : NULL;
-    p->redial_ms = mxd_now_ms() + REDIAL_MS;
+    p->redial_ms = mxd_now_ms() + COMM_REDIAL_MOST_MS;
     mxd_rc rc =
-        c->t->ops->dial(c->t, c->addresses[p->rank], node, MXD_LANE_DATA, DIAL_MS, &link, NULL);
+        c->t->ops->dial(c->t, c->addresses[p->rank], node, MXD_LANE_GROUP, DIAL_MS, &link, NULL);
     if (!rc) p->link = link;
+}
+
+/* When the service must look again for p's sake, from now, ns. */
+static int64_t until_dial(const mxd_comm *c, const comm_peer *p) {
+    if (p->rank >= c->rank || p->link || p->lost) return INT64_MAX;
+    int64_t ms = p->redial_ms - mxd_now_ms();
+    return ms > 0 ? ms * 1000000 : 1;
 }
 
 /* Dials what is away and gives up what is away too long. */
@@ -84,6 +109,7 @@ static void *serve(void *arg) {
             comm_ack(c, p, true);
         }
         int64_t tick = comm_shm_poll(c) ? POLL_NS : (int64_t)COMM_TICK_MS * 1000000;
+        for (int r = 0; r < c->rank; r++) tick = least(tick, until_dial(c, &c->peers[r]));
         mxd_cond_wait(&c->tick, &c->lock, tick);
     }
     pthread_mutex_unlock(&c->lock);
@@ -102,7 +128,7 @@ static mxd_rc check(const mxd_comm_opts *o, mxd_err *err) {
         if (!o->addresses || !o->addresses[i] || strlen(o->addresses[i]) > 127 ||
             (o->nodes && strlen(o->nodes[i]) >= MXD_MAX_NODE_NAME))
             return mxd_fail(err, MXD_E_INVAL, "rank %d has no address, or one that is too long", i);
-    if (!o->hub && !o->identity.ca && !o->insecure)
+    if (!o->transport && !o->hub && !o->identity.ca && !o->insecure)
         return mxd_fail(
             err, MXD_E_INVAL,
             "group '%s': no certificate; take one from the cluster's CA, or say that it "
@@ -111,21 +137,26 @@ static mxd_rc check(const mxd_comm_opts *o, mxd_err *err) {
     return MXD_OK;
 }
 
+static void own_sink(void *ctx, const mxd_net_event *ev) { mxd_comm_event(ctx, ev); }
+
 static mxd_rc open_transport(mxd_comm *c, const mxd_comm_opts *o, mxd_err *err) {
+    c->t = o->transport;
+    if (c->t) return MXD_OK;
     const mxd_transport_opts to = {.al = c->al,
                                    .identity = o->identity,
-                                   .sink = comm_sink,
+                                   .sink = own_sink,
                                    .sink_ctx = c,
                                    .spin_us = o->spin_us};
     if (o->hub)
         MXD_TRY(mxd_loopback_open(&c->t, o->hub, &to, o->addresses[o->rank], err));
     else
         MXD_TRY(mxd_grpc_open(&c->t, &to, err));
+    c->owns_transport = true;
     int port;
     return c->t->ops->listen(c->t, c->addresses[c->rank], &port, err);
 }
 
-static mxd_rc missing(const mxd_comm *c, mxd_err *err) {
+static mxd_rc missing(const mxd_comm *c, int64_t waited_ms, mxd_err *err) {
     char list[200] = "";
     size_t used = 0;
     for (int r = 0; r < c->size && used < sizeof list - 40; r++)
@@ -134,23 +165,23 @@ static mxd_rc missing(const mxd_comm *c, mxd_err *err) {
     return mxd_fail(err, MXD_E_TIMEOUT,
                     "group '%s': ranks %s did not come within %lld ms: are they started, with the "
                     "same addresses?",
-                    c->group, list, (long long)c->connect_ms);
+                    c->group, list, (long long)waited_ms);
 }
 
 /* Until every peer is up. */
-static mxd_rc gather_ranks(mxd_comm *c, mxd_err *err) {
-    int64_t deadline = comm_deadline(c->connect_ms);
+static mxd_rc gather_ranks(mxd_comm *c, int64_t deadline, int64_t timeout_ms, mxd_err *err) {
     mxd_rc rc = MXD_OK;
     pthread_mutex_lock(&c->lock);
     for (int r = 0; r < c->size && !rc; r++) {
         if (r == c->rank) continue;
-        while (!rc && (!c->peers[r].up || c->peers[r].ring_pending)) {
+        while (!rc && !c->aborted && (!c->peers[r].up || c->peers[r].ring_pending)) {
             if (c->peers[r].lost)
                 rc = comm_peer_rc(&c->peers[r], err);
-            else if (!comm_wait(c, NULL, deadline))
-                rc = missing(c, err);
+            else if (!comm_wait_for(c, &c->peers[r], deadline))
+                rc = missing(c, timeout_ms, err);
         }
     }
+    if (c->aborted) rc = comm_canceled(c, err);
     pthread_mutex_unlock(&c->lock);
     return rc;
 }
@@ -162,9 +193,12 @@ static mxd_rc take_opts(mxd_comm *c, const mxd_comm_opts *o, mxd_err *err) {
     c->connect_ms = o->connect_ms > 0 ? o->connect_ms : CONNECT_MS;
     c->reconnect_ms = o->reconnect_ms > 0 ? o->reconnect_ms : RECONNECT_MS;
     c->spin_us = o->spin_us;
+    c->measures = !o->no_measure;
     if (!o->hub && !o->no_shared_memory) comm_ring_host(c->host);
     c->incarnation = mxd_rand_u64((uint64_t)mxd_now_ns(), (uint64_t)o->rank, 1) | 1;
     c->direct_max = SIZE_MAX;
+    if (o->no_measure && o->size > 2) c->direct_max = o->direct_max ? o->direct_max : DIRECT_MAX;
+    atomic_init(&c->waits_for, -1);
     size_t n = (size_t)c->size;
     c->peers = MXD_NEW(c->al, n, comm_peer);
     c->addresses = mxd_new(c->al, n, sizeof *c->addresses);
@@ -179,17 +213,16 @@ static mxd_rc take_opts(mxd_comm *c, const mxd_comm_opts *o, mxd_err *err) {
     return MXD_OK;
 }
 
-static mxd_rc open_all(mxd_comm *c, const mxd_comm_opts *o, mxd_err *err) {
+static mxd_rc start(mxd_comm *c, const mxd_comm_opts *o, mxd_err *err) {
     MXD_TRY(take_opts(c, o, err));
     MXD_TRY(open_transport(c, o, err));
     if (pthread_create(&c->service, NULL, serve, c) != 0)
         return mxd_fail(err, MXD_E_NOMEM, "group '%s': no thread", c->group);
     c->service_runs = true;
-    MXD_TRY(gather_ranks(c, err));
-    return comm_measure(c, err);
+    return MXD_OK;
 }
 
-mxd_rc mxd_comm_open(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *opts, mxd_err *err) {
+mxd_rc mxd_comm_new(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *opts, mxd_err *err) {
     MXD_TRY(check(opts, err));
     mxd_comm *c = MXD_NEW(al, 1, mxd_comm);
     if (!c) return mxd_fail(err, MXD_E_NOMEM, "group '%s'", opts->group);
@@ -197,13 +230,37 @@ mxd_rc mxd_comm_open(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *o
     pthread_mutex_init(&c->lock, NULL);
     mxd_cond_init(&c->changed);
     mxd_cond_init(&c->tick);
-    mxd_rc rc = open_all(c, opts, err);
+    mxd_rc rc = start(c, opts, err);
     if (rc) {
         mxd_comm_close(c);
         return rc;
     }
     *out = c;
     return MXD_OK;
+}
+
+mxd_rc mxd_comm_join(mxd_comm *c, int64_t timeout_ms, mxd_err *err) {
+    int64_t deadline = comm_deadline(timeout_ms);
+    MXD_TRY(gather_ranks(c, deadline, timeout_ms, err));
+    return c->measures ? comm_measure(c, deadline, err) : MXD_OK;
+}
+
+mxd_rc mxd_comm_open(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *opts, mxd_err *err) {
+    mxd_comm *c;
+    MXD_TRY(mxd_comm_new(&c, al, opts, err));
+    mxd_rc rc = mxd_comm_join(c, c->connect_ms, err);
+    if (rc)
+        mxd_comm_close(c);
+    else
+        *out = c;
+    return rc;
+}
+
+void mxd_comm_abort(mxd_comm *c) {
+    pthread_mutex_lock(&c->lock);
+    c->aborted = true;
+    comm_signal(c);
+    pthread_mutex_unlock(&c->lock);
 }
 
 /* Nothing is on its way any more, or it is no use to wait. */
@@ -222,7 +279,7 @@ static void linger(mxd_comm *c) {
 void mxd_comm_close(mxd_comm *c) {
     if (!c) return;
     pthread_mutex_lock(&c->lock);
-    if (c->service_runs) {
+    if (c->service_runs && c->owns_transport && !c->aborted) {
         for (int r = 0; r < c->size; r++)
             if (r != c->rank) comm_ack(c, &c->peers[r], true);
         linger(c);
@@ -231,8 +288,15 @@ void mxd_comm_close(mxd_comm *c) {
     pthread_cond_signal(&c->tick);
     pthread_mutex_unlock(&c->lock);
     if (c->service_runs) pthread_join(c->service, NULL);
-    if (c->t) c->t->ops->close(c->t);
-    for (int r = 0; c->peers && r < c->size; r++) comm_peer_deinit(c, &c->peers[r]);
+    if (c->owns_transport) c->t->ops->close(c->t);
+    for (int r = 0; c->peers && r < c->size; r++) {
+        if (!c->owns_transport && c->peers[r].link) c->t->ops->hangup(c->t, c->peers[r].link);
+        comm_peer_deinit(c, &c->peers[r]);
+    }
+    for (comm_out *o = c->spare; o; o = c->spare) {
+        c->spare = o->next;
+        mxd_free(c->al, o);
+    }
     pthread_cond_destroy(&c->changed);
     pthread_cond_destroy(&c->tick);
     pthread_mutex_destroy(&c->lock);
@@ -244,6 +308,18 @@ void mxd_comm_close(mxd_comm *c) {
 
 int mxd_comm_rank(const mxd_comm *c) { return c->rank; }
 int mxd_comm_size(const mxd_comm *c) { return c->size; }
+int mxd_comm_waits_for(const mxd_comm *c) {
+    return atomic_load_explicit(&c->waits_for, memory_order_relaxed);
+}
+
+int mxd_comm_lost(mxd_comm *c) {
+    int lost = -1;
+    pthread_mutex_lock(&c->lock);
+    for (int r = 0; r < c->size && lost < 0; r++)
+        if (c->peers[r].lost) lost = r;
+    pthread_mutex_unlock(&c->lock);
+    return lost;
+}
 
 void mxd_comm_stats_get(mxd_comm *c, mxd_comm_stats *out) {
     int rings = 0;
@@ -254,7 +330,9 @@ void mxd_comm_stats_get(mxd_comm *c, mxd_comm_stats *out) {
                             .direct_max_bytes = c->direct_max,
                             .shared_memory_peers = rings,
                             .reconnects = c->reconnects,
-                            .resent_frames = c->resent};
+                            .resent_frames = c->resent,
+                            .exchanges = c->exchanges,
+                            .waited_ns = c->waited_ns};
     pthread_mutex_unlock(&c->lock);
 }
 
@@ -280,22 +358,16 @@ static mxd_rc check_call(const mxd_comm *c, int peer, uint32_t tag, size_t n, mx
     return MXD_OK;
 }
 
-static mxd_rc late(const char *what, int peer, mxd_err *err) {
-    return mxd_fail(err, MXD_E_TIMEOUT, "%s rank %d: the deadline passed", what, peer);
-}
-
 /* One frame behind the others; the window has room, or the deadline passes. */
 static mxd_rc post_piece(mxd_comm *c, comm_peer *p, comm_out *o, int64_t deadline, mxd_err *err) {
     mxd_rc rc = MXD_OK;
     pthread_mutex_lock(&c->lock);
-    while (!rc && !p->lost && p->out && p->out_bytes + o->bytes > MXD_COMM_WINDOW)
-        if (!comm_wait(c, p, deadline)) rc = late("sending to", p->rank, err);
+    while (!rc && !p->lost && !c->aborted && p->out && p->out_bytes + o->bytes > MXD_COMM_WINDOW)
+        if (!comm_wait_for(c, p, deadline)) rc = comm_late("sending to", p->rank, err);
+    if (c->aborted) rc = comm_canceled(c, err);
     if (!rc && p->lost) rc = comm_peer_rc(p, err);
     if (!rc) {
-        o->seq = p->next_seq++;
-        *p->out_end = o;
-        p->out_end = &o->next;
-        p->out_bytes += o->bytes;
+        comm_queue(p, o);
         if (!p->unsent) p->unsent = o;
         comm_pump(c, p);
     }
@@ -346,9 +418,10 @@ mxd_rc comm_await(mxd_comm *c, int peer, uint32_t tag, int64_t deadline, comm_in
     comm_peer *p = &c->peers[peer];
     comm_shm_poll(c);
     for (;;) {
+        if (c->aborted) return comm_canceled(c, err);
         if ((*out = comm_find(p, tag))) return MXD_OK; /* what has come is good, lost or not */
         if (p->lost) return comm_peer_rc(p, err);
-        if (!comm_wait(c, p, deadline)) return late("waiting for", peer, err);
+        if (!comm_wait_for(c, p, deadline)) return comm_late("waiting for", peer, err);
     }
 }
 

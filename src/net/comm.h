@@ -21,10 +21,16 @@
  * scattered, summed in parts and gathered (least bytes). Where one ends and the other begins
  * follows from latency and bandwidth, measured by rank 0 when the group opens and told to all.
  *
+ * A comm owns its transport, or stands on one of its owner's (opts.transport). The owner's sink
+ * then hands every event of the lane MXD_LANE_GROUP to mxd_comm_event, and hangs up on such links
+ * while it has no comm. Groups that follow each other on one transport need different names: a rank
+ * that is asked for by another group hangs up, and is asked again soon.
+ *
  * Trust:    peers prove who they are by TLS; their lengths are checked all the same.
  * Memory:   at most MXD_COMM_WINDOW bytes on their way to each peer, and as much arrived and
  * unread. Threads:  one collective at a time; send and recv from any threads, one at a time for
- * each peer and direction. Deadlines: every call has one, in ms; -1: wait for ever.
+ * each peer and direction; abort, waits_for and stats_get at any time. Deadlines: every call has
+ * one, in ms; -1: wait for ever.
  */
 #ifndef MXD_NET_COMM_H
 #define MXD_NET_COMM_H
@@ -49,18 +55,43 @@ typedef struct mxd_comm_opts {
     mxd_identity identity;    /* all NULL with `insecure` only */
     bool insecure;            /* no TLS: ranks on one machine, or a closed network */
     mxd_loopback_hub *hub;    /* ranks in one process instead of gRPC */
+    mxd_transport *transport; /* the owner's, which listens already: the comm dials and hangs up its
+                               * own links, no more, and must be closed before it. identity, hub and
+                               * insecure are not looked at. NULL: a transport of the comm's own */
     int64_t connect_ms;       /* all ranks must be there within; 0: 30 s */
     int64_t reconnect_ms;     /* a peer that is away longer is LOST; 0: 10 s */
     int spin_us;              /* poll this long before sleeping; 0: none */
     bool no_shared_memory;    /* links only, also between ranks of one host */
+    bool no_measure;          /* joining measures nothing: as quick as the hellos */
+    size_t direct_max;        /* with no_measure, alike on all ranks: sums up to so many bytes go
+                               * directly; 0: 256 KiB (two ranks: all) */
 } mxd_comm_opts;
 
-/* Listens, finds all ranks, measures. Errors: E_INVAL options; E_NET the address is taken;
- * E_TIMEOUT names the ranks that are missing; E_AUTH, E_PEER a rank of another group; E_NOMEM. */
+/* Listens (on a transport of its own), starts to dial; waits for nobody. Errors: E_INVAL options;
+ * E_NET the address is taken; E_AUTH an unusable identity; E_NOMEM. */
+mxd_rc mxd_comm_new(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *opts,
+                    mxd_err *err) MXD_MUST_USE;
+
+/* Waits until all ranks are there, then measures unless no_measure is set. Errors: E_TIMEOUT names
+ * the ranks that are missing; E_AUTH; E_PEER a rank of another group; E_CANCELED aborted; E_NOMEM.
+ * After a failure the comm is good for nothing but close. */
+mxd_rc mxd_comm_join(mxd_comm *c, int64_t timeout_ms, mxd_err *err) MXD_MUST_USE;
+
+/* Both: new, then join within connect_ms. */
 mxd_rc mxd_comm_open(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *opts,
                      mxd_err *err) MXD_MUST_USE;
 
-/* Waits a moment for what was sent, hangs up. No call may run. NULL is fine. */
+/* An event of the lane MXD_LANE_GROUP, from the sink of the owner's transport. Never waits. Events
+ * of links that are not ours (an earlier comm's) do no harm. */
+void mxd_comm_event(mxd_comm *c, const mxd_net_event *ev);
+
+/* Ends every call, those that wait now and those that come later, with E_CANCELED. The comm can
+ * then only be closed. Any thread. */
+void mxd_comm_abort(mxd_comm *c);
+
+/* Hangs up and frees. No call may run. With a transport of its own it waits a moment for what was
+ * sent; on its owner's it does not (a barrier before makes sure), no mxd_comm_event may run or come
+ * any more, and late events of its links may go to nobody or to another comm. NULL is fine. */
 void mxd_comm_close(mxd_comm *c);
 
 int mxd_comm_rank(const mxd_comm *c);
@@ -99,6 +130,14 @@ mxd_rc mxd_comm_broadcast(mxd_comm *c, int root, void *data, size_t n, int64_t t
 mxd_rc mxd_comm_gather(mxd_comm *c, int root, const void *data, size_t n, void *out,
                        int64_t timeout_ms, mxd_err *err) MXD_MUST_USE;
 
+/* all: n_each [size] floats of every rank, one rank behind the other. This rank's are there and
+ * stay; the others' are filled in. n_each is alike on all ranks; a rank with 0 brings nothing, and
+ * nobody waits for it. Through shared memory the bytes are copied twice, `all` to ring to `all`;
+ * small messages allocate nothing there. Errors: E_PEER, E_TIMEOUT, E_CANCELED, E_STALE the ranks
+ * do not do the same, E_TOOBIG, E_NOMEM; what `all` then holds of others is not to be used. */
+mxd_rc mxd_comm_exchange(mxd_comm *c, float *all, const size_t *n_each, int64_t timeout_ms,
+                         mxd_err *err) MXD_MUST_USE;
+
 /* Returns when all ranks have called it. */
 mxd_rc mxd_comm_barrier(mxd_comm *c, int64_t timeout_ms, mxd_err *err) MXD_MUST_USE;
 
@@ -110,8 +149,16 @@ typedef struct mxd_comm_stats {
     size_t direct_max_bytes;      /* sums up to this go directly */
     int shared_memory_peers;      /* ranks of this host that are reached through shared memory */
     uint64_t reconnects, resent_frames;
+    uint64_t exchanges; /* that have succeeded */
+    int64_t waited_ns;  /* for other ranks, in all calls */
 } mxd_comm_stats;
 void mxd_comm_stats_get(mxd_comm *c, mxd_comm_stats *out);
+
+/* The rank that a call waits for right now; -1: none. Any thread, takes no lock. */
+int mxd_comm_waits_for(const mxd_comm *c);
+
+/* A rank that is LOST; -1: none is. Any thread. */
+int mxd_comm_lost(mxd_comm *c);
 
 /* For tests and for operators that move a cable: hangs up the link to `peer`; it is dialled anew.
  */

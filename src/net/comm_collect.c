@@ -116,8 +116,11 @@ static mxd_rc check_pieces(const mxd_comm *c, comm_in *const *from, size_t bytes
 
 /* -------------------------------------------------------------------------------------- rounds */
 
-/* The tag of the next collective. */
-static mxd_rc begin(mxd_comm *c, uint32_t *tag, mxd_err *err) {
+mxd_rc comm_begin(mxd_comm *c, uint32_t *tag, mxd_err *err) {
+    pthread_mutex_lock(&c->lock);
+    bool aborted = c->aborted;
+    pthread_mutex_unlock(&c->lock);
+    if (aborted) return comm_canceled(c, err);
     if (c->out_of_step)
         return mxd_fail(
             err, MXD_E_STALE,
@@ -128,7 +131,7 @@ static mxd_rc begin(mxd_comm *c, uint32_t *tag, mxd_err *err) {
     return MXD_OK;
 }
 
-static mxd_rc end(mxd_comm *c, mxd_rc rc) {
+mxd_rc comm_end(mxd_comm *c, mxd_rc rc) {
     if (rc) c->out_of_step = true;
     return rc;
 }
@@ -236,13 +239,13 @@ mxd_rc mxd_comm_all_reduce(mxd_comm *c, float *x, size_t n, mxd_reduce how, int6
     if (n > MXD_COMM_MAX_MESSAGE / sizeof *x)
         return mxd_fail(err, MXD_E_TOOBIG, "a sum of %zu floats", n);
     uint32_t tag = 0, tag2 = 0;
-    MXD_TRY(begin(c, &tag, err));
-    MXD_TRY(begin(c, &tag2, err)); /* every rank counts alike, whatever the algorithm */
+    MXD_TRY(comm_begin(c, &tag, err));
+    MXD_TRY(comm_begin(c, &tag2, err)); /* every rank counts alike, whatever the algorithm */
     if (c->size == 1) return MXD_OK;
     int64_t deadline = comm_deadline(timeout_ms);
     if (n * sizeof *x <= c->direct_max)
-        return end(c, reduce_direct(c, x, n, how, tag, deadline, err));
-    return end(c, reduce_scattered(c, x, n, how, tag, tag2, deadline, err));
+        return comm_end(c, reduce_direct(c, x, n, how, tag, deadline, err));
+    return comm_end(c, reduce_scattered(c, x, n, how, tag, tag2, deadline, err));
 }
 
 /* ------------------------------------------------------------------- broadcast, gather, barrier */
@@ -287,9 +290,9 @@ mxd_rc mxd_comm_broadcast(mxd_comm *c, int root, void *data, size_t n, int64_t t
         return mxd_fail(err, MXD_E_INVAL, "broadcast of %zu bytes from rank %d of %d", n, root,
                         c->size);
     uint32_t tag = 0;
-    MXD_TRY(begin(c, &tag, err));
+    MXD_TRY(comm_begin(c, &tag, err));
     if (c->size == 1) return MXD_OK;
-    return end(c, spread(c, root, data, n, tag, comm_deadline(timeout_ms), err));
+    return comm_end(c, spread(c, root, data, n, tag, comm_deadline(timeout_ms), err));
 }
 
 mxd_rc mxd_comm_gather(mxd_comm *c, int root, const void *data, size_t n, void *out,
@@ -298,7 +301,7 @@ mxd_rc mxd_comm_gather(mxd_comm *c, int root, const void *data, size_t n, void *
     if (root < -1 || root >= c->size || n > MXD_COMM_MAX_MESSAGE || (wants && !out && n))
         return mxd_fail(err, MXD_E_INVAL, "gather of %zu bytes at rank %d of %d", n, root, c->size);
     uint32_t tag = 0;
-    MXD_TRY(begin(c, &tag, err));
+    MXD_TRY(comm_begin(c, &tag, err));
     int64_t deadline = comm_deadline(timeout_ms);
     mxd_blob *b = copy_of(c, data, n, err);
     mxd_rc rc = b ? MXD_OK : MXD_E_NOMEM;
@@ -312,7 +315,7 @@ mxd_rc mxd_comm_gather(mxd_comm *c, int root, const void *data, size_t n, void *
         else if (n)
             memmove(to, data, n);
     }
-    return end(c, rc);
+    return comm_end(c, rc);
 }
 
 /* Dissemination (Hensgen, Finkel, Manber 1988): after k rounds a rank has heard of 2^k others. */
@@ -320,10 +323,10 @@ mxd_rc mxd_comm_barrier(mxd_comm *c, int64_t timeout_ms, mxd_err *err) {
     int64_t deadline = comm_deadline(timeout_ms);
     for (int step = 1; step < c->size; step *= 2) {
         uint32_t tag = 0;
-        MXD_TRY(begin(c, &tag, err));
+        MXD_TRY(comm_begin(c, &tag, err));
         mxd_rc rc = comm_post(c, (c->rank + step) % c->size, tag, NULL, deadline, err);
         if (!rc) rc = receive(c, (c->rank - step + c->size) % c->size, tag, NULL, 0, deadline, err);
-        if (rc) return end(c, rc);
+        if (rc) return comm_end(c, rc);
     }
     return MXD_OK;
 }
@@ -361,8 +364,7 @@ static mxd_rc pong(mxd_comm *c, void *data, size_t n, int rounds, int64_t deadli
 }
 
 static mxd_rc measure(mxd_comm *c, void *data, double *slowest, double *slowest_bulk,
-                      mxd_err *err) {
-    int64_t deadline = comm_deadline(c->connect_ms);
+                      int64_t deadline, mxd_err *err) {
     if (c->rank) {
         MXD_TRY(pong(c, data, 8, PINGS, deadline, err));
         return pong(c, data, MXD_COMM_PIECE, BULK_PINGS, deadline, err);
@@ -377,16 +379,18 @@ static mxd_rc measure(mxd_comm *c, void *data, double *slowest, double *slowest_
     return MXD_OK;
 }
 
-mxd_rc comm_measure(mxd_comm *c, mxd_err *err) {
+mxd_rc comm_measure(mxd_comm *c, int64_t deadline, mxd_err *err) {
     if (c->size == 1) return MXD_OK;
     mxd_blob *data = mxd_blob_new(c->al, MXD_COMM_PIECE);
     if (!data) return mxd_fail(err, MXD_E_NOMEM, "group '%s'", c->group);
     memset(data->bytes, 0, data->len);
     double found[2] = {0, 0}; /* latency ns; ns of a piece */
-    mxd_rc rc = measure(c, data->bytes, &found[0], &found[1], err);
+    mxd_rc rc = measure(c, data->bytes, &found[0], &found[1], deadline, err);
     mxd_blob_release(data);
     MXD_TRY(rc);
-    MXD_TRY(mxd_comm_broadcast(c, 0, found, sizeof found, c->connect_ms, err));
+    uint32_t tag = 0;
+    MXD_TRY(comm_begin(c, &tag, err));
+    MXD_TRY(comm_end(c, spread(c, 0, found, sizeof found, tag, deadline, err)));
     double bulk = fmax(found[1] - found[0], 1), n = c->size;
     c->latency_us = found[0] / 1000;
     c->bandwidth = MXD_COMM_PIECE / bulk * 1e9;

@@ -19,14 +19,29 @@
 enum { HEAD_MAX = 256 };
 
 void comm_peer_init(comm_peer *p, int rank, int64_t now_ms) {
-    *p = (comm_peer){.rank = rank, .next_seq = 1, .away_since = now_ms};
+    *p = (comm_peer){.rank = rank, .next_seq = 1, .away_since = now_ms, .delay_ms = COMM_REDIAL_MS};
     p->out_end = &p->out;
     p->in_end = &p->in;
 }
 
-static void free_out(mxd_comm *c, comm_out *o) {
+comm_out *comm_out_new(mxd_comm *c) {
+    comm_out *o = c->spare;
+    if (!o) return MXD_NEW(c->al, 1, comm_out);
+    c->spare = o->next;
+    c->n_spare--;
+    *o = (comm_out){0};
+    return o;
+}
+
+void comm_out_free(mxd_comm *c, comm_out *o) {
     mxd_blob_release(o->piece);
-    mxd_free(c->al, o);
+    if (c->n_spare >= COMM_SPARE) {
+        mxd_free(c->al, o);
+        return;
+    }
+    o->next = c->spare;
+    c->spare = o;
+    c->n_spare++;
 }
 
 static void free_in(mxd_comm *c, comm_in *m) {
@@ -39,7 +54,7 @@ void comm_peer_deinit(mxd_comm *c, comm_peer *p) {
     comm_ring_release(p->ring);
     for (comm_out *o = p->out; o; o = p->out) {
         p->out = o->next;
-        free_out(c, o);
+        comm_out_free(c, o);
     }
     for (comm_in *m = p->in; m; m = p->in) {
         p->in = m->next;
@@ -106,6 +121,13 @@ void comm_pump(mxd_comm *c, comm_peer *p) {
     }
 }
 
+void comm_queue(comm_peer *p, comm_out *o) {
+    o->seq = p->next_seq++;
+    *p->out_end = o;
+    p->out_end = &o->next;
+    p->out_bytes += o->bytes;
+}
+
 void comm_ack(mxd_comm *c, comm_peer *p, bool now) {
     if (!p->up || p->ack_told == p->received) return;
     if (!p->ring_out && !now && p->received - p->ack_told < COMM_ACK_EVERY &&
@@ -134,7 +156,7 @@ bool comm_forget(mxd_comm *c, comm_peer *p, uint64_t received) {
         if (!p->out) p->out_end = &p->out;
         if (p->unsent == o) p->unsent = o->next;
         p->out_bytes -= o->bytes;
-        free_out(c, o);
+        comm_out_free(c, o);
     }
     p->acked = received;
     return true;
@@ -148,14 +170,30 @@ comm_in *comm_find(comm_peer *p, uint32_t tag) {
     return NULL;
 }
 
+comm_in *comm_any(comm_peer *p, uint32_t tag) {
+    comm_in *m = p->in;
+    while (m && m->tag != tag) m = m->next;
+    return m;
+}
+
 void comm_take(mxd_comm *c, comm_peer *p, comm_in *m) {
     comm_in **at = &p->in;
     while (*at != m) at = &(*at)->next;
     *at = m->next;
     if (!*at) p->in_end = at;
-    p->unread_bytes -= (size_t)m->total;
+    if (m->got == m->total) p->unread_bytes -= (size_t)m->total;
     free_in(c, m);
     comm_ack(c, p, false);
+}
+
+static comm_in *in_new(mxd_comm *c, comm_peer *p, uint32_t tag, uint64_t total) {
+    comm_in *m = MXD_NEW(c->al, 1, comm_in);
+    if (!m) return NULL;
+    m->tag = tag;
+    m->total = total;
+    *p->in_end = m;
+    p->in_end = &m->next;
+    return m;
 }
 
 /* A piece that goes on where the newest message of its tag ends, or begins a message. */
@@ -168,12 +206,8 @@ static bool add_piece(mxd_comm *c, comm_peer *p, const ring_frame *d, mxd_blob *
         (m && m->total != d->total) || n > d->total - d->offset || (!n && d->total))
         return false;
     if (!m) {
-        m = MXD_NEW(c->al, 1, comm_in);
+        m = in_new(c, p, d->tag, d->total);
         if (!m) return false;
-        m->tag = d->tag;
-        m->total = d->total;
-        *p->in_end = m;
-        p->in_end = &m->next;
     }
     if (m->n_parts == m->cap_parts) {
         int cap = m->cap_parts ? 2 * m->cap_parts : 1;
@@ -190,8 +224,50 @@ static bool add_piece(mxd_comm *c, comm_peer *p, const ring_frame *d, mxd_blob *
     return true;
 }
 
+void comm_into_begin(mxd_comm *c, comm_peer *p, uint32_t tag, void *at, size_t total) {
+    p->into = (comm_into){.at = at, .tag = tag, .total = total};
+    comm_in *m = comm_any(p, tag);
+    if (!m || m->total != total) return;
+    for (int k = 0; k < m->n_parts; k++) {
+        memcpy(p->into.at + p->into.got, m->parts[k]->bytes, m->parts[k]->len);
+        p->into.got += m->parts[k]->len;
+    }
+    comm_take(c, p, m);
+}
+
+void comm_into_end(mxd_comm *c, comm_peer *p) {
+    comm_into i = p->into;
+    p->into = (comm_into){0};
+    if (!i.at || !i.got || i.got == i.total) return;
+    comm_in *m = in_new(c, p, i.tag, i.total); /* for the pieces to come; nobody reads it */
+    if (m)
+        m->got = i.got;
+    else
+        comm_lose(c, p, MXD_E_NOMEM, "memory is short for what it sends");
+}
+
+unsigned char *comm_into_room(const comm_peer *p, const ring_frame *f) {
+    const comm_into *i = &p->into;
+    bool fits = i->at && f->tag == i->tag && f->seq == p->received + 1 && f->total == i->total &&
+                f->offset == i->got && f->bytes && f->bytes <= i->total - i->got;
+    return fits ? i->at + i->got : NULL;
+}
+
+void comm_into_took(mxd_comm *c, comm_peer *p, const ring_frame *f) {
+    p->into.got += f->bytes;
+    p->received = f->seq;
+    p->since_ack += f->bytes;
+    comm_ack(c, p, false);
+}
+
 void comm_add(mxd_comm *c, comm_peer *p, const ring_frame *f, mxd_blob *piece) {
     if (f->seq <= p->received) return; /* sent again, and had arrived all the same */
+    unsigned char *to = comm_into_room(p, f);
+    if (to) {
+        memcpy(to, piece->bytes, f->bytes);
+        comm_into_took(c, p, f);
+        return;
+    }
     if (f->seq != p->received + 1 || !add_piece(c, p, f, piece)) {
         comm_lose(c, p, MXD_E_FORMAT, "it sent a frame that does not follow, or memory is short");
         return;
@@ -202,7 +278,11 @@ void comm_add(mxd_comm *c, comm_peer *p, const ring_frame *f, mxd_blob *piece) {
 }
 
 static void on_data(mxd_comm *c, comm_peer *p, const PB(CommData) * d, mxd_blob *piece) {
-    const ring_frame f = {.seq = d->seq, .total = d->total, .offset = d->offset, .tag = d->tag};
+    const ring_frame f = {.seq = d->seq,
+                          .total = d->total,
+                          .offset = d->offset,
+                          .tag = d->tag,
+                          .bytes = piece ? (uint32_t)piece->len : 0};
     comm_add(c, p, &f, piece);
     comm_signal(c);
 }
@@ -255,14 +335,20 @@ static bool on_hello(mxd_comm *c, mxd_link link, bool accepted, const char *node
         if (p->link) c->t->ops->hangup(c->t, p->link); /* the peer has given it up already */
         comm_shm_drop(c, p);
         p->link = link;
-        say_hello(c, p, link);
     }
+    for (comm_out *o = p->out; o; o = o->next) {
+        if (!o->lent) continue; /* the ring is dropped: it was taken out of it */
+        comm_lose(c, p, MXD_E_FORMAT, "it lacks frames that it has taken");
+        return false;
+    }
+    if (accepted) say_hello(c, p, link);
     if (p->incarnation) c->reconnects++;
     for (comm_out *o = p->out; o && o != p->unsent; o = o->next) c->resent++;
     p->incarnation = h->incarnation;
     p->unsent = p->out;
     p->ack_told = p->received; /* our hello said so */
     p->up = true;
+    p->delay_ms = COMM_REDIAL_MS;
     p->away_since = 0;
     comm_shm_offer(c, p, h->host);
     comm_pump(c, p);
@@ -273,10 +359,13 @@ static bool on_hello(mxd_comm *c, mxd_link link, bool accepted, const char *node
 static void on_down(mxd_comm *c, comm_peer *p, mxd_rc rc) {
     int64_t now = mxd_now_ms();
     comm_shm_drop(c, p);
+    p->redial_ms = now + p->delay_ms;
+    if (!p->up && p->delay_ms < COMM_REDIAL_MOST_MS) p->delay_ms *= 2;
+    if (p->delay_ms > COMM_REDIAL_MOST_MS) p->delay_ms = COMM_REDIAL_MOST_MS;
     p->link = 0;
     p->up = false;
     if (!p->away_since) p->away_since = now;
-    p->redial_ms = now + 50;
+    pthread_cond_signal(&c->tick);
     if (rc == MXD_E_AUTH) comm_lose(c, p, rc, "it refused our certificate, or we refused its");
     comm_signal(c);
 }
@@ -313,8 +402,7 @@ static bool on_message(mxd_comm *c, const mxd_net_event *ev) {
     return good;
 }
 
-void comm_sink(void *ctx, const mxd_net_event *ev) {
-    mxd_comm *c = ctx;
+void mxd_comm_event(mxd_comm *c, const mxd_net_event *ev) {
     mxd_link hangup = 0;
     pthread_mutex_lock(&c->lock);
     comm_peer *p = peer_of(c, ev->link);

@@ -254,6 +254,14 @@ bool comm_ring_put(comm_ring *r, const ring_frame *f, const void *bytes) {
     return true;
 }
 
+uint64_t comm_ring_at(const comm_ring *r) { return r->written; }
+
+bool comm_ring_again(comm_ring *r, uint64_t at, void *to, size_t n) {
+    if (atomic_load(&r->out->read) > at) return false;
+    copy_out(r->out, at + sizeof(ring_frame), to, n);
+    return true;
+}
+
 ring_next comm_ring_peek(comm_ring *r, ring_frame *f) {
     uint64_t there = atomic_load_explicit(&r->in->written, memory_order_acquire) - r->read;
     if (!there) return RING_EMPTY;

@@ -58,6 +58,11 @@ void comm_ring_release(comm_ring *r); /* NULL is fine; the last one unmaps */
 
 /* Copies a frame in and wakes the reader; false: no room. f->bytes <= RING_MAX_FRAME. */
 bool comm_ring_put(comm_ring *r, const ring_frame *f, const void *bytes);
+/* Where the next frame will stand. */
+uint64_t comm_ring_at(const comm_ring *r);
+/* Copies out again the n bytes of our own frame that was put there; false: the reader has taken it.
+ */
+bool comm_ring_again(comm_ring *r, uint64_t at, void *to, size_t n);
 /* The head of the next frame; take copies its f->bytes out and makes room. */
 ring_next comm_ring_peek(comm_ring *r, ring_frame *f);
 void comm_ring_take(comm_ring *r, const ring_frame *f, void *to);

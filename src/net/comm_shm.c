@@ -71,6 +71,34 @@ bool comm_shm_put(comm_peer *p, const comm_out *o) {
     return comm_ring_put(p->ring, &f, o->piece ? o->piece->bytes : NULL);
 }
 
+bool comm_shm_lend(comm_peer *p, comm_out *o, const void *bytes) {
+    const ring_frame f = {.seq = p->next_seq,
+                          .total = o->total,
+                          .offset = o->offset,
+                          .tag = o->tag,
+                          .bytes = (uint32_t)o->bytes};
+    uint64_t at = comm_ring_at(p->ring);
+    if (!comm_ring_put(p->ring, &f, bytes)) return false;
+    o->lent = true;
+    o->ring_at = at;
+    return true;
+}
+
+/* What lies in the ring only, and was not taken out of it, becomes pieces. */
+static void redeem(mxd_comm *c, comm_peer *p) {
+    for (comm_out *o = p->out; o; o = o->next) {
+        if (!o->lent) continue;
+        mxd_blob *b = mxd_blob_raw(c->al, o->bytes);
+        if (!b) {
+            comm_lose(c, p, MXD_E_NOMEM, "memory is short for what it has not received");
+            return;
+        }
+        o->lent = !comm_ring_again(p->ring, o->ring_at, b->bytes, o->bytes);
+        if (!o->lent) o->piece = mxd_blob_retain(b);
+        mxd_blob_release(b);
+    }
+}
+
 /* One frame out of the ring; false: none that follows. */
 static bool take(mxd_comm *c, comm_peer *p) {
     ring_frame f;
@@ -81,6 +109,12 @@ static bool take(mxd_comm *c, comm_peer *p) {
         return false;
     }
     if (f.seq > p->received + 1) return false; /* those before it are still on the link */
+    unsigned char *to = comm_into_room(p, &f);
+    if (to) {
+        comm_ring_take(p->ring, &f, to);
+        comm_into_took(c, p, &f);
+        return true;
+    }
     mxd_blob *b = f.bytes ? mxd_blob_raw(c->al, f.bytes) : NULL;
     if (f.bytes && !b) {
         comm_lose(c, p, MXD_E_NOMEM, "memory is short for what it sent");
@@ -126,6 +160,7 @@ bool comm_shm_any(const mxd_comm *c) {
 void comm_shm_drop(mxd_comm *c, comm_peer *p) {
     if (p->ring && p->up && !p->lost)
         while (take(c, p)) continue;
+    if (p->ring) redeem(c, p);
     comm_ring *ring = p->ring;
     p->ring = NULL;
     p->ring_pending = p->ring_out = false;

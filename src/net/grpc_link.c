@@ -482,6 +482,7 @@ static const char *const methods[MXD_LANE_COUNT] = {
     [MXD_LANE_CONTROL] = "/mlx_distributed.v1.Node/Control",
     [MXD_LANE_DATA] = "/mlx_distributed.v1.Node/Data",
     [MXD_LANE_BULK] = "/mlx_distributed.v1.Node/Bulk",
+    [MXD_LANE_GROUP] = "/mlx_distributed.v1.Node/Group",
 };
 
 /* One connection per link: bulk cannot hold up a heartbeat, and links fail one by one. */

@@ -2,9 +2,9 @@
  *
  *   RUNNING --stop--> STOPPING --shutdown tag, request tag and every answer are back--> freed
  *
- * One request for a call is out at any time. An arriving call is a link (Control, Data, Bulk), an
- * enrolment, a health check or a refusal; who calls is settled before a byte of a message is read.
- * Everything but links is an `answer`: a short call that frees itself.
+ * One request for a call is out at any time. An arriving call is a link (Control, Data, Bulk,
+ * Group), an enrolment, a health check or a refusal; who calls is settled before a byte of a
+ * message is read. Everything but links is an `answer`: a short call that frees itself.
  */
 #include <stdio.h>
 #include <string.h>
@@ -252,6 +252,8 @@ static void dispatch(mxd_grpc_server *s, grpc_call *call) {
         answer_link(s, call, MXD_LANE_DATA, peer);
     else if (grpc_slice_str_cmp(method, "/mlx_distributed.v1.Node/Bulk") == 0)
         answer_link(s, call, MXD_LANE_BULK, peer);
+    else if (grpc_slice_str_cmp(method, "/mlx_distributed.v1.Node/Group") == 0)
+        answer_link(s, call, MXD_LANE_GROUP, peer);
     else if (grpc_slice_str_cmp(method, "/grpc.health.v1.Health/Check") == 0)
         answer_health(s, call);
     else

@@ -6,6 +6,7 @@
  *   DATA     micro-batches and hidden states: latency matters
  *   BULK     weights and other large things, on a connection of its own so that it cannot hold up
  *            the others
+ *   GROUP    collectives between ranks (comm.h): the owner's sink hands its events to its comm
  * A message is a kind, a small head (usually protobuf) and an optional payload that is never
  * copied by the sender and copied once by the receiver.
  *
@@ -33,7 +34,13 @@
 #include "base/blob.h"
 #include "base/limits.h"
 
-typedef enum mxd_lane { MXD_LANE_CONTROL, MXD_LANE_DATA, MXD_LANE_BULK, MXD_LANE_COUNT } mxd_lane;
+typedef enum mxd_lane {
+    MXD_LANE_CONTROL,
+    MXD_LANE_DATA,
+    MXD_LANE_BULK,
+    MXD_LANE_GROUP,
+    MXD_LANE_COUNT
+} mxd_lane;
 
 typedef uint64_t mxd_link; /* 0: none */
 

@@ -60,13 +60,21 @@ double mxd_plan_all_streams(mxd_plan_task *t, const mxd_plan_cut *c) {
     return t->parallel / fmax(turns * r.longest, r.sum + ends(t, c));
 }
 
-static double prefill_rate(const mxd_plan_task *t, const mxd_plan_cut *c) {
+/* Rows of a prompt that go together: with several stages fewer, so that all of them work
+ * (runtime/sched.h). */
+static int chunk_of(const mxd_plan_task *t, int stages) {
+    int fill = (t->prompt - 1) / (4 * stages) + 1;
+    if (stages == 1 || fill > t->chunk) return t->chunk;
+    return fill > 64 ? fill : t->chunk < 64 ? t->chunk : 64;
+}
+
+static double prefill_rate(mxd_plan_task *t, const mxd_plan_cut *c) {
+    int chunk = chunk_of(t, c->n);
+    double chunks = (double)t->prompt / chunk;
+    mxd_plan_rows_fill(t, &t->prefill, chunk, 1 / chunks, t->prompt / 2.0, true);
     trip r = times(t, c, &t->prefill);
-    double chunks = ceil((double)t->prompt / t->chunk);
-    /* every chunk goes through all stages, and each waits only for the longest of the one before */
-    double s = r.sum + (chunks - 1) * r.longest;
-    s *= t->prompt / (chunks * t->chunk); /* the last one is not full */
-    return t->prompt / (s + ends(t, c));
+    /* every chunk goes through all stages, and waits only for the longest of the one before */
+    return t->prompt / (r.sum + (chunks - 1) * r.longest + ends(t, c));
 }
 
 static void fill_stage(const mxd_plan_task *t, const mxd_plan_cut *c, int i, mxd_plan *p,

@@ -42,7 +42,10 @@
     X(27, LOST_LEADER,       "who waits for another's prefix waits after its end")    \
     X(28, NO_SOURCE_CHECK,   "a worker begins with whatever a slot holds")            \
     X(29, CUT_STATE,         "recurrent state is taken for what it was earlier")      \
-    X(30, OLD_STATE,         "a kept state outlives the sequence that it is of")
+    X(30, OLD_STATE,         "a kept state outlives the sequence that it is of")       \
+    X(31, BLAME_WAITING,     "a rank that waits for another is blamed for the step")  \
+    X(32, NO_ABORT,          "a new plan leaves exchanges of the old one waiting")    \
+    X(33, OLD_GROUP,         "a group of an older epoch counts for a new plan")
 /* clang-format on */
 
 enum {

@@ -3,6 +3,8 @@
 #include <string.h>
 #include "base/err.h"
 
+enum { FILL_CHUNKS = 4, FILL_ROWS = 64 }; /* of a prompt, for each stage; and of a chunk */
+
 typedef struct mxd_sched_seq seq;
 
 static uint32_t rest(const seq *q) { return q->n_tokens - q->n_sent; }
@@ -28,9 +30,20 @@ void mxd_sched_restart(mxd_sched *s, int n_stages) {
     for (int i = 0; i < s->n_slots; i++) s->seqs[i].used = false;
 }
 
+/* Rows of a run for a prompt of which n are left. */
+static uint32_t chunk_of(const mxd_sched *s, uint32_t n) {
+    uint32_t most = (uint32_t)s->chunk, fill = (n - 1) / (FILL_CHUNKS * (uint32_t)s->n_stages) + 1;
+    if (s->n_stages == 1 || fill > most) return most;
+    return fill > FILL_ROWS ? fill : most < FILL_ROWS ? most : FILL_ROWS;
+}
+
 void mxd_sched_add(mxd_sched *s, int slot, uint32_t n_tokens, uint32_t n_sent, uint32_t edge) {
     MXD_ASSERT(slot >= 0 && slot < s->n_slots && !s->seqs[slot].used && n_sent < n_tokens);
-    s->seqs[slot] = (seq){.used = true, .n_tokens = n_tokens, .n_sent = n_sent, .edge = edge};
+    s->seqs[slot] = (seq){.used = true,
+                          .n_tokens = n_tokens,
+                          .n_sent = n_sent,
+                          .edge = edge,
+                          .chunk = chunk_of(s, n_tokens - n_sent)};
 }
 
 void mxd_sched_remove(mxd_sched *s, int slot) {
@@ -92,7 +105,7 @@ static void take_prefills(mxd_sched *s, mxd_sched_step *step) {
         const seq *q = &s->seqs[slot];
         uint32_t n = rest(q);
         if (q->n_sent < q->edge && n > q->edge - q->n_sent) n = q->edge - q->n_sent;
-        if (n > (uint32_t)s->chunk) n = (uint32_t)s->chunk;
+        if (n > q->chunk) n = q->chunk;
         if (n > (uint32_t)room) n = (uint32_t)room;
         put(s, step, slot, n);
         s->next_prefill = (slot + 1) % s->n_slots;

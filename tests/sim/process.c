@@ -193,8 +193,8 @@ static void nack(int p, const mxd_wcore_action *a) {
 
 static void link_next(int p, const mxd_stage *s) {
     sim_proc *q = &W.procs[p];
-    q->next_proc = s->next_address[0] - 'A';
-    q->next_node = s->next;
+    q->next_proc = s->next[0].address[0] - 'A';
+    q->next_node = s->next[0].node;
 }
 
 static void act(int p, const mxd_wcore_action *a, const sim_event *frame) {
@@ -210,6 +210,7 @@ static void act(int p, const mxd_wcore_action *a, const sim_event *frame) {
         pass_on(p, a, frame);
         break;
     case MXD_WACT_DISCARD:
+    case MXD_WACT_ABORT: /* no stage here has several ranks */
         break;
     case MXD_WACT_NACK:
         nack(p, a);

@@ -15,20 +15,28 @@ static struct {
     int64_t now;
     int capacity; /* layers a node can hold */
     int n_slots;  /* 0: SLOTS */
+    int together; /* nodes of one stage; 0: 1 */
+    double first; /* share of a stage's first rank; 0: all equal */
 } t;
 
+/* Stages of `together` ranks each, as far as there are nodes. */
 static mxd_rc plan(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_link *avoid,
                    int n_avoid, mxd_plan *out, mxd_err *err) {
     (void)ctx, (void)nodes, (void)avoid, (void)n_avoid;
+    int each = t.together ? t.together : 1, n_stages = (n + each - 1) / each;
     if (n * t.capacity < LAYERS) return mxd_fail(err, MXD_E_NOFIT, "too small");
     memset(out, 0, sizeof *out);
-    for (int i = 0; i < n; i++)
-        out->stages[out->n_stages++] = (mxd_plan_stage){.n_ranks = 1,
-                                                        .ranks[0] = {.node = i, .share = 1},
-                                                        .layer0 = LAYERS * i / n,
-                                                        .layer1 = LAYERS * (i + 1) / n,
-                                                        .embed = i == 0,
-                                                        .head = i == n - 1};
+    for (int i = 0; i < n_stages; i++) {
+        mxd_plan_stage *s = &out->stages[out->n_stages++];
+        *s = (mxd_plan_stage){.layer0 = LAYERS * i / n_stages,
+                              .layer1 = LAYERS * (i + 1) / n_stages,
+                              .embed = i == 0,
+                              .head = i == n_stages - 1,
+                              .n_ranks = n - i * each < each ? n - i * each : each};
+        for (int r = 0; r < s->n_ranks; r++)
+            s->ranks[r] = (mxd_plan_rank){.node = i * each + r, .share = 1.0 / s->n_ranks};
+        if (t.first > 0) s->ranks[0].share = t.first;
+    }
     return MXD_OK;
 }
 
@@ -91,6 +99,8 @@ static void begin_with(int n_local) {
     t.c = mxd_coord_init(t.memory, &t.cfg);
     t.now = 1000;
     t.capacity = LAYERS;
+    t.together = 0;
+    t.first = 0;
     clear();
     give((mxd_coord_event){.kind = MXD_COORD_TICK});
 }
@@ -217,7 +227,7 @@ TEST(core_first_plan_waits_for_the_local_workers) {
     const mxd_stage *s = did(MXD_ACT_INSTALL)->stage;
     CHECK_EQ(s->index, 1);
     CHECK_EQ(s->prev, 0);
-    CHECK_EQ(s->next, MXD_CORE_COORDINATOR);
+    CHECK_EQ(s->n_next, 0);
     CHECK(s->head && !s->embed);
     end();
 }
@@ -552,6 +562,123 @@ TEST(core_a_late_step_makes_a_new_epoch) {
     CHECK_EQ(view().epoch, epoch);
     pass(50, 1, 2);
     CHECK(view().epoch > epoch || view().state != MXD_COORD_SERVING);
+    end();
+}
+
+/* ----------------------------------------------------------------------- stages of several ranks
+ */
+
+static void rank_beat(uint64_t link, uint64_t last_step, int64_t age_ms, int waits) {
+    mxd_coord_event e = {.kind = MXD_COORD_BEAT, .link = link};
+    e.beat = (mxd_core_beat){
+        .epoch = view().epoch, .last_step = last_step, .step_age_ms = age_ms, .waits = waits};
+    give(e);
+}
+
+/* Local workers A and B on links 1 and 2 hold all layers together. */
+static void serving_together(void) {
+    begin_with(2);
+    t.together = 2;
+    hello(1, "A", 11);
+    hello(2, "B", 21);
+    CHECK_EQ(count(MXD_ACT_INSTALL), 2);
+    ready(1);
+    CHECK_EQ(view().state, MXD_COORD_INSTALLING);
+    ready(2);
+    CHECK_EQ(view().state, MXD_COORD_SERVING);
+}
+
+TEST(core_ranks_are_told_of_each_other) {
+    begin_with(3);
+    t.together = 2;
+    hello(1, "A", 11);
+    hello(2, "B", 21);
+    hello(3, "C", 31);
+    CHECK_EQ(count(MXD_ACT_INSTALL), 3);
+    for (int i = 0; i < t.n; i++) {
+        if (t.list[i].kind != MXD_ACT_INSTALL) continue;
+        const mxd_stage *s = t.list[i].stage;
+        bool last = t.list[i].node == 2;
+        CHECK_EQ(s->index, last);
+        CHECK_EQ(s->rank, last ? 0 : t.list[i].node);
+        CHECK_EQ(s->n_ranks, last ? 1 : 2);
+        CHECK_EQ(s->ranks[s->rank].node, t.list[i].node);
+        CHECK_STR(s->ranks[0].id, last ? "C" : "A");
+        CHECK(s->share[s->rank] == (last ? 1 : .5));
+        CHECK_EQ(s->n_next, last ? 0 : 1);
+        if (!last) CHECK_STR(s->next[0].id, "C");
+        if (!last) CHECK_STR(s->ranks[1].id, "B");
+        CHECK_EQ(s->prev, last ? 0 : MXD_CORE_COORDINATOR);
+    }
+    end();
+}
+
+TEST(core_ranks_get_a_step_once_and_answer_once) {
+    serving_together();
+    submit(1, 4, 9);
+    CHECK_EQ(count(MXD_ACT_STEP), 1);
+    CHECK_EQ(did(MXD_ACT_STEP)->node, 0);
+    answer(5);
+    CHECK_EQ(count(MXD_ACT_TOKEN), 1);
+    gone(2); /* any rank's death ends the epoch */
+    CHECK(view().state != MXD_COORD_SERVING);
+    end();
+}
+
+TEST(core_other_shares_are_another_plan) {
+    begin_with(0);
+    t.together = 2;
+    hello(1, "X", 11);
+    hello(2, "Y", 21);
+    ready(1);
+    ready(1);
+    ready(2);
+    uint64_t epoch = view().epoch;
+    hello(3, "Z", 31); /* the same two stay rank 0 and 1, but the shares are others */
+    t.first = .25;
+    CHECK(view().epoch > epoch);
+    end();
+}
+
+TEST(core_the_rank_that_hangs_is_blamed_not_those_that_wait_for_it) {
+    serving_together();
+    submit(1, 4, 9);
+    clear();
+    for (int64_t to = t.now + 40000; t.now < to && !did(MXD_ACT_DROP); t.now += 50) {
+        rank_beat(1, 0, 3000, 1 + 1); /* A waits for B */
+        rank_beat(2, 0, 3000, 0);
+        give((mxd_coord_event){.kind = MXD_COORD_TICK});
+    }
+    CHECK(did(MXD_ACT_DROP));
+    CHECK_EQ(did(MXD_ACT_DROP)->node, 1);
+    CHECK_EQ(mxd_coord_node(t.c, 0)->n_failures, 0);
+    end();
+}
+
+TEST(core_ranks_that_wait_for_each_other_have_a_broken_link) {
+    serving_together();
+    submit(1, 4, 9);
+    uint64_t epoch = view().epoch;
+    for (int64_t to = t.now + 40000; t.now < to && view().epoch == epoch; t.now += 50) {
+        rank_beat(1, 0, 3000, 1 + 1);
+        rank_beat(2, 0, 3000, 1 + 0);
+        give((mxd_coord_event){.kind = MXD_COORD_TICK});
+    }
+    CHECK(view().epoch > epoch);
+    CHECK_EQ(view().plan->stages[0].n_ranks, 1);
+    CHECK(!did(MXD_ACT_DROP));
+    end();
+}
+
+TEST(core_a_broken_link_between_ranks_parts_them) {
+    serving_together();
+    t.capacity = LAYERS;
+    clear();
+    mxd_coord_event e = {.kind = MXD_COORD_NEIGHBOUR_DOWN, .link = 1};
+    e.neighbour = (mxd_core_neighbour){view().epoch, 1};
+    give(e);
+    CHECK_EQ(view().plan->n_stages, 1);
+    CHECK_EQ(view().plan->stages[0].n_ranks, 1); /* each can hold it alone */
     end();
 }
 

@@ -26,7 +26,8 @@ static mxd_rc plan(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_
     (void)ctx, (void)nodes, (void)n, (void)avoid, (void)n_avoid, (void)err;
     memset(out, 0, sizeof *out);
     out->n_stages = 1;
-    out->stages[0] = (mxd_plan_stage){.n_ranks = 1, .layer1 = 1, .embed = true, .head = true};
+    out->stages[0] = (mxd_plan_stage){
+        .n_ranks = 1, .ranks[0].share = 1, .layer1 = 1, .embed = true, .head = true};
     return MXD_OK;
 }
 

@@ -28,7 +28,10 @@ static const mxd_wcore_action *did(mxd_wcore_action_kind kind) {
 }
 
 static void plan(uint64_t epoch, int layer0, int layer1) {
-    mxd_stage s = {.epoch = epoch, .layer0 = layer0, .layer1 = layer1, .next = 3, .prev = 1};
+    mxd_stage s = {.epoch = epoch, .layer0 = layer0, .layer1 = layer1, .prev = 1};
+    s.n_ranks = s.n_next = 1;
+    s.next[0].node = 3;
+    s.share[0] = 1;
     s.embed = layer0 == 0;
     give((mxd_wcore_event){.kind = MXD_WCORE_PLAN, .stage = &s});
 }
@@ -85,7 +88,6 @@ TEST(wcore_loads_and_forwards) {
     CHECK_EQ(did(MXD_WACT_COMPUTE)->step, 2);
     computed(5, 1, MXD_OK);
     CHECK_EQ(did(MXD_WACT_FORWARD)->step, 1);
-    CHECK_EQ(did(MXD_WACT_FORWARD)->node, 3);
 }
 
 TEST(wcore_refuses_what_does_not_fit) {
@@ -304,4 +306,102 @@ TEST(wcore_drains) {
     begin();
     give((mxd_wcore_event){.kind = MXD_WCORE_DRAIN}); /* nobody to ask */
     CHECK(did(MXD_WACT_EXIT));
+}
+
+/* ------------------------------------------------------------------------------- ranks of a stage
+ */
+
+static void rank_plan(uint64_t epoch, int rank, double first) {
+    mxd_stage s = {.epoch = epoch, .layer1 = 4, .embed = true, .head = true, .prev = -1};
+    s.rank = rank;
+    s.n_ranks = 2;
+    s.share[0] = first;
+    s.share[1] = 1 - first;
+    s.ranks[0].node = 7;
+    s.ranks[1].node = 8;
+    give((mxd_wcore_event){.kind = MXD_WCORE_PLAN, .stage = &s});
+}
+
+static void loaded_without(int peer) {
+    mxd_wcore_event e = {.kind = MXD_WCORE_LOADED};
+    e.loaded.rc = MXD_E_PEER;
+    e.loaded.peer = peer;
+    e.loaded.text = "why";
+    give(e);
+}
+
+TEST(wcore_a_group_comes_together_for_every_plan) {
+    begin();
+    rank_plan(5, 0, .5);
+    CHECK(did(MXD_WACT_LOAD) && !did(MXD_WACT_LINK_NEXT));
+    loaded(MXD_OK);
+    CHECK(did(MXD_WACT_READY));
+    rank_plan(6, 0, .5); /* the weights are there, the group is not */
+    CHECK_EQ(did(MXD_WACT_ABORT)->epoch, 6);
+    CHECK(did(MXD_WACT_LOAD) && !did(MXD_WACT_READY) && !did(MXD_WACT_FORGET));
+    rank_plan(7, 0, .5); /* while it waits */
+    CHECK_EQ(did(MXD_WACT_ABORT)->epoch, 7);
+    CHECK(!did(MXD_WACT_LOAD));
+    loaded(MXD_OK); /* of 6, and it does not count */
+    CHECK(did(MXD_WACT_LOAD) && !did(MXD_WACT_READY));
+    loaded(MXD_OK);
+    CHECK_EQ(did(MXD_WACT_READY)->epoch, 7);
+}
+
+TEST(wcore_only_the_leader_speaks) {
+    for (int rank = 0; rank < 2; rank++) {
+        begin();
+        rank_plan(5, rank, .5);
+        loaded(MXD_OK);
+        frame(5, 1, 7, 0, 4);
+        CHECK(did(MXD_WACT_COMPUTE));
+        computed(5, 1, MXD_OK);
+        CHECK_EQ(did(MXD_WACT_RESULT) != NULL, rank == 0);
+        CHECK_EQ(did(MXD_WACT_DISCARD) != NULL, rank == 1);
+    }
+}
+
+TEST(wcore_says_which_rank_it_misses) {
+    begin();
+    give((mxd_wcore_event){.kind = MXD_WCORE_CONNECTED});
+    rank_plan(5, 0, .5);
+    loaded_without(1);
+    CHECK_EQ(did(MXD_WACT_NEIGHBOUR_DOWN)->node, 8);
+    CHECK(!did(MXD_WACT_FAILED));
+    rank_plan(6, 0, .5);
+    loaded_without(-1); /* it does not know which */
+    CHECK(did(MXD_WACT_FAILED));
+    rank_plan(7, 0, .5);
+    loaded(MXD_OK);
+    frame(7, 1, 7, 0, 4);
+    mxd_wcore_event e = {.kind = MXD_WCORE_COMPUTED};
+    e.computed.epoch = 7;
+    e.computed.step = 1;
+    e.computed.rc = MXD_E_PEER;
+    e.computed.peer = 1;
+    give(e);
+    CHECK_EQ(did(MXD_WACT_NEIGHBOUR_DOWN)->node, 8);
+    CHECK(!did(MXD_WACT_NACK));
+}
+
+TEST(wcore_an_uninstall_ends_a_load_that_waits) {
+    begin();
+    rank_plan(5, 0, .5);
+    give((mxd_wcore_event){.kind = MXD_WCORE_UNINSTALL, .epoch = 6});
+    CHECK_EQ(did(MXD_WACT_ABORT)->epoch, 6);
+    loaded(MXD_E_CANCELED); /* the weights may be there all the same */
+    CHECK(did(MXD_WACT_UNLOAD) && !did(MXD_WACT_FAILED));
+}
+
+TEST(wcore_refuses_a_part_that_makes_no_sense) {
+    begin();
+    for (int k = 0; k < 4; k++) {
+        mxd_stage s = {.epoch = 5 + (uint64_t)k, .layer1 = 4, .n_ranks = 1};
+        if (k == 0) s.n_ranks = 0;
+        if (k == 1) s.n_ranks = MXD_MAX_RANKS + 1;
+        if (k == 2) s.rank = 1;
+        if (k == 3) s.n_next = MXD_MAX_RANKS + 1;
+        give((mxd_wcore_event){.kind = MXD_WCORE_PLAN, .stage = &s});
+        CHECK(did(MXD_WACT_FAILED) && !did(MXD_WACT_LOAD));
+    }
 }

@@ -50,6 +50,21 @@ TEST(sched_at_most_stages_plus_one_in_flight) {
     }
 }
 
+TEST(sched_a_prompt_fills_the_pipeline) {
+    static const struct {
+        int stages;
+        uint32_t prompt, rows;
+    } cases[] = {{1, 512, 256}, {3, 512, 64},   {3, 2400, 200}, {3, 9000, 256},
+                 {2, 65, 64},   {6, 3000, 125}, {3, 10, 10}};
+    for (size_t i = 0; i < MXD_COUNT(cases); i++) {
+        mxd_sched_init(&s, 1, 256, 256);
+        mxd_sched_restart(&s, cases[i].stages);
+        mxd_sched_add(&s, 0, cases[i].prompt, 0, 0);
+        CHECK(mxd_sched_next(&s, &step));
+        CHECK_EQ(step.n_rows, cases[i].rows);
+    }
+}
+
 TEST(sched_decode_goes_before_prefill_in_one_batch) {
     mxd_sched_init(&s, 3, 8, 8);
     mxd_sched_add(&s, 0, 100, 0, 0);

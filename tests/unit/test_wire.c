@@ -82,10 +82,19 @@ static mxd_stage sample_install(void) {
                    .layer0 = 1023,
                    .layer1 = 1024,
                    .head = true,
-                   .next = MXD_CORE_COORDINATOR,
-                   .prev = 63};
-    fill(m.next_id, sizeof m.next_id, 'n');
-    fill(m.next_address, sizeof m.next_address, 'a');
+                   .prev = 63,
+                   .rank = MXD_MAX_RANKS - 1,
+                   .n_ranks = MXD_MAX_RANKS,
+                   .n_next = MXD_MAX_RANKS};
+    for (int r = 0; r < MXD_MAX_RANKS; r++) {
+        m.share[r] = r / 16.0;
+        m.ranks[r].node = r;
+        m.next[r].node = 63 - r;
+        fill(m.ranks[r].id, sizeof m.ranks[r].id, 'r');
+        fill(m.ranks[r].address, sizeof m.ranks[r].address, 'o');
+        fill(m.next[r].id, sizeof m.next[r].id, 'n');
+        fill(m.next[r].address, sizeof m.next[r].address, 'a');
+    }
     return m;
 }
 
@@ -349,25 +358,40 @@ TEST(wire_install_round_trip_and_limits) {
     CHECK_EQ(s->n_stages, 64);
     CHECK_EQ(s->layer0, 1023);
     CHECK_EQ(s->layer1, 1024);
-    CHECK_EQ(s->next, -1);
     CHECK_EQ(s->prev, 63);
     CHECK(s->head && !s->embed);
-    CHECK_STR(s->next_id, m.next_id);
-    CHECK_STR(s->next_address, m.next_address);
+    CHECK_EQ(s->rank, MXD_MAX_RANKS - 1);
+    CHECK_EQ(s->n_ranks, MXD_MAX_RANKS);
+    CHECK_EQ(s->n_next, MXD_MAX_RANKS);
+    CHECK(memcmp(s->ranks, m.ranks, sizeof m.ranks) == 0);
+    CHECK(memcmp(s->next, m.next, sizeof m.next) == 0);
+    CHECK(memcmp(s->share, m.share, sizeof m.share) == 0);
     static const struct {
-        int index, n_stages, layer0, layer1, next, prev;
-    } bad[] = {{1, 1, 0, 1, -1, -1}, {0, 65, 0, 1, -1, -1},   {0, 1, 1, 1, -1, -1},
-               {0, 1, 2, 1, -1, -1}, {0, 1, 0, 1025, -1, -1}, {0, 1, 0, 1, -2, -1},
-               {0, 1, 0, 1, 64, -1}, {0, 1, 0, 1, -1, 64},    {-1, 1, 0, 1, -1, -1},
-               {0, 1, -1, 1, -1, -1}};
+        int index, n_stages, layer0, layer1, prev, rank, n_ranks, n_next, node;
+        double share;
+    } bad[] = {
+        {1, 1, 0, 1, -1, 0, 1, 0, 0, 1},    {0, 65, 0, 1, -1, 0, 1, 0, 0, 1},
+        {0, 1, 1, 1, -1, 0, 1, 0, 0, 1},    {0, 1, 2, 1, -1, 0, 1, 0, 0, 1},
+        {0, 1, 0, 1025, -1, 0, 1, 0, 0, 1}, {0, 1, 0, 1, -2, 0, 1, 0, 0, 1},
+        {0, 1, 0, 1, 64, 0, 1, 0, 0, 1},    {-1, 1, 0, 1, -1, 0, 1, 0, 0, 1},
+        {0, 1, -1, 1, -1, 0, 1, 0, 0, 1},   {0, 1, 0, 1, -1, 1, 1, 0, 0, 1},
+        {0, 1, 0, 1, -1, 0, 0, 0, 0, 1},    {0, 1, 0, 1, -1, -1, 1, 0, 0, 1},
+        {0, 1, 0, 1, -1, 0, 1, 0, 64, 1},   {0, 1, 0, 1, -1, 0, 1, 0, -1, 1},
+        {0, 1, 0, 1, -1, 0, 1, 0, 0, -0.5}, {0, 1, 0, 1, -1, 0, 1, 0, 0, 1.5},
+        {0, 1, 0, 1, -1, 0, 1, 0, 0, NAN},
+    };
     for (size_t i = 0; i < MXD_COUNT(bad); i++) {
         mxd_stage b = {.epoch = 1,
                        .index = bad[i].index,
                        .n_stages = bad[i].n_stages,
                        .layer0 = bad[i].layer0,
                        .layer1 = bad[i].layer1,
-                       .next = bad[i].next,
-                       .prev = bad[i].prev};
+                       .prev = bad[i].prev,
+                       .rank = bad[i].rank,
+                       .n_ranks = bad[i].n_ranks,
+                       .n_next = bad[i].n_next,
+                       .ranks[0].node = bad[i].node,
+                       .share[0] = bad[i].share};
         mxd_buf_clear(&head);
         mxd_wire_put_install(&head, &b);
         CHECK_EQ(get_install(mxd_buf_str(&head), head.len, NULL), MXD_E_FORMAT);
@@ -730,7 +754,7 @@ TEST(wire_texts_are_repaired) {
 TEST(wire_texts_over_the_limit_are_refused) {
     begin();
     mxd_err err = {0};
-    char p[200] = "\x08\x03\x12\x40"; /* Hello: version 3, node of 64 bytes */
+    char p[200] = "\x08\x04\x12\x40"; /* Hello: version 4, node of 64 bytes */
     memset(p + 4, 'n', 64);
     CHECK_EQ(get_hello(p, 68, &err), MXD_E_FORMAT);
     p[3] = 63;
