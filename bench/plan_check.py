@@ -69,6 +69,10 @@ def scenarios() -> list[Scenario]:
         Scenario("small, memory 250 MB", "small", [Node(0.5), Node(0.5, memory="250MB")], two),
         Scenario("small, link 5 ms, 20 MB/s", "small", [Node(0.5), Node(0.5, delay_ms=5, rate=20_000_000)],
                  ["--layer-split", "14,14"]),
+        Scenario("small, 2 ranks", "small", [Node(0.6), Node(0.6)], ["--tensor-parallel-size", "2"]),
+        Scenario("small, 3 ranks 0.3 : 0.6 : 0.6", "small", [Node(0.3), Node(0.6), Node(0.6)],
+                 ["--tensor-parallel-size", "3"]),
+        Scenario("large, 2 ranks", "large", [Node(0.9), Node(0.9)], ["--tensor-parallel-size", "2"]),
         Scenario("large, 2 equal", "large", [Node(0.7), Node(0.7)], two),
         Scenario("large, speeds 0.9 : 0.5", "large", [Node(0.9), Node(0.5)], two),
     ]
