@@ -157,7 +157,11 @@ X(NAME, "name", "", ON(WORKER) | ON(INIT), CLUSTER, TEXT, "NAME", 0, 0, NULL, NU
 X(MEMORY, "memory", "", ON(WORKER), CLUSTER, SIZE, "SIZE", 1 << 20, MXD_BYTES_MAX, NULL, NULL, \
   "Memory that this worker may use, for example 16GB; without it what is free.") \
 X(DATA_LISTEN, "data-listen", "", ON(WORKER), CLUSTER, TEXT, "HOST:PORT", 0, 0, NULL, NULL, \
-  "Where other workers reach this one; without it a free port.") \
+  "Where this worker listens for others; without it a free port.") \
+X(ADVERTISE, "advertise", "--advertise-addr", ON(WORKER), CLUSTER, TEXT, "HOST:PORT", 0, 0, NULL, \
+  NULL, \
+  "The address by which others reach this worker: behind NAT or a proxy, or where it has several " \
+  "interfaces. Port 0 is the one it listens on; without it the address it listens on.") \
 X(STATE_DIR, "state-dir", "", ON(SERVER) | ON(WORKER) | ON(INIT) | ON(TOKEN), CLUSTER, \
   PATH, "DIR", 0, 0, NULL, NULL, \
   "Keys and tokens; without it $XDG_STATE_HOME/mlx-distributed.") \

@@ -114,6 +114,14 @@ mxd_rc mxd_worker_identity_get(mxd_worker_identity *id, const mxd_options *o, mx
     return rc;
 }
 
+void mxd_worker_identity_renewed(void *options, const char *cert_pem) {
+    char dir[MXD_PATH_MAX];
+    mxd_err err = {0};
+    mxd_rc rc = folder(options, dir, &err);
+    if (!rc) rc = keep(dir, "node.pem", cert_pem, &err);
+    if (rc) mxd_log(MXD_LOG_ERROR, "certificate_not_kept", "error=\"%s\"", err.msg);
+}
+
 void mxd_worker_identity_deinit(mxd_worker_identity *id) {
     mxd_pem_free(&mxd_alloc_libc, &id->pem);
     mxd_free(&mxd_alloc_libc, id->ca);

@@ -20,6 +20,10 @@ typedef struct mxd_worker_identity {
  * Errors: E_AUTH no certificate and no token, or the token is refused; E_NET; E_TIMEOUT; E_IO. */
 mxd_rc mxd_worker_identity_get(mxd_worker_identity *id, const mxd_options *o,
                                mxd_err *err) MXD_MUST_USE;
+
+/* For mxd_worker_opts.renewed: keeps a renewed certificate in the state folder. `options` as above,
+ * alive as long as the worker. A failure is logged; the old file then stays. */
+void mxd_worker_identity_renewed(void *options, const char *cert_pem);
 void mxd_worker_identity_deinit(mxd_worker_identity *id);
 
 #endif

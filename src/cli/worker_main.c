@@ -17,6 +17,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "cli/main_kit.h"
+#include "cli/worker_fault.h"
 #include "cli/worker_identity.h"
 #include "cluster/worker.h"
 #include "formats/json.h"
@@ -83,6 +84,7 @@ static mxd_rc bootstrapped(mxd_err *err) {
         .listen = text_of(b, "listen"),
         .identity = {text_of(b, "ca"), text_of(b, "cert"), text_of(b, "key")},
         .local = true,
+        .stall_ms = mxd_worker_fault(),
         .memory_total = (uint64_t)json_integer_value(json_object_get(b, "memory_total")),
         .memory_free = (uint64_t)json_integer_value(json_object_get(b, "memory_free")),
         .bandwidth = json_number_value(json_object_get(b, "bandwidth")),
@@ -146,11 +148,15 @@ static mxd_rc run(const mxd_options *o, mxd_err *err) {
     mxd_worker_identity id = {0};
     mxd_worker_opts w = {.join = mxd_opt_text(o, MXD_OPT_JOIN),
                          .listen = mxd_opt_text(o, MXD_OPT_DATA_LISTEN),
+                         .advertise = mxd_opt_text(o, MXD_OPT_ADVERTISE),
                          .backend = mxd_opt_unless_auto(o, MXD_OPT_BACKEND),
                          .kernels = mxd_opt_unless_auto(o, MXD_OPT_KERNELS),
                          .threads = (int)mxd_opt_int(o, MXD_OPT_THREADS),
+                         .stall_ms = mxd_worker_fault(),
                          .find_model = find_model,
-                         .find_ctx = (void *)(uintptr_t)o};
+                         .find_ctx = (void *)(uintptr_t)o,
+                         .renewed = mxd_worker_identity_renewed,
+                         .renewed_ctx = (void *)(uintptr_t)o};
     MXD_TRY(mxd_opt_need(o, MXD_OPT_JOIN, err));
     mxd_signals_catch();
     MXD_TRY(fill_hardware(o, &w, err));

@@ -181,6 +181,7 @@ void mxd_coord_act(mxd_cluster *c, const mxd_coord_action *a) {
     case MXD_ACT_WELCOME:
         c->n_failed_starts = 0;
         mxd_log(MXD_LOG_INFO, "node_joined", "node=%s", mxd_coord_node(c->core, a->node)->info.id);
+        c->welcome.version = mxd_coord_node(c->core, a->node)->info.version;
         mxd_wire_put_welcome(fresh(c), &c->welcome);
         tell(c, a->link, MXD_WIRE_WELCOME);
         break;

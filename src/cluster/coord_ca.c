@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "cluster/coord_private.h"
@@ -33,7 +34,45 @@ mxd_rc mxd_coord_identity(mxd_cluster *c, mxd_err *err) {
         MXD_TRY(load_ca(c, err));
     else
         MXD_TRY(mxd_ca_new(c->al, "mlx-distributed", &c->ca, err));
-    return mxd_ca_issue(c->al, &c->ca, coordinator_id, &c->own, err);
+    return mxd_ca_issue_for(c->al, &c->ca, coordinator_id, c->opts.cert_life_s, &c->own, err);
+}
+
+/* -------------------------------------------------------------------------------------- renewing
+ */
+
+enum { LOOK_MS = 3600000 }; /* a machine may have slept: its clock of the wall goes on, ours not */
+
+mxd_rc mxd_coord_renew_node(mxd_cluster *c, const char *node, const char *csr_pem, char **cert,
+                            mxd_err *err) {
+    *cert = NULL;
+    if (!c->ca.key) return mxd_fail(err, MXD_E_UNSUPPORTED, "this cluster has no certificates");
+    MXD_TRY(mxd_ca_sign_for(c->al, &c->ca, csr_pem, node, c->opts.cert_life_s, cert, err));
+    mxd_log(MXD_LOG_INFO, "certificate_renewed", "node=%s", node);
+    return MXD_OK;
+}
+
+static mxd_rc renew_own(mxd_cluster *c, mxd_err *err) {
+    mxd_pem fresh = {0};
+    MXD_TRY(mxd_ca_issue_for(c->al, &c->ca, coordinator_id, c->opts.cert_life_s, &fresh, err));
+    mxd_rc rc = mxd_grpc_renew(c->net, &(mxd_identity){c->ca.cert, fresh.cert, fresh.key}, err);
+    if (rc) {
+        mxd_pem_free(c->al, &fresh);
+        return rc;
+    }
+    mxd_pem_free(c->al, &c->own);
+    c->own = fresh;
+    mxd_log(MXD_LOG_INFO, "certificate_renewed", "node=%s", coordinator_id);
+    return MXD_OK;
+}
+
+void mxd_coord_renew_own(mxd_cluster *c, int64_t now_ms) {
+    int64_t in = LOOK_MS;
+    mxd_err err = {0};
+    if (!c->own.cert || now_ms < c->renew_at_ms) return;
+    mxd_rc rc = mxd_cert_renew_in(c->own.cert, &in, &err);
+    if (!rc && !in) rc = renew_own(c, &err);
+    if (rc) mxd_log(MXD_LOG_ERROR, "certificate_not_renewed", "error=\"%s\"", err.msg);
+    c->renew_at_ms = now_ms + (in > 0 && in < LOOK_MS ? in : rc ? LOOK_MS / 60 : 1000);
 }
 
 /* ------------------------------------------------------------------------------------ newcomers */
@@ -53,7 +92,7 @@ mxd_rc mxd_coord_enroll(void *cluster, const char *node, const char *secret, con
                         "mlx-dist-config token on the coordinator");
     }
     char *pem;
-    MXD_TRY(mxd_ca_sign(c->al, &c->ca, csr_pem, node, &pem, err));
+    MXD_TRY(mxd_ca_sign_for(c->al, &c->ca, csr_pem, node, c->opts.cert_life_s, &pem, err));
     size_t n = strlen(pem), k = strlen(c->ca.cert);
     *cert = mxd_blob_new(c->al, n + k);
     if (*cert) {
@@ -78,7 +117,7 @@ mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out, mxd_e
     const mxd_cluster_opts *o = &c->opts;
     const mxd_paces *p = &o->paces;
     mxd_pem own = {0};
-    MXD_TRY(mxd_ca_issue(c->al, &c->ca, node, &own, err));
+    MXD_TRY(mxd_ca_issue_for(c->al, &c->ca, node, c->opts.cert_life_s, &own, err));
     mxd_buf_putc(out, '{');
     text_field(out, "node", node);
     text_field(out, "join", c->join);

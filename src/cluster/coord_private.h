@@ -95,7 +95,7 @@ struct mxd_cluster {
     mxd_coord *core;
     void *core_memory;
     bool draining;
-    int64_t last_tick_ms;
+    int64_t last_tick_ms, renew_at_ms;
     mxd_live_request *requests;   /* list */
     mxd_submit_answer *answering; /* while its request is being given to the core */
     mxd_child children[MXD_MAX_NODES];
@@ -140,6 +140,11 @@ void mxd_coord_request_free(mxd_cluster *c, mxd_live_request *r); /* unlinks it 
 mxd_rc mxd_coord_identity(mxd_cluster *c, mxd_err *err) MXD_MUST_USE;
 mxd_rc mxd_coord_enroll(void *cluster, const char *node, const char *secret, const char *csr_pem,
                         mxd_blob **cert, mxd_err *err);
+/* The answer to a node that asks for a new certificate: PEM, the caller's (mxd_free). */
+mxd_rc mxd_coord_renew_node(mxd_cluster *c, const char *node, const char *csr_pem, char **cert,
+                            mxd_err *err) MXD_MUST_USE;
+/* Renews our own certificate when it is due; called often. Control thread. */
+void mxd_coord_renew_own(mxd_cluster *c, int64_t now_ms);
 /* The bootstrap text of a local worker: its certificate, key, CA and where to join, as JSON. */
 mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out,
                            mxd_err *err) MXD_MUST_USE;

@@ -108,6 +108,22 @@ static mxd_rc send_back(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) {
                              ev->payload, err);
 }
 
+/* Who may have a certificate may have a new one: for the name that its link has proven. */
+static mxd_rc on_renew(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) {
+    const char *csr;
+    char *cert;
+    MXD_TRY(mxd_wire_get_renew(&csr, &c->scratch, ev->head->bytes, ev->head->len, err));
+    MXD_TRY(mxd_coord_renew_node(c, ev->peer, csr, &cert, err));
+    mxd_buf_clear(&c->head);
+    mxd_wire_put_certificate(&c->head, cert);
+    mxd_free(c->al, cert);
+    mxd_rc rc = mxd_buf_rc(&c->head, "certificate", err);
+    if (!rc)
+        rc = c->net->ops->send(c->net, ev->link, MXD_WIRE_CERTIFICATE, mxd_buf_str(&c->head),
+                               c->head.len, NULL, err);
+    return rc == MXD_E_PEER ? MXD_OK : rc; /* gone meanwhile: it asks again */
+}
+
 static mxd_rc on_message(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) {
     const mxd_blob *h = ev->head;
     mxd_coord_event e = {.link = ev->link};
@@ -142,6 +158,8 @@ static mxd_rc on_message(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) 
         break;
     case MXD_WIRE_ECHO:
         return send_back(c, ev, err);
+    case MXD_WIRE_RENEW:
+        return on_renew(c, ev, err);
     default: /* of a newer version */
         mxd_log(MXD_LOG_DEBUG, "message_unknown", "kind=%u", ev->message);
         return MXD_OK;
@@ -202,6 +220,7 @@ static void tick(mxd_cluster *c) {
     if (now - c->last_tick_ms < MXD_COORD_TICK_MS) return;
     c->last_tick_ms = now;
     check_children(c);
+    mxd_coord_renew_own(c, now);
     for (int i = 0; i < c->n_hangups;) {
         if (now < c->hangups[i].at_ms) {
             i++;
@@ -530,7 +549,8 @@ static mxd_rc open_net(mxd_cluster *c, mxd_err *err) {
 static mxd_rc open_inner_worker(mxd_cluster *c, mxd_err *err) {
     if (c->opts.local_workers > 0 || c->opts.no_local) return MXD_OK;
     mxd_pem own = {0};
-    if (!c->hub) MXD_TRY(mxd_ca_issue(c->al, &c->ca, "local-0", &own, err));
+    if (!c->hub)
+        MXD_TRY(mxd_ca_issue_for(c->al, &c->ca, "local-0", c->opts.cert_life_s, &own, err));
     mxd_worker_opts o = {.node = "local-0",
                          .join = c->join,
                          .listen = c->worker_listen,

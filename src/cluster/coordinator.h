@@ -37,6 +37,7 @@ typedef struct mxd_cluster_opts { /* zero: default. Strings are copied */
     int min_nodes;    /* the first plan waits for so many nodes; 0: the local ones */
     int prefill_rows; /* 0: 256 */
     bool no_prefix_cache;
+    int64_t cert_life_s; /* of node certificates; they are renewed at two thirds. 0: 90 days */
     /* Takes one use of a join secret; false: not valid. On the transport's thread. NULL: nobody
      * can enrol. */
     bool (*spend_secret)(void *ctx, const char *secret);

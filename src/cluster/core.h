@@ -98,6 +98,7 @@ typedef struct mxd_node_info {
     char host[MXD_MAX_NODE_NAME];
     char backend[16];
     char address[MXD_CORE_ADDRESS]; /* where its data lane listens */
+    uint32_t version;               /* of the protocol, that both ends speak */
     uint64_t incarnation;           /* random, new at every start */
     uint64_t epoch;                 /* the highest it has seen; 0: none */
     int64_t pid;

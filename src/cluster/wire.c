@@ -64,6 +64,7 @@ void mxd_wire_put_hello(mxd_buf *out, const mxd_node_info *m) {
     PB(Hello) h;
     pb(hello__init)(&h);
     h.version = MXD_PROTOCOL_VERSION;
+    h.oldest = MXD_PROTOCOL_OLDEST;
     h.node = (char *)m->id;
     h.incarnation = m->incarnation;
     h.name = (char *)m->name;
@@ -92,6 +93,16 @@ void mxd_wire_put_hello(mxd_buf *out, const mxd_node_info *m) {
     pack(out, &h.base);
 }
 
+uint32_t mxd_wire_version(mxd_wire_versions a, mxd_wire_versions b) {
+    uint32_t v = a.newest < b.newest ? a.newest : b.newest;
+    return v >= a.oldest && v >= b.oldest ? v : 0;
+}
+
+static uint32_t common_version(uint32_t oldest, uint32_t newest) {
+    return mxd_wire_version((mxd_wire_versions){MXD_PROTOCOL_OLDEST, MXD_PROTOCOL_VERSION},
+                            (mxd_wire_versions){oldest, newest});
+}
+
 /* A measured rate: anything absurd counts as unknown. */
 static double rate(double v) { return v >= 0 && v < 1e21 ? v : 0; }
 
@@ -111,13 +122,16 @@ static mxd_paces get_paces(const PB(Paces) * p) {
 
 mxd_rc mxd_wire_get_hello(mxd_node_info *m, mxd_arena *a, const void *p, size_t n, mxd_err *err) {
     UNPACK(h, Hello, hello);
-    if (h->version != MXD_PROTOCOL_VERSION)
-        return mxd_fail(
-            err, MXD_E_UNSUPPORTED,
-            "the node speaks protocol version %u, this program %d: update the older one",
-            h->version, MXD_PROTOCOL_VERSION);
+    uint32_t version = common_version(h->oldest ? h->oldest : h->version, h->version);
+    if (!version)
+        return mxd_fail(err, MXD_E_UNSUPPORTED,
+                        "the node speaks protocol versions %u to %u, this program %d to %d: update "
+                        "the older one",
+                        h->oldest ? h->oldest : h->version, h->version, MXD_PROTOCOL_OLDEST,
+                        MXD_PROTOCOL_VERSION);
     RANGE(h->epoch, MXD_CORE_MAX_EPOCH, "epoch");
-    *m = (mxd_node_info){.incarnation = h->incarnation,
+    *m = (mxd_node_info){.version = version,
+                         .incarnation = h->incarnation,
                          .epoch = h->epoch,
                          .pid = (int64_t)h->pid,
                          .memory_total = h->memory_total,
@@ -149,6 +163,7 @@ void mxd_wire_put_welcome(mxd_buf *out, const mxd_welcome *m) {
     w.activations = (uint32_t)m->activations;
     w.threads = (uint32_t)m->threads;
     w.kv = (uint32_t)m->kv;
+    w.version = m->version;
     w.backend = (char *)m->backend;
     w.kernels = (char *)m->kernels;
     pack(out, &w.base);
@@ -162,6 +177,11 @@ mxd_rc mxd_wire_get_welcome(mxd_welcome *m, mxd_arena *a, const void *p, size_t 
     RANGE(w->activations, 2, "activations");
     RANGE(w->threads, MXD_MAX_THREADS, "threads");
     RANGE(w->kv, MXD_KV_Q8, "type of K and V");
+    if (!common_version(w->version, w->version))
+        return mxd_fail(err, MXD_E_UNSUPPORTED,
+                        "the coordinator wants protocol version %u, this program speaks %d to %d: "
+                        "update the older one",
+                        w->version, MXD_PROTOCOL_OLDEST, MXD_PROTOCOL_VERSION);
     if (!w->ctx || !w->slots || !w->max_rows || w->tensors_hash.len != sizeof m->tensors_hash)
         return mxd_fail(err, MXD_E_FORMAT, "welcome without context, slots, rows or hash");
     *m = (mxd_welcome){.ctx = (int)w->ctx,
@@ -169,7 +189,8 @@ mxd_rc mxd_wire_get_welcome(mxd_welcome *m, mxd_arena *a, const void *p, size_t 
                        .max_rows = (int)w->max_rows,
                        .activations = (int)w->activations,
                        .threads = (int)w->threads,
-                       .kv = (int)w->kv};
+                       .kv = (int)w->kv,
+                       .version = w->version};
     memcpy(m->tensors_hash, w->tensors_hash.data, sizeof m->tensors_hash);
     TEXT(m->model, w->model, "model name");
     TEXT(m->folder, w->folder, "model folder");
@@ -596,5 +617,35 @@ mxd_rc mxd_wire_get_result(mxd_wire_result *m, mxd_arena *a, const void *p, size
             t->sampled.top_logprob[k] = w->top_logprob[k];
         }
     }
+    return MXD_OK;
+}
+
+/* -------------------------------------------------------------------------------- certificates */
+
+void mxd_wire_put_renew(mxd_buf *out, const char *csr_pem) {
+    PB(Renew) r;
+    pb(renew__init)(&r);
+    r.request = (char *)(uintptr_t)csr_pem;
+    pack(out, &r.base);
+}
+
+mxd_rc mxd_wire_get_renew(const char **csr_pem, mxd_arena *a, const void *p, size_t n,
+                          mxd_err *err) {
+    UNPACK(r, Renew, renew);
+    *csr_pem = r->request;
+    return MXD_OK;
+}
+
+void mxd_wire_put_certificate(mxd_buf *out, const char *cert_pem) {
+    PB(Certificate) c;
+    pb(certificate__init)(&c);
+    c.cert = (char *)(uintptr_t)cert_pem;
+    pack(out, &c.base);
+}
+
+mxd_rc mxd_wire_get_certificate(const char **cert_pem, mxd_arena *a, const void *p, size_t n,
+                                mxd_err *err) {
+    UNPACK(c, Certificate, certificate);
+    *cert_pem = c->cert;
     return MXD_OK;
 }

@@ -13,7 +13,15 @@
 #include "base/buf.h"
 #include "cluster/core.h"
 
-enum { MXD_PROTOCOL_VERSION = 4, MXD_WIRE_PATH = 1024 };
+/* Versions of proto/cluster.proto that this program speaks: all from OLDEST on. A link uses the
+ * newest that both ends speak. Programs of neighbouring versions work together while OLDEST is at
+ * most VERSION - 1; it is raised only when a change makes older ones impossible. */
+enum { MXD_PROTOCOL_VERSION = 4, MXD_PROTOCOL_OLDEST = 4, MXD_WIRE_PATH = 1024 };
+
+typedef struct mxd_wire_versions {
+    uint32_t oldest, newest;
+} mxd_wire_versions;
+uint32_t mxd_wire_version(mxd_wire_versions a, mxd_wire_versions b); /* both speak it; 0: none */
 
 typedef enum mxd_wire_kind { /* Frame.kind; never renumbered */
                              MXD_WIRE_HELLO = 1,
@@ -29,6 +37,8 @@ typedef enum mxd_wire_kind { /* Frame.kind; never renumbered */
                              MXD_WIRE_NACK = 11,
                              MXD_WIRE_NEIGHBOUR_DOWN = 12,
                              MXD_WIRE_LEAVE = 13,
+                             MXD_WIRE_RENEW = 17,
+                             MXD_WIRE_CERTIFICATE = 18,
                              MXD_WIRE_ECHO = 20, /* sent back as it is: a worker measures its way */
 } mxd_wire_kind;
 
@@ -36,6 +46,7 @@ typedef struct mxd_welcome {
     char model[256], folder[MXD_WIRE_PATH];
     uint8_t tensors_hash[32];
     int ctx, slots, max_rows, activations, threads, kv;
+    uint32_t version; /* that this link uses */
     char backend[16], kernels[16];
 } mxd_welcome;
 
@@ -73,6 +84,8 @@ void mxd_wire_put_step(mxd_buf *out, uint64_t epoch, uint64_t step, const mxd_co
 void mxd_wire_put_result(mxd_buf *out, const mxd_core_result *m);
 void mxd_wire_put_neighbour_down(mxd_buf *out, const mxd_core_neighbour *m);
 void mxd_wire_put_leave(mxd_buf *out);
+void mxd_wire_put_renew(mxd_buf *out, const char *csr_pem);
+void mxd_wire_put_certificate(mxd_buf *out, const char *cert_pem);
 
 /* Read a head of n bytes. `a`: scratch of MXD_WIRE_SCRATCH bytes, reset by the caller; a head that
  * unfolds to more is E_FORMAT. */
@@ -92,5 +105,10 @@ mxd_rc mxd_wire_get_step(mxd_wire_step *m, mxd_arena *a, const void *p, size_t n
 mxd_rc mxd_wire_get_result(mxd_wire_result *m, mxd_arena *a, const void *p, size_t n, mxd_err *err);
 mxd_rc mxd_wire_get_neighbour_down(mxd_core_neighbour *m, mxd_arena *a, const void *p, size_t n,
                                    mxd_err *err);
+/* PEM texts live in the arena. */
+mxd_rc mxd_wire_get_renew(const char **csr_pem, mxd_arena *a, const void *p, size_t n,
+                          mxd_err *err);
+mxd_rc mxd_wire_get_certificate(const char **cert_pem, mxd_arena *a, const void *p, size_t n,
+                                mxd_err *err);
 
 #endif

@@ -16,6 +16,8 @@
 #include "cluster/wire.h"
 #include "cluster/worker_echo.h"
 #include "cluster/worker_engine.h"
+#include "net/address.h"
+#include "net/tls.h"
 
 enum {
     TICK_MS = 25,
@@ -24,6 +26,8 @@ enum {
     BACKOFF_MAX_MS = 5000,
     MAX_REFUSALS = 16, /* in a row, of a certificate that was good before: about a minute */
     SPARE_JOBS = 8,
+    RENEW_AGAIN_MS = 5000, /* no answer: once more */
+    RENEW_LOOK_MS = 3600000,
     SPIN_US =
         50, /* idle compute threads poll so long: operations follow each other in microseconds */
 };
@@ -53,7 +57,8 @@ struct mxd_worker {
     uint64_t incarnation;
     char address[MXD_CORE_ADDRESS]; /* of our data lane, as others are told */
     bool stop, drain_wanted, member;
-    int64_t last_tick_ms;
+    int64_t last_tick_ms, renew_at_ms;
+    char *cert; /* the last one that we got by renewal; NULL: that of opts */
 
     mxd_link control;
     int64_t dial_at_ms; /* when to dial the coordinator again; 0: not waiting */
@@ -435,7 +440,9 @@ static mxd_rc become_member(mxd_worker *w, mxd_err *err) {
 
 static mxd_rc on_welcome(mxd_worker *w, const mxd_blob *head, mxd_err *err) {
     mxd_welcome m;
-    MXD_TRY(mxd_wire_get_welcome(&m, &w->scratch, head->bytes, head->len, err));
+    mxd_rc read = mxd_wire_get_welcome(&m, &w->scratch, head->bytes, head->len, err);
+    if (read == MXD_E_UNSUPPORTED) end_with(w, read, err->msg);
+    if (read) return read;
     if (!w->core) {
         w->welcome = m;
         mxd_rc rc = become_member(w, err);
@@ -470,6 +477,59 @@ static mxd_rc on_drop(mxd_worker *w, const mxd_blob *head, mxd_err *err) {
     return MXD_OK;
 }
 
+/* ------------------------------------------------------------------------------ certificates */
+
+static const char *own_cert(const mxd_worker *w) {
+    return w->cert ? w->cert : w->opts.identity.cert;
+}
+
+static mxd_rc ask_renewal(mxd_worker *w, mxd_err *err) {
+    char *csr;
+    MXD_TRY(mxd_csr_again(w->al, w->opts.node, w->opts.identity.key, &csr, err));
+    mxd_wire_put_renew(fresh(w), csr);
+    mxd_free(w->al, csr);
+    tell(w, MXD_WIRE_RENEW);
+    return MXD_OK;
+}
+
+/* At two thirds of its life, and when we come back and that was long ago. The clock of the wall may
+ * jump and our own may sleep, so it is looked at now and then. */
+static void watch_certificate(mxd_worker *w, int64_t now_ms) {
+    mxd_err err = {0};
+    int64_t in = 0;
+    if (w->opts.hub || !w->member || now_ms < w->renew_at_ms) return;
+    mxd_rc rc = mxd_cert_renew_in(own_cert(w), &in, &err);
+    if (!rc && !in) rc = ask_renewal(w, &err);
+    if (rc) mxd_log(MXD_LOG_WARN, "certificate_not_renewed", "error=\"%s\"", err.msg);
+    w->renew_at_ms = now_ms + (in == 0 ? RENEW_AGAIN_MS : in < RENEW_LOOK_MS ? in : RENEW_LOOK_MS);
+}
+
+static mxd_rc on_certificate(mxd_worker *w, const mxd_blob *head, mxd_err *err) {
+    const char *cert;
+    char name[MXD_MAX_NODE_NAME];
+    const mxd_identity *own = &w->opts.identity;
+    MXD_TRY(mxd_wire_get_certificate(&cert, &w->scratch, head->bytes, head->len, err));
+    if (w->opts.hub) return MXD_OK;
+    MXD_TRY(mxd_identity_check(own->ca, cert, own->key, name, err));
+    if (strcmp(name, w->opts.node) != 0)
+        return mxd_fail(err, MXD_E_AUTH, "a new certificate for '%s', not for us", name);
+    char *copy = mxd_strdup(w->al, cert);
+    if (!copy) return mxd_fail(err, MXD_E_NOMEM, "certificate");
+    mxd_rc rc = mxd_grpc_renew(w->net, &(mxd_identity){own->ca, copy, own->key}, err);
+    if (rc) {
+        mxd_free(w->al, copy);
+        return rc;
+    }
+    mxd_free(w->al, w->cert);
+    w->cert = copy;
+    w->renew_at_ms = 0;
+    mxd_log(MXD_LOG_INFO, "certificate_renewed", "node=%s", w->opts.node);
+    if (w->opts.renewed) w->opts.renewed(w->opts.renewed_ctx, copy);
+    return MXD_OK;
+}
+
+/* --------------------------------------------------------------------------------- dispatching */
+
 static mxd_rc on_control(mxd_worker *w, const mxd_net_event *ev, mxd_err *err) {
     const mxd_blob *h = ev->head;
     switch (ev->message) {
@@ -480,6 +540,8 @@ static mxd_rc on_control(mxd_worker *w, const mxd_net_event *ev, mxd_err *err) {
         return on_welcome(w, h, err);
     case MXD_WIRE_DROP:
         return on_drop(w, h, err);
+    case MXD_WIRE_CERTIFICATE:
+        return on_certificate(w, h, err);
     case MXD_WIRE_INSTALL: {
         mxd_stage s;
         MXD_TRY(mxd_wire_get_install(&s, &w->scratch, h->bytes, h->len, err));
@@ -623,6 +685,7 @@ static void tick(mxd_worker *w) {
         w->echo.running = false;
         say_hello(w);
     }
+    watch_certificate(w, now);
     if (w->core) give(w, &(mxd_wcore_event){.kind = MXD_WCORE_TICK});
 }
 
@@ -655,10 +718,25 @@ static mxd_rc keep(mxd_worker *w, const char **s, mxd_err *err) {
 
 static mxd_rc keep_all(mxd_worker *w, mxd_err *err) {
     mxd_worker_opts *o = &w->opts;
-    const char **all[] = {&o->node,        &o->name,          &o->join,
-                          &o->listen,      &o->backend,       &o->kernels,
-                          &o->identity.ca, &o->identity.cert, &o->identity.key};
+    const char **all[] = {&o->node,          &o->name,        &o->join,    &o->listen,
+                          &o->advertise,     &o->backend,     &o->kernels, &o->identity.ca,
+                          &o->identity.cert, &o->identity.key};
     for (size_t i = 0; i < MXD_COUNT(all); i++) MXD_TRY(keep(w, all[i], err));
+    return MXD_OK;
+}
+
+static mxd_rc advertise(mxd_worker *w, int own_port, mxd_err *err) {
+    const char *told = w->opts.advertise;
+    char host[MXD_HOST_MAX];
+    int port;
+    mxd_rc rc = mxd_address_split(told, host, &port, err);
+    if (rc) return mxd_wrap(err, rc, "the address to advertise");
+    if (strlen(told) >= sizeof w->address - 5 || mxd_place_is_any(told))
+        return mxd_fail(err, MXD_E_NET,
+                        "'%.64s' cannot be advertised: give one address by which the others reach "
+                        "this machine",
+                        told);
+    mxd_place_with_port(w->address, sizeof w->address, told, port ? port : own_port);
     return MXD_OK;
 }
 
@@ -668,6 +746,7 @@ static mxd_rc listen_for_data(mxd_worker *w, mxd_err *err) {
     const char *address = w->opts.listen ? w->opts.listen : here ? "127.0.0.1:0" : "0.0.0.0:0";
     int port;
     MXD_TRY(w->net->ops->listen(w->net, address, &port, err));
+    if (w->opts.advertise) return advertise(w, port, err);
     mxd_place_with_port(w->address, sizeof w->address, address, port);
     return MXD_OK;
 }
@@ -700,6 +779,7 @@ static mxd_rc open_all(mxd_worker *w, mxd_err *err) {
     mxd_buf_init(&w->head, w->al, MXD_MAX_HELLO_BYTES);
     w->engine.done = job_done;
     w->engine.done_ctx = w;
+    w->engine.stall_ms = w->opts.stall_ms;
     MXD_TRY(open_net(w, err));
     if (pthread_create(&w->thread, NULL, control_main, w) != 0)
         return mxd_fail(err, MXD_E_IO, "cannot start the worker's control thread");
@@ -759,6 +839,7 @@ void mxd_worker_close(mxd_worker *w) {
     mxd_buf_deinit(&w->head);
     mxd_arena_deinit(&w->scratch);
     mxd_free(w->al, w->core_memory);
+    mxd_free(w->al, w->cert);
     while (w->n_spare) mxd_task_free(w->al, w->spare[--w->n_spare]);
     for (int i = 0; i < w->n_text; i++) mxd_free(w->al, w->text[i]);
     pthread_cond_destroy(&w->ended_cond);

@@ -14,6 +14,7 @@
 #ifndef MXD_CLUSTER_WORKER_H
 #define MXD_CLUSTER_WORKER_H
 
+#include <stdatomic.h>
 #include "backend/backend.h"
 #include "hardware/paces.h"
 #include "net/transport.h"
@@ -26,21 +27,30 @@ typedef struct mxd_worker_opts { /* zero: default. Strings and texts are copied 
     mxd_loopback_hub *hub;       /* a worker inside the coordinator's process; NULL: gRPC */
     const char *listen;          /* where other workers reach us, "ip:port"; NULL: a free port, on
                                     127.0.0.1 if the coordinator is there, else everywhere */
+    const char *advertise;       /* what others are told instead, "host:port" (NAT, a proxy, several
+                                    interfaces); port 0: the port we listen on. NULL: as listened */
     bool local;                  /* on the coordinator's machine */
     uint64_t memory_total, memory_free; /* bytes for weights and KV */
     double bandwidth, ops;              /* measured; 0: unknown */
     mxd_paces paces;
     const char *backend, *kernels; /* NULL: as the coordinator says */
     int threads;                   /* 0: as the coordinator says, else all cores */
+    /* For tests: before each step the engine waits so many ms, below 0 until it is changed. NULL: 0
+     */
+    const atomic_int *stall_ms;
     /* Finds a model that is not where the coordinator has it: writes a folder, or false. */
     bool (*find_model)(void *ctx, const char *model, char *folder, size_t cap);
     void *find_ctx;
+    /* Our certificate was renewed: keep it (the key stays). On the control thread. May be NULL */
+    void (*renewed)(void *ctx, const char *cert_pem);
+    void *renewed_ctx;
 } mxd_worker_opts;
 
 typedef struct mxd_worker mxd_worker;
 
 /* Starts and returns; joining goes on in the background, with back-off, for ever.
- * Errors: E_NET the listen address; E_AUTH the identity; E_INVAL; E_NOMEM; E_IO threads. */
+ * Errors: E_NET the listen address, or that advertise is none; E_AUTH the identity; E_INVAL;
+ * E_NOMEM; E_IO threads. */
 mxd_rc mxd_worker_open(mxd_worker **out, const mxd_alloc *al, const mxd_worker_opts *opts,
                        mxd_err *err) MXD_MUST_USE;
 

@@ -111,7 +111,17 @@ static mxd_rc hidden_buffers(mxd_worker_engine *e, mxd_task *job) {
     return job->hidden_out ? MXD_OK : mxd_fail(&job->err, MXD_E_NOMEM, "hidden states");
 }
 
+static void stall(const mxd_worker_engine *e) {
+    int64_t since = mxd_now_ms();
+    while (e->stall_ms && !mxd_queue_closed(e->jobs)) {
+        int ms = atomic_load(e->stall_ms);
+        if (ms >= 0 && mxd_now_ms() - since >= ms) return;
+        mxd_sleep_ms(1);
+    }
+}
+
 static mxd_rc compute(mxd_worker_engine *e, mxd_task *job) {
+    stall(e);
     if (job->epoch != atomic_load(&e->epoch) || !e->shard)
         return mxd_fail(&job->err, MXD_E_STALE, "the plan has changed");
     MXD_TRY(hidden_buffers(e, job));

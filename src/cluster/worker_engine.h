@@ -51,6 +51,7 @@ typedef struct mxd_worker_engine {
     mxd_worker_group group; /* the worker's, which makes and ends it */
     atomic_ullong epoch;    /* installed: queued steps of others are skipped */
     atomic_ullong load_done, load_total;
+    const atomic_int *stall_ms; /* mxd_worker_opts; set before start */
 
     /* engine thread, after start */
     mxd_shard *shard;

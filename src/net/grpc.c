@@ -89,6 +89,7 @@ static void free_transport(mxd_grpc *t) {
     mxd_links_deinit(&t->links);
     pthread_cond_destroy(&t->changed);
     pthread_mutex_destroy(&t->lock);
+    pthread_mutex_destroy(&t->identity_lock);
     mxd_free(al, t->ca);
     mxd_free(al, t->cert);
     if (t->key) OPENSSL_cleanse(t->key, strlen(t->key));
@@ -182,20 +183,45 @@ static const mxd_transport_ops grpc_ops = {
 
 /* The certificate is sent with the CA's behind it, so that a newcomer can compare the CA's
  * fingerprint with its token. */
-static mxd_rc copy_identity(mxd_grpc *t, const mxd_identity *id, mxd_err *err) {
-    if (!id->ca && !id->cert && !id->key) return MXD_OK;
+static mxd_rc set_identity(mxd_grpc *t, const mxd_identity *id, mxd_err *err) {
     MXD_TRY(mxd_identity_check(id->ca, id->cert, id->key, NULL, err));
     mxd_buf chain;
     mxd_buf_init(&chain, t->al, 4 * MXD_PEM_MAX);
     mxd_buf_puts(&chain, id->cert);
     if (!strstr(id->cert, id->ca)) mxd_buf_printf(&chain, "\n%s", id->ca);
+    char *key = mxd_strdup(t->al, id->key);
+    char *cert = chain.rc ? NULL : mxd_strdup(t->al, mxd_buf_str(&chain));
+    mxd_buf_deinit(&chain);
+    bool ok = key && cert;
+    if (ok) {
+        pthread_mutex_lock(&t->identity_lock);
+        char *old_key = t->key, *old_cert = t->cert;
+        t->key = key;
+        t->cert = cert;
+        t->n_identities++;
+        pthread_mutex_unlock(&t->identity_lock);
+        key = old_key;
+        cert = old_cert;
+    }
+    if (key) OPENSSL_cleanse(key, strlen(key));
+    mxd_free(t->al, key);
+    mxd_free(t->al, cert);
+    return ok ? MXD_OK : mxd_fail(err, MXD_E_NOMEM, "no memory for an identity");
+}
+
+static mxd_rc first_identity(mxd_grpc *t, const mxd_identity *id, mxd_err *err) {
+    if (!id->ca && !id->cert && !id->key) return MXD_OK;
+    MXD_TRY(set_identity(t, id, err));
     t->secure = true;
     t->ca = mxd_strdup(t->al, id->ca);
-    t->key = mxd_strdup(t->al, id->key);
-    t->cert = chain.rc ? NULL : mxd_strdup(t->al, mxd_buf_str(&chain));
-    mxd_buf_deinit(&chain);
-    return t->ca && t->cert && t->key ? MXD_OK
-                                      : mxd_fail(err, MXD_E_NOMEM, "no memory for an identity");
+    return t->ca ? MXD_OK : mxd_fail(err, MXD_E_NOMEM, "no memory for an identity");
+}
+
+mxd_rc mxd_grpc_renew(mxd_transport *base, const mxd_identity *id, mxd_err *err) {
+    mxd_grpc *t = (mxd_grpc *)base;
+    if (base->ops != &grpc_ops || !t->secure || strcmp(t->ca, id->ca) != 0)
+        return mxd_fail(err, MXD_E_AUTH, "this transport has no identity of that CA to renew");
+    return set_identity(t, id, err);
 }
 
 mxd_rc mxd_grpc_open(mxd_transport **out, const mxd_transport_opts *o, mxd_err *err) {
@@ -214,7 +240,8 @@ mxd_rc mxd_grpc_open(mxd_transport **out, const mxd_transport_opts *o, mxd_err *
     mxd_links_init(&t->links, t->al);
     pthread_mutex_init(&t->lock, NULL);
     mxd_cond_init(&t->changed);
-    mxd_rc rc = copy_identity(t, &o->identity, err);
+    pthread_mutex_init(&t->identity_lock, NULL);
+    mxd_rc rc = first_identity(t, &o->identity, err);
     if (rc) {
         free_transport(t);
         return rc;

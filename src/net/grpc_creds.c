@@ -74,14 +74,38 @@ grpc_channel_credentials *mxd_grpc_channel_creds(const char *ca, const char *cer
     return grpc_ssl_credentials_create_ex(ca, cert ? &pair : NULL, NULL, NULL);
 }
 
-grpc_server_credentials *mxd_grpc_server_creds(const mxd_grpc *t) {
+grpc_channel_credentials *mxd_grpc_own_creds(mxd_grpc *t) {
+    pthread_mutex_lock(&t->identity_lock);
+    grpc_channel_credentials *c = mxd_grpc_channel_creds(t->ca, t->cert, t->key);
+    pthread_mutex_unlock(&t->identity_lock);
+    return c;
+}
+
+/* Asked at every handshake: is there a newer identity? On gRPC's threads. */
+static grpc_ssl_certificate_config_reload_status show(void *transport,
+                                                      grpc_ssl_server_certificate_config **out) {
+    mxd_grpc *t = transport;
+    grpc_ssl_certificate_config_reload_status status = GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
+    pthread_mutex_lock(&t->identity_lock);
+    if (t->served != t->n_identities) {
+        grpc_ssl_pem_key_cert_pair pair = {t->key, t->cert};
+        *out = grpc_ssl_server_certificate_config_create(t->ca, &pair, 1);
+        status = GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
+        t->served = t->n_identities;
+    }
+    pthread_mutex_unlock(&t->identity_lock);
+    return status;
+}
+
+grpc_server_credentials *mxd_grpc_server_creds(mxd_grpc *t) {
     if (!t->secure) return grpc_insecure_server_credentials_create();
-    grpc_ssl_pem_key_cert_pair pair = {t->key, t->cert};
+    pthread_mutex_lock(&t->identity_lock);
+    t->served = t->n_identities - 1; /* these credentials have seen none yet */
+    pthread_mutex_unlock(&t->identity_lock);
     /* A newcomer has no certificate yet: asked for, checked when shown, required call by call. */
     return grpc_ssl_server_credentials_create_with_options(
-        grpc_ssl_server_credentials_create_options_using_config(
-            GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY,
-            grpc_ssl_server_certificate_config_create(t->ca, &pair, 1)));
+        grpc_ssl_server_credentials_create_options_using_config_fetcher(
+            GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY, show, t));
 }
 
 static bool has_property(const grpc_auth_context *ctx, const char *name, const char *value) {

@@ -487,11 +487,11 @@ static const char *const methods[MXD_LANE_COUNT] = {
 
 /* One connection per link: bulk cannot hold up a heartbeat, and links fail one by one. */
 static mxd_rc open_call(mxd_grpc_link *l, const char *target, int64_t timeout_ms, mxd_err *err) {
-    const mxd_grpc *t = l->t;
+    mxd_grpc *t = l->t;
     mxd_grpc_args args;
     const char *name = l->want[0] ? l->want : MXD_CLUSTER_DNS_NAME;
     mxd_grpc_client_args(&args, t->secure ? name : NULL, timeout_ms);
-    grpc_channel_credentials *c = mxd_grpc_channel_creds(t->ca, t->cert, t->key);
+    grpc_channel_credentials *c = mxd_grpc_own_creds(t);
     if (!c) return mxd_fail(err, MXD_E_AUTH, "gRPC refuses our certificate or key");
     l->channel = grpc_channel_create(target, c, &args.list);
     grpc_channel_credentials_release(c);

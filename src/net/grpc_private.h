@@ -9,8 +9,8 @@
  *   grpc_creds.c   credentials, channel arguments, addresses, who the peer is
  *   grpc_enroll.c  the newcomer's side of an enrolment
  *
- * Locks: transport, then link; gRPC is never called with the transport's lock held. gRPC calls back
- * only to release payloads, which takes no lock.
+ * Locks: transport, then link, then identity; gRPC is never called with the transport's lock held.
+ * gRPC calls back to release payloads, which takes no lock, and to ask for the identity.
  */
 #ifndef MXD_NET_GRPC_PRIVATE_H
 #define MXD_NET_GRPC_PRIVATE_H
@@ -79,7 +79,11 @@ typedef struct mxd_grpc {
     int spin_us;
     size_t max_queued_bytes;
     bool secure;
-    char *ca, *cert, *key; /* cert: our certificate and the CA's; NULL when not secure */
+    char *ca; /* NULL when not secure */
+
+    pthread_mutex_t identity_lock; /* the last one taken; of what mxd_grpc_renew changes: */
+    char *cert, *key;              /* cert: our certificate and the CA's */
+    unsigned n_identities, served; /* how many there were; which of them the port shows */
 
     grpc_completion_queue *cq;
     pthread_t thread;
@@ -148,7 +152,8 @@ void mxd_grpc_server_args(mxd_grpc_args *a, grpc_resource_quota *quota);
 
 /* cert and key may be NULL; ca NULL: plaintext. NULL when gRPC refuses them. */
 grpc_channel_credentials *mxd_grpc_channel_creds(const char *ca, const char *cert, const char *key);
-grpc_server_credentials *mxd_grpc_server_creds(const mxd_grpc *t);
+grpc_channel_credentials *mxd_grpc_own_creds(mxd_grpc *t);   /* with our identity, if we have one */
+grpc_server_credentials *mxd_grpc_server_creds(mxd_grpc *t); /* `t` outlives them */
 
 /* gRPC's way to write an address. Errors: E_INVAL. */
 mxd_rc mxd_grpc_target(const char *address, char *out, size_t cap, mxd_err *err);

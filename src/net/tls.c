@@ -11,7 +11,7 @@
 #include <string.h>
 #include "base/rand.h"
 
-enum { CA_DAYS = 3650, NODE_DAYS = 365, BACK_DATED_S = 86400, SERIAL_BYTES = 16 };
+enum { DAY_S = 86400, CA_DAYS = 3650, NODE_DAYS = 90, SERIAL_BYTES = 16 };
 enum { FINGERPRINT_BYTES = 32, SECRET_BYTES = 24 };
 enum { FINGERPRINT_CHARS = 43, SECRET_CHARS = 32 }; /* in base64url without padding */
 
@@ -146,12 +146,14 @@ static bool add_extension(X509 *cert, X509 *issuer, int nid, const char *value) 
 }
 
 /* A certificate for `key` with name, dates and serial, not signed yet; NULL on failure. */
-static X509 *cert_new(const char *cn, EVP_PKEY *key, int days) {
+static X509 *cert_new(const char *cn, EVP_PKEY *key, int64_t life_s) {
     X509 *c = X509_new();
+    int64_t past_s = life_s / 8 < DAY_S ? life_s / 8 : DAY_S; /* slow clocks */
     bool ok = c && X509_set_version(c, X509_VERSION_3) && set_serial(c) &&
-              X509_gmtime_adj(X509_getm_notBefore(c), -(long)BACK_DATED_S) && /* slow clocks */
-              X509_time_adj_ex(X509_getm_notAfter(c), days, 0, NULL) && X509_set_pubkey(c, key) &&
-              set_name(X509_get_subject_name(c), cn);
+              X509_gmtime_adj(X509_getm_notBefore(c), -(long)past_s) &&
+              X509_time_adj_ex(X509_getm_notAfter(c), (int)(life_s / DAY_S), (long)(life_s % DAY_S),
+                               NULL) &&
+              X509_set_pubkey(c, key) && set_name(X509_get_subject_name(c), cn);
     if (ok) return c;
     X509_free(c);
     return NULL;
@@ -181,7 +183,7 @@ static bool finish_node(X509 *c, X509 *ca, EVP_PKEY *ca_key, const char *node) {
 mxd_rc mxd_ca_new(const mxd_alloc *al, const char *cluster_name, mxd_pem *out, mxd_err *err) {
     *out = (mxd_pem){0};
     EVP_PKEY *key = EVP_EC_gen("P-256");
-    X509 *cert = key ? cert_new(cluster_name, key, CA_DAYS) : NULL;
+    X509 *cert = key ? cert_new(cluster_name, key, (int64_t)CA_DAYS * DAY_S) : NULL;
     mxd_rc rc = cert && finish_ca(cert, key)
                     ? MXD_OK
                     : fail_ssl(err, MXD_E_INTERNAL, "cannot make a certificate authority");
@@ -193,18 +195,40 @@ mxd_rc mxd_ca_new(const mxd_alloc *al, const char *cluster_name, mxd_pem *out, m
     return rc;
 }
 
+/* The request of `key`; NULL: OpenSSL refused. */
+static X509_REQ *request_new(const char *node, EVP_PKEY *key) {
+    X509_REQ *req = X509_REQ_new();
+    bool ok = req && X509_REQ_set_version(req, X509_REQ_VERSION_1) &&
+              set_name(X509_REQ_get_subject_name(req), node) && X509_REQ_set_pubkey(req, key) &&
+              X509_REQ_sign(req, key, EVP_sha256()) > 0;
+    if (ok) return req;
+    X509_REQ_free(req);
+    return NULL;
+}
+
 mxd_rc mxd_csr_new(const mxd_alloc *al, const char *node, mxd_pem *out, mxd_err *err) {
     *out = (mxd_pem){0};
     MXD_TRY(check_node_name(node, err));
     EVP_PKEY *key = EVP_EC_gen("P-256");
-    X509_REQ *req = key ? X509_REQ_new() : NULL;
-    bool ok = req && X509_REQ_set_version(req, X509_REQ_VERSION_1) &&
-              set_name(X509_REQ_get_subject_name(req), node) && X509_REQ_set_pubkey(req, key) &&
-              X509_REQ_sign(req, key, EVP_sha256()) > 0;
-    mxd_rc rc = ok ? MXD_OK : fail_ssl(err, MXD_E_INTERNAL, "cannot make a signing request");
+    X509_REQ *req = key ? request_new(node, key) : NULL;
+    mxd_rc rc = req ? MXD_OK : fail_ssl(err, MXD_E_INTERNAL, "cannot make a signing request");
     if (!rc) rc = write_request(al, req, &out->cert, err);
     if (!rc) rc = write_key(al, key, &out->key, err);
     if (rc) mxd_pem_free(al, out);
+    X509_REQ_free(req);
+    EVP_PKEY_free(key);
+    return rc;
+}
+
+mxd_rc mxd_csr_again(const mxd_alloc *al, const char *node, const char *key_pem, char **csr_pem,
+                     mxd_err *err) {
+    *csr_pem = NULL;
+    MXD_TRY(check_node_name(node, err));
+    EVP_PKEY *key = read_key(key_pem);
+    if (!key) return fail_ssl(err, MXD_E_AUTH, "the node's key is unreadable");
+    X509_REQ *req = request_new(node, key);
+    mxd_rc rc = req ? write_request(al, req, csr_pem, err)
+                    : fail_ssl(err, MXD_E_INTERNAL, "cannot make a signing request");
     X509_REQ_free(req);
     EVP_PKEY_free(key);
     return rc;
@@ -237,11 +261,11 @@ static mxd_rc check_request(X509_REQ *req, const char *node, mxd_err *err) {
 }
 
 static mxd_rc sign(const mxd_alloc *al, const mxd_pem *ca, X509_REQ *req, const char *node,
-                   char **cert_pem, mxd_err *err) {
+                   int64_t life_s, char **cert_pem, mxd_err *err) {
     X509 *ca_cert = read_cert(ca->cert);
     EVP_PKEY *ca_key = read_key(ca->key);
     bool usable = ca_cert && ca_key && X509_check_private_key(ca_cert, ca_key) == 1;
-    X509 *cert = usable ? cert_new(node, X509_REQ_get0_pubkey(req), NODE_DAYS) : NULL;
+    X509 *cert = usable ? cert_new(node, X509_REQ_get0_pubkey(req), life_s) : NULL;
     mxd_rc rc = MXD_OK;
     if (!usable) {
         rc = fail_ssl(err, MXD_E_AUTH, "the cluster's CA certificate and key do not fit");
@@ -255,31 +279,62 @@ static mxd_rc sign(const mxd_alloc *al, const mxd_pem *ca, X509_REQ *req, const 
     return rc;
 }
 
-mxd_rc mxd_ca_sign(const mxd_alloc *al, const mxd_pem *ca, const char *csr_pem, const char *node,
-                   char **cert_pem, mxd_err *err) {
+mxd_rc mxd_ca_sign_for(const mxd_alloc *al, const mxd_pem *ca, const char *csr_pem,
+                       const char *node, int64_t life_s, char **cert_pem, mxd_err *err) {
     *cert_pem = NULL;
     MXD_TRY(check_node_name(node, err));
+    if (life_s <= 0) life_s = (int64_t)NODE_DAYS * DAY_S;
     X509_REQ *req = read_request(csr_pem);
     mxd_rc rc = req ? check_request(req, node, err)
                     : fail_ssl(err, MXD_E_FORMAT, "not a signing request in PEM");
-    if (!rc) rc = sign(al, ca, req, node, cert_pem, err);
+    if (!rc) rc = sign(al, ca, req, node, life_s, cert_pem, err);
     X509_REQ_free(req);
     return rc;
 }
 
-mxd_rc mxd_ca_issue(const mxd_alloc *al, const mxd_pem *ca, const char *node, mxd_pem *out,
-                    mxd_err *err) {
+mxd_rc mxd_ca_sign(const mxd_alloc *al, const mxd_pem *ca, const char *csr_pem, const char *node,
+                   char **cert_pem, mxd_err *err) {
+    return mxd_ca_sign_for(al, ca, csr_pem, node, 0, cert_pem, err);
+}
+
+mxd_rc mxd_ca_issue_for(const mxd_alloc *al, const mxd_pem *ca, const char *node, int64_t life_s,
+                        mxd_pem *out, mxd_err *err) {
     mxd_pem csr;
     char *cert;
     *out = (mxd_pem){0};
     MXD_TRY(mxd_csr_new(al, node, &csr, err));
-    mxd_rc rc = mxd_ca_sign(al, ca, csr.cert, node, &cert, err);
+    mxd_rc rc = mxd_ca_sign_for(al, ca, csr.cert, node, life_s, &cert, err);
     if (!rc) {
         *out = (mxd_pem){.cert = cert, .key = csr.key};
         csr.key = NULL;
     }
     mxd_pem_free(al, &csr);
     return rc;
+}
+
+mxd_rc mxd_ca_issue(const mxd_alloc *al, const mxd_pem *ca, const char *node, mxd_pem *out,
+                    mxd_err *err) {
+    return mxd_ca_issue_for(al, ca, node, 0, out, err);
+}
+
+/* Seconds from one time to another; NULL: now. */
+static bool seconds(const ASN1_TIME *from, const ASN1_TIME *to, int64_t *out) {
+    int days, rest;
+    if (!ASN1_TIME_diff(&days, &rest, from, to)) return false;
+    *out = (int64_t)days * DAY_S + rest;
+    return true;
+}
+
+mxd_rc mxd_cert_renew_in(const char *cert_pem, int64_t *ms, mxd_err *err) {
+    int64_t life = 0, left = 0;
+    *ms = 0;
+    X509 *cert = read_cert(cert_pem);
+    bool ok = cert && seconds(X509_get0_notBefore(cert), X509_get0_notAfter(cert), &life) &&
+              seconds(NULL, X509_get0_notAfter(cert), &left);
+    X509_free(cert);
+    if (!ok) return fail_ssl(err, MXD_E_AUTH, "the node's certificate is unreadable");
+    if (left > life / 3) *ms = (left - life / 3) * 1000;
+    return MXD_OK;
 }
 
 /* ----------------------------------------------------------------------------------- identities */

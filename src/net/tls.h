@@ -36,14 +36,29 @@ mxd_rc mxd_ca_new(const mxd_alloc *al, const char *cluster_name, mxd_pem *out,
  */
 mxd_rc mxd_csr_new(const mxd_alloc *al, const char *node, mxd_pem *out, mxd_err *err) MXD_MUST_USE;
 
-/* Signs a request that asks for exactly `node`; certificate PEM (one year) in *cert_pem, owned by
- * the caller (mxd_free). Errors: E_FORMAT not a request, bad signature, other name, weak key. */
+/* A request for a new certificate of a key that is there already; owned by the caller (mxd_free).
+ * Errors: E_AUTH the key is unreadable; E_INVAL the name. */
+mxd_rc mxd_csr_again(const mxd_alloc *al, const char *node, const char *key_pem, char **csr_pem,
+                     mxd_err *err) MXD_MUST_USE;
+
+/* Signs a request that asks for exactly `node`; certificate PEM, good for life_s seconds (0: 90
+ * days), in *cert_pem, owned by the caller (mxd_free). It begins a little in the past, for slow
+ * clocks. Errors: E_FORMAT not a request, bad signature, other name, weak key. */
+mxd_rc mxd_ca_sign_for(const mxd_alloc *al, const mxd_pem *ca, const char *csr_pem,
+                       const char *node, int64_t life_s, char **cert_pem,
+                       mxd_err *err) MXD_MUST_USE;
 mxd_rc mxd_ca_sign(const mxd_alloc *al, const mxd_pem *ca, const char *csr_pem, const char *node,
                    char **cert_pem, mxd_err *err) MXD_MUST_USE;
 
 /* A node's key and certificate in one step, for the CA's own machine. */
+mxd_rc mxd_ca_issue_for(const mxd_alloc *al, const mxd_pem *ca, const char *node, int64_t life_s,
+                        mxd_pem *out, mxd_err *err) MXD_MUST_USE;
 mxd_rc mxd_ca_issue(const mxd_alloc *al, const mxd_pem *ca, const char *node, mxd_pem *out,
                     mxd_err *err) MXD_MUST_USE;
+
+/* When a certificate should be renewed: in *ms from now, at two thirds of its life; 0: now. By the
+ * clock of the wall, as certificates are. Errors: E_AUTH unreadable. */
+mxd_rc mxd_cert_renew_in(const char *cert_pem, int64_t *ms, mxd_err *err) MXD_MUST_USE;
 
 /* "mxd1.<fingerprint>.<secret>"; secret gets its text form too, for the server's table. */
 mxd_rc mxd_token_new(const char *ca_cert_pem, char token[MXD_TOKEN_MAX],

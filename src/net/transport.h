@@ -118,6 +118,10 @@ struct mxd_transport {
 mxd_rc mxd_grpc_open(mxd_transport **out, const mxd_transport_opts *opts,
                      mxd_err *err) MXD_MUST_USE;
 
+/* Connections made from now on show this certificate and key, of the same CA; those that are up go
+ * on. Any thread. Errors: E_AUTH unusable, or the transport has no identity; E_NOMEM. */
+mxd_rc mxd_grpc_renew(mxd_transport *t, const mxd_identity *id, mxd_err *err) MXD_MUST_USE;
+
 /* A switchboard in one process: transports opened on the same hub reach each other by the address
  * they listen on. One thread delivers everything. */
 typedef struct mxd_loopback_hub mxd_loopback_hub;

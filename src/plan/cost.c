@@ -23,7 +23,7 @@ enum {
 
 static double read_of(const mxd_model_sizes *m, int l, double rows) {
     double all = (double)m->layer_bytes[l], one = (double)m->layer_read_bytes[l];
-    int e = m->cuts.n_experts, k = m->top_k;
+    int e = m->cuts.count[MXD_BY_EXPERT], k = m->top_k;
     if (one <= 0 || one >= all) return all;
     if (e <= k || k < 1) return one;
     double more = fmin(rows * k, e) - k; /* experts that the other rows ask for */
@@ -54,13 +54,13 @@ void mxd_plan_task_sums(mxd_plan_task *t) {
         t->kv_to[l + 1] = t->kv_to[l] + (double)m->layer_kv_bytes[l];
         /* the last state of a sequence, and the one that is kept beside it (runtime/shard.h) */
         t->state_to[l + 1] = t->state_to[l] + 2.0 * (double)m->layer_state_bytes[l];
-        t->whole_to[l + 1] = t->whole_to[l] + (double)c->whole[l];
-        t->per_kv_to[l + 1] = t->per_kv_to[l] + (double)c->per_kv[l];
-        t->per_inner_to[l + 1] = t->per_inner_to[l] + (double)c->per_inner[l];
-        t->per_expert_to[l + 1] = t->per_expert_to[l] + (double)c->per_expert[l];
-        t->sums_kv_to[l + 1] = t->sums_kv_to[l] + c->sum_kv[l];
-        t->sums_inner_to[l + 1] = t->sums_inner_to[l] + c->sum_inner[l];
-        t->sums_expert_to[l + 1] = t->sums_expert_to[l] + c->experts[l];
+        t->tables_to[l + 1] = t->tables_to[l] + (double)m->layer_table_bytes[l];
+        t->whole_to[l + 1] = t->whole_to[l] + c->whole[l];
+        t->experts_to[l + 1] = t->experts_to[l] + c->experts[l];
+        for (int x = 0; x < MXD_AXES; x++) {
+            t->per_to[x][l + 1] = t->per_to[x][l] + c->per[x][l];
+            t->sums_to[x][l + 1] = t->sums_to[x][l] + c->sum[x][l];
+        }
     }
     t->prompt = t->ctx / 2 < 512 ? t->ctx / 2 : 512;
     if (t->prompt < 1) t->prompt = 1;
@@ -92,6 +92,14 @@ mxd_plan_held mxd_plan_whole(const mxd_plan_task *t, int a, int b) {
     return x;
 }
 
+/* Tables that are only looked up `mlx` holds in memory. */
+static double tables_of(const mxd_plan_task *t, int a, int b) {
+    const mxd_model_sizes *m = t->model;
+    bool embed = a == 0 || m->reembed, with_head = b == m->n_layers && m->tied;
+    double sum = t->tables_to[b] - t->tables_to[a];
+    return embed && !with_head ? sum + (double)m->embed_table_bytes : sum;
+}
+
 /* Sums of whole subtrees over blocks [lo, lo + n), by ranks whose runs end at `end` (in blocks). */
 static int count_sums(const int *end, int size, int lo, int n) {
     int r = 0;
@@ -110,31 +118,27 @@ static int sums_of(const int *edge, int size, int each, int block, int in) {
     return count_sums(end, size, 0, (in - 1) / block + 1);
 }
 
-static double attention_sums(const mxd_model_cuts *c, const mxd_shares *s) {
-    int each = c->n_kv > 0 ? c->kv_in / c->n_kv : 0;
-    return sums_of(s->kv, s->size, each, c->kv_block, c->kv_in);
-}
-
-static double inner_sums(const mxd_model_cuts *c, const mxd_shares *s) {
-    return sums_of(s->inner, s->size, 1, c->inner_block, c->inner);
+/* Sums of one product along an axis. */
+static double sums_along(const mxd_model_cuts *c, const mxd_shares *s, int axis) {
+    if (c->in[axis] < 1 || c->count[axis] < 1) return 0;
+    int each = c->in[axis] / c->count[axis];
+    return sums_of(mxd_axis_edges(s, (mxd_axis)axis), s->size, each, c->block[axis], c->in[axis]);
 }
 
 /* Bytes of one row of all exchanges of layers [a, b); *n: how many those are. */
 static double exchanged(const mxd_plan_task *t, const mxd_shares *s, int a, int b, double logits,
                         double *n) {
     const mxd_model_sizes *m = t->model;
-    int kv = t->sums_kv_to[b] - t->sums_kv_to[a], in = t->sums_inner_to[b] - t->sums_inner_to[a];
-    int experts = t->sums_expert_to[b] - t->sums_expert_to[a];
-    double hidden = (double)m->hidden_bytes;
-    double bytes = hidden * (kv * attention_sums(&m->cuts, s) + in * inner_sums(&m->cuts, s) +
-                             (double)experts * m->top_k);
-    *n = kv + in + experts;
-    if (a == 0) {
-        bytes += hidden;
-        *n += 1;
+    double hidden = (double)m->hidden_bytes, bytes = 0;
+    *n = t->experts_to[b] - t->experts_to[a];
+    bytes = hidden * *n * m->top_k;
+    for (int x = 0; x < MXD_AXES; x++) {
+        int sums = t->sums_to[x][b] - t->sums_to[x][a];
+        *n += sums;
+        if (sums) bytes += hidden * sums * sums_along(&m->cuts, s, x);
     }
     if (b == m->n_layers) {
-        bytes += logits * 4.0 * m->cuts.n_vocab;
+        bytes += logits * 4.0 * m->cuts.count[MXD_BY_TOKEN];
         *n += 1;
     }
     return bytes;
@@ -144,33 +148,51 @@ static int width(const int *edge, int r) { return edge[r + 1] - edge[r]; }
 
 static double layers_of(const mxd_plan_task *t, const mxd_shares *s, int r, int a, int b,
                         double experts) {
-    return t->whole_to[b] - t->whole_to[a] + (t->per_kv_to[b] - t->per_kv_to[a]) * width(s->kv, r) +
-           (t->per_inner_to[b] - t->per_inner_to[a]) * width(s->inner, r) +
-           (t->per_expert_to[b] - t->per_expert_to[a]) * experts;
+    double sum = t->whole_to[b] - t->whole_to[a];
+    for (int x = 0; x < MXD_AXES; x++) {
+        if (t->model->cuts.count[x] < 1 || x == MXD_BY_TOKEN) continue;
+        double things = x == MXD_BY_EXPERT ? experts : width(mxd_axis_edges(s, (mxd_axis)x), r);
+        sum += (t->per_to[x][b] - t->per_to[x][a]) * things;
+    }
+    return sum;
 }
 
+/* Of the heads, by which attention goes. */
 static double kv_part(const mxd_plan_task *t, const mxd_shares *s, int r) {
-    return t->model->cuts.n_kv > 0 ? (double)width(s->kv, r) / t->model->cuts.n_kv : 0;
+    int all = t->model->cuts.count[MXD_BY_KV];
+    return all > 0 ? (double)width(s->kv, r) / all : 0;
+}
+
+/* Of K and V in memory: a latent is whole wherever there are heads. */
+static double cache_part(const mxd_plan_task *t, const mxd_shares *s, int r) {
+    double part = kv_part(t, s, r);
+    return t->model->cuts.latent && part > 0 ? 1 : part;
+}
+
+static double state_part(const mxd_plan_task *t, const mxd_shares *s, int r) {
+    int all = t->model->cuts.count[MXD_BY_KEY];
+    return all > 0 ? (double)width(s->keys, r) / all : 0;
 }
 
 static double exchange_bytes(const mxd_plan_task *t, const mxd_shares *s, bool head) {
     const mxd_model_sizes *m = t->model;
-    double row =
-        (double)m->hidden_bytes / 4 * fmax(attention_sums(&m->cuts, s), inner_sums(&m->cuts, s));
-    double floats = row * 256;
-    if (head) floats = fmax(floats, (double)m->cuts.n_vocab * 256);
+    double most = 0;
+    for (int x = 0; x < MXD_AXES; x++) most = fmax(most, sums_along(&m->cuts, s, x));
+    double floats = (double)m->hidden_bytes / 4 * most * 256;
+    if (head) floats = fmax(floats, (double)m->cuts.count[MXD_BY_TOKEN] * 256);
     return 4 * fmin(floats, EXCHANGE_FLOATS);
 }
 
 static mxd_plan_held held_by(const mxd_plan_task *t, const mxd_shares *s, int r, int a, int b) {
     const mxd_model_sizes *m = t->model;
     bool embed = a == 0 || m->reembed, head = b == m->n_layers;
-    double ids = width(s->vocab, r);
     mxd_plan_held x = {.weights = layers_of(t, s, r, a, b, width(s->experts, r)),
-                       .kv = (t->kv_to[b] - t->kv_to[a]) * t->ctx * t->parallel * kv_part(t, s, r),
+                       .kv = ((t->kv_to[b] - t->kv_to[a]) * t->ctx * cache_part(t, s, r) +
+                              (t->state_to[b] - t->state_to[a]) * state_part(t, s, r)) *
+                             t->parallel,
                        .scratch = (double)m->scratch_bytes + exchange_bytes(t, s, head)};
-    if (embed || (head && m->tied)) x.weights += ids * (double)m->cuts.embed_per_id;
-    if (head) x.weights += ids * (double)m->cuts.head_per_id + (double)m->cuts.norm_bytes;
+    if (embed && !(head && m->tied)) x.weights += (double)m->embed_bytes;
+    if (head) x.weights += width(s->vocab, r) * m->cuts.head_per_id + m->cuts.norm_bytes;
     return x;
 }
 
@@ -214,7 +236,8 @@ static double slowest(const mxd_plan_task *t, const mxd_plan_group *g) {
 /* Whole KV heads by largest remainder: where heads are few, what is nearest to the proportions may
  * round badly for all else that is cut at the same places. */
 static void snap_to_heads(const mxd_plan_task *t, mxd_plan_group *g) {
-    int step = t->model->cuts.kv_step, units = step > 0 ? t->model->cuts.n_kv / step : 0, left;
+    int step = t->model->cuts.step[MXD_BY_KV], left;
+    int units = step > 0 ? t->model->cuts.count[MXD_BY_KV] / step : 0;
     int got[MXD_MAX_RANKS];
     double total = 0;
     mxd_plan_group snapped = *g;
@@ -308,7 +331,8 @@ static bool shrink_to_memory(const mxd_plan_task *t, mxd_plan_group *g, int a, i
  */
 static bool give_units(const mxd_plan_task *t, mxd_plan_group *g, int a, int b,
                        mxd_plan_held *held) {
-    int units = t->model->cuts.n_kv / (t->model->cuts.kv_step > 0 ? t->model->cuts.kv_step : 1);
+    int step = t->model->cuts.step[MXD_BY_KV];
+    int units = t->model->cuts.count[MXD_BY_KV] / (step > 0 ? step : 1);
     double total = 0;
     for (int r = 0; r < g->n; r++) total += g->weight[r];
     for (int round = 0; round < 16 * g->n; round++) {
@@ -401,7 +425,7 @@ static work whole_work(const mxd_plan_task *t, int a, int b, const mxd_plan_rows
 
 /* Experts of a rank that rows ask for, in the rank that is unlucky. */
 static double experts_hit(const mxd_plan_task *t, const mxd_shares *s, int r, double rows) {
-    int all = t->model->cuts.n_experts, mine = width(s->experts, r);
+    int all = t->model->cuts.count[MXD_BY_EXPERT], mine = width(s->experts, r);
     if (all < 1 || mine < 1) return 0;
     double part = (double)mine / all, asked = fmin(rows * t->model->top_k, all);
     return fmin(mine, asked * part + 0.8 * sqrt(asked * part * (1 - part)));
@@ -412,7 +436,8 @@ static work rank_work(const mxd_plan_task *t, const mxd_shares *s, int r, int a,
     const mxd_model_sizes *m = t->model;
     double read = layers_of(t, s, r, a, b, experts_hit(t, s, r, x->rows));
     double all = fmax(x->to_read[b] - x->to_read[a], 1), part = fmin(read / all, 1);
-    double kv = kv_part(t, s, r), ids = (double)width(s->vocab, r) / m->cuts.n_vocab, unused;
+    double kv = kv_part(t, s, r), ids = (double)width(s->vocab, r) / m->cuts.count[MXD_BY_TOKEN],
+           unused;
     work w = whole_work(t, a, b, x);
     w.read = read;
     w.kv *= kv;
@@ -454,6 +479,7 @@ static bool fit_any(const mxd_plan_task *t, const mxd_plan_group **g, int a, int
                     mxd_plan_group *room, mxd_plan_held *held) {
     if ((*g)->n == 1) {
         held[0] = mxd_plan_whole(t, a, b);
+        if (t->nodes[(*g)->node[0]].whole_only) held[0].weights += tables_of(t, a, b);
         return held[0].weights + held[0].kv + held[0].scratch <= t->usable[(*g)->node[0]];
     }
     if (!fit_group(t, *g, a, b, room, held)) return false;

@@ -45,10 +45,9 @@ typedef struct mxd_plan_task {
     double weights_to[MXD_MAX_LAYERS + 1]; /* prefix sums over layers, bytes */
     double kv_to[MXD_MAX_LAYERS + 1];      /* of one position */
     double state_to[MXD_MAX_LAYERS + 1];   /* of one sequence */
-    double whole_to[MXD_MAX_LAYERS + 1], per_kv_to[MXD_MAX_LAYERS + 1],
-        per_inner_to[MXD_MAX_LAYERS + 1], per_expert_to[MXD_MAX_LAYERS + 1];
-    int sums_kv_to[MXD_MAX_LAYERS + 1], sums_inner_to[MXD_MAX_LAYERS + 1],
-        sums_expert_to[MXD_MAX_LAYERS + 1];
+    double tables_to[MXD_MAX_LAYERS + 1];  /* that `mlx` holds on top */
+    double whole_to[MXD_MAX_LAYERS + 1], per_to[MXD_AXES][MXD_MAX_LAYERS + 1];
+    int sums_to[MXD_AXES][MXD_MAX_LAYERS + 1], experts_to[MXD_MAX_LAYERS + 1];
     mxd_plan_rows one, batch, prefill; /* a row; `parallel` streams in turns; a chunk */
 } mxd_plan_task;
 

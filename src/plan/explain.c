@@ -208,7 +208,7 @@ static void explain_group(const mxd_plan_task *t, const mxd_plan_cut *c, mxd_pla
         for (int r = 0; r < s->n_ranks; r++)
             if (s->ranks[r].kv_bytes == 0)
                 reason(p, "%s has no attention: the model has only %d KV heads to give",
-                       t->nodes[s->ranks[r].node].name, t->model->cuts.n_kv);
+                       t->nodes[s->ranks[r].node].name, t->model->cuts.count[MXD_BY_KV]);
         return;
     }
 }

@@ -389,6 +389,24 @@ TEST(tls_a_certificate_of_another_ca_opens_nothing) {
     kit_close(&w);
 }
 
+/* What a node shows is looked at by the one that dials, and what a dialler shows by the port. */
+TEST(tls_an_expired_certificate_is_refused) {
+    net_world w;
+    net_node b;
+    mxd_pem old;
+    mxd_err err = {0};
+    kit_open(&w, NET_TLS);
+    kit_node(&w, &b, "b", NULL);
+    CHECK_OK(mxd_ca_issue_for(libc, &w.ca, "node-x", 1, &old, &err), &err);
+    mxd_sleep_ms(2100);
+    CHECK(raw_call(b.address, HEALTH_METHOD, w.ca.cert, &old, "", 0, NULL, 0) != 0);
+    CHECK_EQ(raw_call(b.address, HEALTH_METHOD, w.ca.cert, &w.issued[0], "", 0, NULL, 0), 0);
+    CHECK_EQ(kit_count(&b, MXD_NET_UP, 0), 0);
+    mxd_pem_free(libc, &old);
+    kit_node_close(&b);
+    kit_close(&w);
+}
+
 static mxd_rc dial_and_fall(net_node *a, const char *address, const char *peer) {
     mxd_link l;
     mxd_err err = {0};
@@ -423,6 +441,41 @@ TEST(tls_the_wrong_node_the_wrong_ca_and_plaintext_are_refused) {
     kit_close(&w);
     kit_close(&w2);
     kit_close(&plain);
+}
+
+/* b's certificate ends while a is connected: the link stays, new ones are refused until b shows a
+ * newer one. */
+TEST(tls_a_renewed_identity_counts_for_new_connections) {
+    net_world w;
+    net_node a, b;
+    mxd_pem brief, fresh;
+    mxd_link l, l2;
+    mxd_err err = {0};
+    kit_open(&w, NET_TLS);
+    kit_node(&w, &a, "node-a", NULL);
+    kit_node(&w, &b, "node-b", NULL);
+    CHECK_OK(a.t->ops->dial(a.t, b.address, "node-b", MXD_LANE_DATA, 3000, &l, &err), &err);
+    kit_up(&a, l);
+    CHECK_OK(mxd_ca_issue_for(libc, &w.ca, "node-b", 5, &brief, &err), &err);
+    CHECK_OK(mxd_ca_issue(libc, &w.ca, "node-b", &fresh, &err), &err);
+    CHECK_OK(mxd_grpc_renew(b.t, &(mxd_identity){w.ca.cert, brief.cert, brief.key}, &err), &err);
+    mxd_sleep_ms(6100);
+    CHECK_EQ(dial_and_fall(&a, b.address, "node-b"), MXD_E_AUTH);
+    CHECK(dial_and_fall(&b, a.address, "node-a") != MXD_OK); /* refused behind our handshake */
+    CHECK_EQ(mxd_grpc_renew(b.t, &(mxd_identity){w.ca.cert, fresh.cert, brief.key}, &err),
+             MXD_E_AUTH);
+    CHECK_OK(mxd_grpc_renew(b.t, &(mxd_identity){w.ca.cert, fresh.cert, fresh.key}, &err), &err);
+    CHECK_OK(a.t->ops->dial(a.t, b.address, "node-b", MXD_LANE_DATA, 3000, &l2, &err), &err);
+    kit_up(&a, l2);
+    CHECK_OK(b.t->ops->dial(b.t, a.address, "node-a", MXD_LANE_DATA, 3000, &l2, &err), &err);
+    kit_up(&b, l2);
+    CHECK_OK(a.t->ops->send(a.t, l, 1, "x", 1, NULL, &err), &err); /* the first one still works */
+    CHECK_EQ(kit_count(&a, MXD_NET_DOWN, l), 0);
+    mxd_pem_free(libc, &brief);
+    mxd_pem_free(libc, &fresh);
+    kit_node_close(&a);
+    kit_node_close(&b);
+    kit_close(&w);
 }
 
 TEST(tls_an_unusable_identity_does_not_open) {

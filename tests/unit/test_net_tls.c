@@ -1,4 +1,5 @@
 /* The cluster's CA, certificates and tokens; no network. */
+#include "base/clock.h"
 #include "net/tls.h"
 #include "test.h"
 
@@ -49,6 +50,37 @@ TEST(an_issued_identity_passes_its_check_and_others_do_not) {
     CHECK_EQ(mxd_identity_check(ca.cert, a.cert, NULL, node, &err), MXD_E_AUTH);
     CHECK(strstr(err.msg, "key"));
     mxd_pem *all[] = {&ca, &other, &a, &b, &c};
+    for (size_t i = 0; i < MXD_COUNT(all); i++) mxd_pem_free(libc, all[i]);
+}
+
+/* Ninety days if nothing else is said, renewed at two thirds; and what is over is refused in words.
+ */
+TEST(certificates_end_and_are_due_before) {
+    mxd_pem ca, usual, brief;
+    mxd_err err = {0};
+    int64_t ms;
+    CHECK_OK(mxd_ca_new(libc, "home", &ca, &err), &err);
+    CHECK_OK(mxd_ca_issue(libc, &ca, "node-a", &usual, &err), &err);
+    CHECK_OK(mxd_ca_issue_for(libc, &ca, "node-a", 1, &brief, &err), &err);
+    CHECK_OK(mxd_cert_renew_in(usual.cert, &ms, &err), &err);
+    CHECK(ms > 59 * 86400000ll && ms < 60 * 86400000ll);
+    CHECK_OK(mxd_cert_renew_in(ca.cert, &ms, &err), &err);
+    CHECK(ms > 2400 * 86400000ll);
+    mxd_sleep_ms(2100);
+    CHECK_OK(mxd_cert_renew_in(brief.cert, &ms, &err), &err);
+    CHECK_EQ(ms, 0);
+    CHECK_EQ(mxd_identity_check(ca.cert, brief.cert, brief.key, NULL, &err), MXD_E_AUTH);
+    CHECK(strstr(err.msg, "expired"));
+    CHECK_EQ(mxd_cert_renew_in("x", &ms, &err), MXD_E_AUTH);
+    /* once more, for the key that is there */
+    char *csr, *cert;
+    CHECK_OK(mxd_csr_again(libc, "node-a", brief.key, &csr, &err), &err);
+    CHECK_OK(mxd_ca_sign_for(libc, &ca, csr, "node-a", 60, &cert, &err), &err);
+    CHECK_OK(mxd_identity_check(ca.cert, cert, brief.key, NULL, &err), &err);
+    mxd_free(libc, csr);
+    CHECK_EQ(mxd_csr_again(libc, "node-a", "x", &csr, &err), MXD_E_AUTH);
+    mxd_free(libc, cert);
+    mxd_pem *all[] = {&ca, &usual, &brief};
     for (size_t i = 0; i < MXD_COUNT(all); i++) mxd_pem_free(libc, all[i]);
 }
 

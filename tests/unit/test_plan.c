@@ -21,6 +21,21 @@ static mxd_model_sizes model_of(int layers, uint64_t layer_bytes) {
     return m;
 }
 
+/* KV heads, 64 steps of inner values, token ids. */
+static void cuts_of(mxd_model_cuts *c, int n_kv, int n_vocab, double head_per_id) {
+    *c = (mxd_model_cuts){.possible = true, .head_per_id = head_per_id, .norm_bytes = 4096};
+    for (int a = 0; a < MXD_AXES; a++) c->step[a] = 1;
+    c->count[MXD_BY_KV] = n_kv;
+    c->count[MXD_BY_INNER] = 4096;
+    c->step[MXD_BY_INNER] = 64;
+    c->count[MXD_BY_TOKEN] = n_vocab;
+    c->step[MXD_BY_TOKEN] = 16;
+    c->in[MXD_BY_KV] = 256 * n_kv;
+    c->block[MXD_BY_KV] = 256;
+    c->in[MXD_BY_INNER] = 4096;
+    c->block[MXD_BY_INNER] = 64;
+}
+
 static mxd_plan_node node_of(const char *name, double gb, double bandwidth_gb) {
     mxd_plan_node n = {.memory_bytes = (uint64_t)(gb * 1e9),
                        .free_bytes = (uint64_t)(gb * 1e9),
@@ -219,22 +234,12 @@ static mxd_model_sizes sharable(void) {
     mxd_model_sizes m = model_of(16, 0);
     m.embed_bytes = m.head_bytes = 32000 * 2000;
     m.head_ops = 32000 * 2000;
-    m.cuts = (mxd_model_cuts){.possible = true,
-                              .n_kv = 8,
-                              .kv_step = 1,
-                              .inner = 4096,
-                              .inner_step = 64,
-                              .n_vocab = 32000,
-                              .embed_per_id = 2000,
-                              .norm_bytes = 4096,
-                              .kv_in = 2048,
-                              .kv_block = 256,
-                              .inner_block = 64};
+    cuts_of(&m.cuts, 8, 32000, 2000);
     for (int l = 0; l < 16; l++) {
         m.cuts.whole[l] = 20000;
-        m.cuts.per_kv[l] = 4000000;
-        m.cuts.per_inner[l] = 16000;
-        m.cuts.sum_kv[l] = m.cuts.sum_inner[l] = true;
+        m.cuts.per[MXD_BY_KV][l] = 4000000;
+        m.cuts.per[MXD_BY_INNER][l] = 16000;
+        m.cuts.sum[MXD_BY_KV][l] = m.cuts.sum[MXD_BY_INNER][l] = true;
         m.layer_bytes[l] = 20000 + 8 * 4000000 + 4096 * 16000;
     }
     m.layer_ops = (double)m.layer_bytes[0];
@@ -461,24 +466,16 @@ enum { SMALL_LAYERS = 5, SMALL_NODES = 4 };
 static mxd_model_sizes cut_model(uint64_t round, uint64_t *draw) {
     mxd_model_sizes m = model_of(SMALL_LAYERS, 0);
     m.embed_bytes = m.head_bytes = 512 * 20000;
-    m.cuts = (mxd_model_cuts){.possible = true,
-                              .n_kv = 1 + (int)(mxd_rand_u64(7, round, (*draw)++) % 8),
-                              .kv_step = 1,
-                              .inner = 4096,
-                              .inner_step = 64,
-                              .n_vocab = 512,
-                              .embed_per_id = 20000,
-                              .kv_in = 2048,
-                              .kv_block = 256,
-                              .inner_block = 256};
+    int n_kv = 1 + (int)(mxd_rand_u64(7, round, (*draw)++) % 8);
+    cuts_of(&m.cuts, n_kv, 512, 20000);
     for (int l = 0; l < SMALL_LAYERS; l++) {
         m.cuts.whole[l] = 100000;
-        m.cuts.per_kv[l] =
-            (10000000 + mxd_rand_u64(7, round, (*draw)++) % 50000000) / (uint64_t)m.cuts.n_kv;
-        m.cuts.per_inner[l] = 10000 + mxd_rand_u64(7, round, (*draw)++) % 40000;
-        m.cuts.sum_kv[l] = m.cuts.sum_inner[l] = true;
-        m.layer_bytes[l] =
-            m.cuts.whole[l] + m.cuts.per_kv[l] * (uint64_t)m.cuts.n_kv + m.cuts.per_inner[l] * 4096;
+        m.cuts.per[MXD_BY_KV][l] =
+            (10000000 + (double)(mxd_rand_u64(7, round, (*draw)++) % 50000000)) / n_kv;
+        m.cuts.per[MXD_BY_INNER][l] = 10000 + (double)(mxd_rand_u64(7, round, (*draw)++) % 40000);
+        m.cuts.sum[MXD_BY_KV][l] = m.cuts.sum[MXD_BY_INNER][l] = true;
+        m.layer_bytes[l] = (uint64_t)(m.cuts.whole[l] + m.cuts.per[MXD_BY_KV][l] * n_kv +
+                                      m.cuts.per[MXD_BY_INNER][l] * 4096);
         m.layer_kv_bytes[l] = 4096;
     }
     m.layer_ops = (double)m.layer_bytes[2];

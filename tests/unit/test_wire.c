@@ -64,7 +64,8 @@ static mxd_node_info sample_hello(bool longest) {
 }
 
 static mxd_welcome sample_welcome(void) {
-    mxd_welcome m = {.ctx = MXD_MAX_CONTEXT,
+    mxd_welcome m = {.version = MXD_PROTOCOL_VERSION,
+                     .ctx = MXD_MAX_CONTEXT,
                      .slots = MXD_MAX_SEQS,
                      .max_rows = MXD_MAX_STEP_TOKENS,
                      .activations = 2,
@@ -338,7 +339,8 @@ TEST(wire_welcome_limits) {
                 {-1, 1, 1, 0, 0, MXD_E_FORMAT}};
     begin();
     for (size_t i = 0; i < MXD_COUNT(rows); i++) {
-        mxd_welcome m = {.ctx = rows[i].ctx,
+        mxd_welcome m = {.version = MXD_PROTOCOL_VERSION,
+                         .ctx = rows[i].ctx,
                          .slots = rows[i].slots,
                          .max_rows = rows[i].rows,
                          .activations = rows[i].activations,
@@ -766,6 +768,54 @@ TEST(wire_texts_over_the_limit_are_refused) {
     CHECK_OK(get_hello(p, 67, &err), &err);
     p[1] = 1;
     CHECK_EQ(get_hello(p, 67, &err), MXD_E_UNSUPPORTED);
-    CHECK(strstr(err.msg, "version 1"));
+    CHECK(strstr(err.msg, "versions 1 to 1"));
+    end();
+}
+
+/* The newest that both speak; programs one version apart have one, those two apart need not. */
+TEST(wire_versions_of_two_programs) {
+    static const struct {
+        mxd_wire_versions a, b;
+        uint32_t common;
+    } rows[] = {{{5, 6}, {5, 6}, 6}, {{5, 6}, {6, 7}, 6}, {{5, 6}, {4, 5}, 5}, {{5, 6}, {7, 8}, 0},
+                {{5, 6}, {3, 4}, 0}, {{5, 6}, {1, 9}, 6}, {{6, 6}, {6, 6}, 6}, {{6, 6}, {7, 6}, 0}};
+    for (size_t i = 0; i < MXD_COUNT(rows); i++) {
+        CHECK_EQ(mxd_wire_version(rows[i].a, rows[i].b), rows[i].common);
+        CHECK_EQ(mxd_wire_version(rows[i].b, rows[i].a), rows[i].common);
+    }
+}
+
+/* A node of the next version that speaks ours too, and one of the version after that. */
+TEST(wire_hello_of_newer_programs) {
+    begin();
+    mxd_err err = {0};
+    char p[] = "\x08\x00\x12\x01n\x78\x00"; /* Hello: version, node, oldest */
+    p[1] = MXD_PROTOCOL_VERSION + 1;
+    p[6] = MXD_PROTOCOL_VERSION;
+    CHECK_OK(get_hello(p, 7, &err), &err);
+    CHECK_EQ(got.hello.version, MXD_PROTOCOL_VERSION);
+    p[1] = MXD_PROTOCOL_VERSION + 2;
+    p[6] = MXD_PROTOCOL_VERSION + 1;
+    CHECK_EQ(get_hello(p, 7, &err), MXD_E_UNSUPPORTED);
+    CHECK(strstr(err.msg, "update the older one"));
+    mxd_welcome m = sample_welcome();
+    m.version = MXD_PROTOCOL_VERSION + 1;
+    mxd_wire_put_welcome(&head, &m);
+    CHECK_EQ(get_welcome(mxd_buf_str(&head), head.len, &err), MXD_E_UNSUPPORTED);
+    end();
+}
+
+TEST(wire_certificates_round_trip) {
+    begin();
+    mxd_err err = {0};
+    const char *text = NULL;
+    mxd_wire_put_renew(&head, "a request");
+    CHECK_OK(mxd_wire_get_renew(&text, &arena, mxd_buf_str(&head), head.len, &err), &err);
+    CHECK_STR(text, "a request");
+    mxd_buf_clear(&head);
+    mxd_wire_put_certificate(&head, "a certificate");
+    CHECK_OK(mxd_wire_get_certificate(&text, &arena, mxd_buf_str(&head), head.len, &err), &err);
+    CHECK_STR(text, "a certificate");
+    CHECK_EQ(mxd_wire_get_renew(&text, &arena, "\x0a\x7f", 2, &err), MXD_E_FORMAT);
     end();
 }
