@@ -68,6 +68,7 @@ static void spawn(const mxd_coord_action *a) {
     e->node = a->node;
     e->link = a->spawn;
     e->proc = p;
+    e->incarnation = W.coord_life;
     sim_event_push(e);
 }
 
@@ -106,7 +107,7 @@ static void install(const mxd_coord_action *a) {
     sim_send(e, LANE_DOWN, true);
 }
 
-static void act(const mxd_coord_action *a) {
+static void act(const mxd_coord_action *a, const mxd_coord_action *next) {
     switch (a->kind) {
     case MXD_ACT_WELCOME:
         sim_send(to_link(a, M_WELCOME), LANE_DOWN, true);
@@ -130,7 +131,7 @@ static void act(const mxd_coord_action *a) {
     case MXD_ACT_DRAINED:
         break;
     default:
-        sim_client_action(a);
+        sim_client_action(a, next);
         break;
     }
 }
@@ -138,12 +139,17 @@ static void act(const mxd_coord_action *a) {
 void sim_coord_give(const mxd_coord_event *given) {
     mxd_coord_event e = *given;
     mxd_coord_actions out;
+    if (W.coord_down) return;
     e.now_ms = W.now;
     mxd_coord_step(W.coord, &e, &out);
     mxd_coord_check(W.coord);
     for (int i = 0; i < out.n && !W.failure; i++) {
+        if (W.crash_after >= 0 && W.crash_after-- == 0) {
+            sim_coord_crash();
+            return;
+        }
         sim_trace((uint64_t)out.list[i].kind * 977 + out.list[i].epoch + out.list[i].request);
-        act(&out.list[i]);
+        act(&out.list[i], i + 1 < out.n ? &out.list[i + 1] : NULL);
     }
 }
 
@@ -239,7 +245,7 @@ static void boot(const sim_event *e) {
 
 /* Nobody is taken for alive long after its death, whether or not its link told. */
 static void check_dead(void) {
-    for (int i = 0; i < MXD_MAX_NODES && !W.faults; i++) {
+    for (int i = 0; i < MXD_MAX_NODES && !W.faults && !W.coord_down; i++) {
         const mxd_node_view *n = mxd_coord_node(W.coord, i);
         if (!n->link || n->state == MXD_NODE_SUSPECT) continue;
         int64_t died_ms = sim_link_of(n->link)->died_ms;
@@ -248,12 +254,23 @@ static void check_dead(void) {
 }
 
 void sim_coord_event(sim_event *e) {
+    bool own = e->kind == EV_COORD_TICK || e->kind == EV_BOOT || e->kind == EV_EXITED;
+    if (e->kind == EV_COORD_START) {
+        sim_coord_restart();
+        sim_event_free(e);
+        return;
+    }
+    if (W.coord_down || (own && e->incarnation != W.coord_life)) {
+        sim_event_free(e); /* lost with the life that it was for */
+        return;
+    }
     if (W.coord_paused_until > W.now) {
         sim_event_again(e, W.coord_paused_until);
         return;
     }
     if (e->kind == EV_COORD_TICK) {
         sim_coord_give(&(mxd_coord_event){.kind = MXD_COORD_TICK});
+        sim_restore_tick();
         check_dead();
         sim_event_again(e, W.now + W.swarm.tick_ms);
         return;
@@ -291,6 +308,16 @@ void sim_coord_boot(void) {
     W.cfg.page = sim_pick(1, SIM_PAGE);
     W.cfg.no_prefix_cache = sim_chance(W.swarm.crowd ? .4 : .1);
     W.cfg.recurrent = sim_chance(.2);
+    sim_disk_reset();
+    sim_coord_begin(0);
+}
+
+/* A life of the coordinator. */
+void sim_coord_begin(uint64_t epoch0) {
+    W.cfg.epoch0 = epoch0;
+    W.cfg.local_ids = local_ids;
     W.coord = mxd_coord_init(W.coord_memory, &W.cfg);
-    sim_event_push(sim_event_new(EV_COORD_TICK, 1));
+    sim_event *e = sim_event_new(EV_COORD_TICK, W.now);
+    e->incarnation = W.coord_life;
+    sim_event_push(e);
 }

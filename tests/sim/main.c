@@ -40,6 +40,8 @@ static void draw_swarm(void) {
     s->spawn_fails = rare(5, .1);
     s->load_fails = rare(10, .02);
     s->silent_death = rare(10, .1);
+    s->coord_crash = sim_chance(.6) ? 0 : sim_pick(1, 30) * .003;
+    s->torn = rare(10, .1);
     s->delay_min_ms = sim_pick(0, 5);
     s->delay_max_ms = s->delay_min_ms + sim_pick(0, 40);
     s->faults_ms = sim_chance(.1) ? 1 : sim_pick(500, 10000);
@@ -79,6 +81,9 @@ static void reset(uint64_t seed) {
     W.now = 1;
     W.failure = NULL;
     W.coord_paused_until = 0;
+    W.coord_life = 0;
+    W.coord_down = false;
+    W.crash_after = -1;
     W.n_heap = W.n_left = 0;
     W.faults = true;
     for (W.n_free = 0; W.n_free < SIM_EVENTS; W.n_free++) W.free_list[W.n_free] = W.n_free;

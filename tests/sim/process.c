@@ -305,6 +305,7 @@ void sim_proc_kill(int p, bool silent) {
     tell_neighbours(p);
     if (q->local < 0) return;
     sim_event *e = sim_event_new(EV_EXITED, W.now + sim_pick(0, 20));
+    e->incarnation = W.coord_life;
     e->node = q->local;
     e->link = q->spawn;
     sim_event_push(e);
@@ -317,7 +318,7 @@ void sim_proc_drain(int p) { give_kind(p, MXD_WCORE_DRAIN); }
 static void dial(int p) {
     sim_proc *q = &W.procs[p];
     if (q->link) return;
-    if (W.cut[p][SIM_COORD] || W.cut[SIM_COORD][p]) {
+    if (W.cut[p][SIM_COORD] || W.cut[SIM_COORD][p] || W.coord_down) {
         dial_later(p);
         return;
     }

@@ -3,6 +3,7 @@
  *   world.c    random numbers, the event heap, the network with its faults
  *   process.c  a worker process: the driver around mxd_wcore, and a mock of what computes
  *   control.c  the coordinator: the driver around mxd_coord, and the planner
+ *   restart.c  the coordinator's crash and its disk
  *   client.c   requests, and the oracle: what they see is compared with a model of their own
  *   main.c     seeds, verdicts
  *
@@ -39,6 +40,7 @@ enum {
 
 typedef enum sim_kind {
     EV_COORD_TICK,
+    EV_COORD_START,
     EV_FAULT,
     EV_CLIENT,
     EV_BOOT,
@@ -148,7 +150,11 @@ typedef struct sim_client {
     uint64_t id; /* of the present request; 0: not submitted */
     bool ended, wants_cancel, ever_ok;
     int n_prompt, max_tokens, min_tokens, n_stop, n_out, n_journal, n_turns;
-    bool ignore_eos;
+    int n_next; /* index of the next token that comes: below n_out when a torn tail is made again */
+    bool ignore_eos, resumable;
+    bool accepted;  /* by the coordinator */
+    bool restoring; /* a new life of the coordinator has yet to take it */
+    int32_t past[SIM_CTX];
     int32_t prompt[SIM_CTX], out[SIM_CTX], stop[2];
     uint64_t seed;
     bool last_stop;
@@ -159,7 +165,7 @@ typedef struct sim_client {
 
 typedef struct sim_swarm { /* drawn anew for every seed, so that runs differ in kind */
     double lose, dup, late, cut, heal, crash, restart, pause, hang, link_break, leave, spawn_fails,
-        load_fails, silent_death;
+        load_fails, silent_death, coord_crash, torn;
     int delay_min_ms, delay_max_ms, faults_ms, tick_ms;
     bool crowd; /* requests come together, much alike, in small chunks, and are often cancelled */
 } sim_swarm;
@@ -183,6 +189,9 @@ typedef struct sim_world {
     mxd_coord_cfg cfg;
     void *coord_memory, *proc_memory[SIM_PROCS];
     int64_t coord_paused_until;
+    uint64_t coord_life; /* events of an earlier one are not for this one */
+    bool coord_down;
+    int crash_after; /* so many actions; -1: not */
     int n_left, plan_turn;
     uint64_t epochs_at_heal, n_prompt_tokens, n_cached_tokens;
 } sim_world;
@@ -218,13 +227,24 @@ void sim_proc_drain(int p);
 
 /* control.c */
 void sim_coord_boot(void);
+void sim_coord_begin(uint64_t epoch0);
 void sim_coord_event(sim_event *e);
 void sim_coord_give(const mxd_coord_event *e);
 
+/* restart.c */
+void sim_disk_reset(void);
+void sim_disk_open(uint64_t request);
+void sim_disk_write(const mxd_core_journal *j, const mxd_coord_action *next);
+void sim_coord_crash(void);
+void sim_coord_restart(void);
+void sim_restore_tick(void);
+
 /* client.c */
+void sim_client_sees(sim_client *c, int32_t token);
+void sim_client_ended(sim_client *c, mxd_core_end how);
 void sim_clients_draw(void);
 void sim_client_event(sim_event *e);
-void sim_client_action(const mxd_coord_action *a);
+void sim_client_action(const mxd_coord_action *a, const mxd_coord_action *next);
 bool sim_clients_done(void);
 
 /* The model. */
