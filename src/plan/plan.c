@@ -14,7 +14,7 @@ static const double float_part = 0.12, values_part = 1.0 / 300;
 static const double guess_region_s = 4e-7, guess_handoff_s = 5e-6;
 /* Between the result of a step and the next step, and the client's event: threads of the
  * coordinator that wake each other (measured, two machines: 40 to 60 us with 3.5 us each). */
-enum { SERVE_HANDOFFS = 12 };
+enum { SERVE_HANDOFFS = 8 };
 /* How much slower than the fastest cut one stream may get for the sake of even stages. */
 static const double even_slack = 1.10;
 /* How much faster than whole layers groups must be before they are taken unasked. */

@@ -70,7 +70,7 @@ TEST(plan_one_node) {
     CHECK_EQ(p.stages[0].ranks[0].weight_bytes, 28ull * 50000000 + 500000000); /* tied: held once */
     CHECK_EQ(p.stages[0].ranks[0].kv_bytes, 28ull * 4096 * 4096 * 4);
     /* 1.9 GB of weights and 512 positions of KV at 100 GB/s, and what nobody measured */
-    double want = 1 / ((1.9e9 + 28 * 4096 * 512.0) / 100e9 + 28 * 8 * 4e-7 + (2 + 12) * 5e-6 +
+    double want = 1 / ((1.9e9 + 28 * 4096 * 512.0) / 100e9 + 28 * 8 * 4e-7 + (2 + 8) * 5e-6 +
                        28 * 50000 / (2e12 / 300));
     CHECK(fabs(p.decode_tokens_per_s / want - 1) < 1e-6);
 }
