@@ -172,7 +172,8 @@ class Cluster:
     def far_away(self, i: int, node: Node, data: int) -> tuple[list[str], str, str]:
         """A network of its own, reached both ways through the proxy: how to start the worker there,
         what it joins, and where it listens."""
-        name, here, there = f"mlxd{os.getpid() % 10000}x{i}", f"10.231.{i}.1", f"10.231.{i}.2"
+        net = f"10.231.{os.getpid() % 250}"
+        name, here, there = f"mlxd{os.getpid() % 10000}x{i}", f"{net}.{4 * i + 1}", f"{net}.{4 * i + 2}"
         control = free_port()
         for line in (f"ip netns add {name}", f"ip link add {name}a type veth peer name {name}b netns {name}",
                      f"ip addr add {here}/30 dev {name}a", f"ip link set {name}a up",
