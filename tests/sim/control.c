@@ -6,6 +6,21 @@ static const char *const local_ids[] = {"A", "B", "C", "D", "E", "F"};
 
 /* ------------------------------------------------------------------------------------- planner */
 
+/* Stage `out` of the nodes from k on, as many as hold layers together, from layer `at` on. */
+static int add_stage(mxd_plan *out, const int *share, int n, int k, int at) {
+    mxd_plan_stage *g = &out->stages[out->n_stages++];
+    *g = (mxd_plan_stage){.layer0 = at, .layer1 = at, .embed = k == 0};
+    for (; k < n && g->n_ranks < W.ranks; k++) {
+        int i = (k + W.plan_turn) % n;
+        g->ranks[g->n_ranks++] = (mxd_plan_rank){.node = i, .weight_bytes = (uint64_t)share[i]};
+        g->layer1 += share[i];
+    }
+    for (int r = 0; r < g->n_ranks; r++)
+        g->ranks[r].share = (double)g->ranks[r].weight_bytes / (g->layer1 - g->layer0);
+    g->head = g->layer1 == SIM_LAYERS;
+    return k;
+}
+
 /* Memory is counted in layers. Every node gets at least one; the order turns with the seed. */
 static mxd_rc plan(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_link *avoid,
                    int n_avoid, mxd_plan *out, mxd_err *err) {
@@ -17,17 +32,8 @@ static mxd_rc plan(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_
     for (int i = 0; left > 0; i = (i + 1) % n)
         if (share[i] < (int)nodes[i].free_bytes) share[i]++, left--;
     memset(out, 0, offsetof(mxd_plan, reasons));
-    for (int k = 0, at = 0; k < n; k++) {
-        int i = (k + W.plan_turn) % n;
-        out->stages[out->n_stages++] = (mxd_plan_stage){
-            .n_ranks = 1,
-            .ranks[0] = {.node = i, .share = 1, .weight_bytes = (uint64_t)share[i]},
-            .layer0 = at,
-            .layer1 = at + share[i],
-            .embed = k == 0,
-            .head = k == n - 1};
-        at += share[i];
-    }
+    for (int k = 0, at = 0; k < n; at = out->stages[out->n_stages - 1].layer1)
+        k = add_stage(out, share, n, k, at);
     return MXD_OK;
 }
 
@@ -55,6 +61,8 @@ static void drop(const mxd_coord_action *a) {
     }
     int p = a->node >= 0 ? local_proc(a->node) : -1;
     if (p < 0 || a->rc != MXD_E_TIMEOUT) return;
+    if (strcmp(a->text, "its step hangs") == 0 && mxd_coord_node(W.coord, a->node)->beat.waits)
+        sim_fail("SAFETY: a rank that waits for another is blamed");
     W.procs[p].spawn = 0; /* also one that is about to start */
     sim_proc_kill(p, false);
 }
@@ -98,6 +106,15 @@ static void step(const mxd_coord_action *a) {
         e->n_rows += r->n;
     }
     if (e->n_rows != a->n_rows) sim_fail("SAFETY: rows do not add up");
+    mxd_coord_view v;
+    mxd_coord_view_get(W.coord, &v);
+    for (int r = 1; r < v.plan->stages[0].n_ranks; r++) {
+        sim_event *copy = sim_event_new(M_FRAME, 0);
+        if (W.failure) return;
+        *copy = *e;
+        copy->link = mxd_coord_node(W.coord, v.plan->stages[0].ranks[r].node)->link;
+        sim_send(copy, LANE_STEP, true);
+    }
     sim_send(e, LANE_STEP, true);
 }
 

@@ -58,7 +58,6 @@ static void draw_procs(void) {
                                 .local = i < W.n_local ? i : -1,
                                 .speed_ms = sim_pick(1, sim_chance(.1) ? 200 : 20),
                                 .load_ms = sim_pick(1, 200),
-                                .next_proc = -1,
                                 .capacity = tight ? (SIM_LAYERS + W.n_procs - 1) / W.n_procs
                                                   : sim_pick(SIM_LAYERS / 2, SIM_LAYERS)};
     }
@@ -69,6 +68,7 @@ static void draw_procs(void) {
         W.procs[W.n_procs - 1].capacity = W.procs[W.n_procs - 2].capacity = SIM_LAYERS;
     }
     W.plan_turn = sim_pick(0, 5);
+    W.ranks = sim_chance(.5) ? 1 : sim_pick(2, 4);
 }
 
 static void reset(uint64_t seed) {
@@ -102,6 +102,12 @@ static bool listed_once(int p) { /* not a second process with an id that is in u
     return true;
 }
 
+static int planned_nodes(const mxd_plan *p) {
+    int n = 0;
+    for (int s = 0; s < p->n_stages; s++) n += p->stages[s].n_ranks;
+    return n;
+}
+
 /* Everything that lives works, and nothing is left over. */
 static bool settled(void) {
     mxd_coord_view v;
@@ -110,7 +116,7 @@ static bool settled(void) {
     for (int i = 0; i < W.n_procs; i++) live += W.procs[i].up && listed_once(i);
     mxd_coord_view_get(W.coord, &v);
     if (!live) return true;
-    return v.state == MXD_COORD_SERVING && v.plan->n_stages == live && !v.in_flight;
+    return v.state == MXD_COORD_SERVING && planned_nodes(v.plan) == live && !v.in_flight;
 }
 
 static void check_end(void) {

@@ -2,6 +2,7 @@
  *
  *   world.c    random numbers, the event heap, the network with its faults
  *   process.c  a worker process: the driver around mxd_wcore, and a mock of what computes
+ *   group.c    ranks of a stage: each computes when all of them have computed
  *   control.c  the coordinator: the driver around mxd_coord, and the planner
  *   restart.c  the coordinator's crash and its disk
  *   client.c   requests, and the oracle: what they see is compared with a model of their own
@@ -108,10 +109,17 @@ typedef struct sim_link { /* of a process to the coordinator */
     int64_t last_ms[LANE_COUNT]; /* each lane is first-in first-out */
 } sim_link;
 
+typedef struct sim_group { /* the ranks of a stage, by process; n 1: alone */
+    int n, rank;
+    int proc[SIM_PROCS], node[SIM_PROCS];
+    uint64_t life[SIM_PROCS]; /* those that came together */
+} sim_group;
+
 typedef struct sim_job {
     mxd_wcore_action_kind kind;
     uint64_t epoch, step;
     int layer0, layer1;
+    sim_group group; /* LOAD */
     sim_event frame;
 } sim_job;
 
@@ -126,10 +134,18 @@ typedef struct sim_proc {
     int64_t paused_until, backoff_ms;
     uint64_t link; /* 0: none */
     mxd_wcore *core;
-    int next_proc, next_node, prev_node;
+    sim_group next; /* the ranks of the next stage; n 0: none */
+    int prev_node;
     int64_t data_ms; /* first-in first-out to the next stage */
     /* what computes */
     int layer0, layer1;
+    sim_group group;
+    bool arrived;                              /* the job in hand waits for the other ranks */
+    uint64_t joined;                           /* the epoch whose group it waits for, or is in */
+    uint64_t sums_epoch, sums_step, sums_hash; /* what the others may take */
+    uint64_t over;                             /* groups of older epochs are over */
+    int64_t missed_ms;                         /* since when a rank is out of reach; 0: none is */
+    int waits;                                 /* as mxd_core_beat.waits */
     uint64_t kv[SIM_POSITIONS][SIM_LAYERS];
     mxd_pages pages; /* the product's own */
     uint16_t page_refs[SIM_POSITIONS];
@@ -191,8 +207,8 @@ typedef struct sim_world {
     int64_t coord_paused_until;
     uint64_t coord_life; /* events of an earlier one are not for this one */
     bool coord_down;
-    int crash_after; /* so many actions; -1: not */
-    int n_left, plan_turn;
+    int crash_after;              /* so many actions; -1: not */
+    int n_left, plan_turn, ranks; /* ranks of a stage */
     uint64_t epochs_at_heal, n_prompt_tokens, n_cached_tokens;
 } sim_world;
 
@@ -215,7 +231,7 @@ uint64_t sim_link_new(int proc);
 void sim_link_close(uint64_t link, bool silent); /* silent: the coordinator is not told */
 /* Takes e. */
 void sim_send(sim_event *e, sim_lane lane, bool from_coord);
-void sim_send_data(sim_event *e, int from, int to);
+void sim_send_data(sim_event *e, int from, int to, int node);
 void sim_faults(void);
 void sim_heal(void);
 
@@ -224,6 +240,12 @@ void sim_proc_boot(int p);
 void sim_proc_kill(int p, bool silent);
 void sim_proc_event(sim_event *e);
 void sim_proc_drain(int p);
+
+/* group.c */
+void sim_group_of(sim_group *g, const mxd_stage_peer *peers, int n, int rank);
+uint64_t sim_group_hash(const sim_event *frame);
+/* The job in hand is done but for the other ranks. False: it must wait. *rc, *peer: how it ends. */
+bool sim_group_met(int p, const sim_job *j, mxd_rc *rc, int *peer);
 
 /* control.c */
 void sim_coord_boot(void);

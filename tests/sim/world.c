@@ -188,7 +188,7 @@ void sim_send(sim_event *e, sim_lane lane, bool from_coord) {
 }
 
 /* Between workers: whoever cannot send may hear of it, or not. */
-void sim_send_data(sim_event *e, int from, int to) {
+void sim_send_data(sim_event *e, int from, int to, int node) {
     sim_proc *p = &W.procs[from];
     e->proc = to;
     e->life = W.procs[to].life;
@@ -197,7 +197,7 @@ void sim_send_data(sim_event *e, int from, int to) {
             sim_event *n = sim_event_new(EV_NEIGHBOUR, W.now + sim_pick(0, 1000));
             n->proc = from;
             n->life = p->life;
-            n->node = p->next_node;
+            n->node = node;
             sim_event_push(n);
         }
         sim_event_free(e);
