@@ -103,6 +103,13 @@ typedef struct mlxd_engine_options {
     const char *state_dir;      /* CA and keys of the cluster; needed with cluster_listen */
     int min_nodes;              /* wait for so many workers before the first plan */
     int64_t load_timeout_ms;    /* 0: 15 minutes */
+    int tensor_parallel_size;   /* nodes that share each layer; 0: the planner decides */
+    int pipeline_parallel_size; /* stages that the layers are cut into; 0: the planner decides */
+    const int *layer_split;     /* [n_layer_split] layers of each node (or stage), in node order */
+    int n_layer_split;
+    const double *tensor_split; /* [n_tensor_split] parts of each layer, in node order */
+    int n_tensor_split;
+    const char *objective; /* "latency" (one stream, the default) or "throughput" (all) */
 } mlxd_engine_options;
 
 /* Loads the model; returns when it can answer. *out: owned by the caller. */

@@ -38,6 +38,13 @@ class EngineOptions(C.Structure):
         ("state_dir", C.c_char_p),
         ("min_nodes", C.c_int),
         ("load_timeout_ms", C.c_int64),
+        ("tensor_parallel_size", C.c_int),
+        ("pipeline_parallel_size", C.c_int),
+        ("layer_split", C.POINTER(C.c_int)),
+        ("n_layer_split", C.c_int),
+        ("tensor_split", C.POINTER(C.c_double)),
+        ("n_tensor_split", C.c_int),
+        ("objective", C.c_char_p),
     ]
 
 

@@ -10,6 +10,7 @@
 #include "base/proc.h"
 #include "cluster/coord_private.h"
 #include "cluster/places.h"
+#include "cluster/worker_echo.h"
 
 enum {
     DEFAULT_CTX = 4096,
@@ -100,6 +101,14 @@ static mxd_rc on_failure(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) 
     return MXD_OK;
 }
 
+/* Sent back as it is: a node measures its way to us, before its hello. */
+static mxd_rc send_back(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) {
+    if (ev->payload && ev->payload->len > MXD_ECHO_BYTES)
+        return mxd_fail(err, MXD_E_TOOBIG, "an echo of %zu bytes", ev->payload->len);
+    return c->net->ops->send(c->net, ev->link, ev->message, ev->head->bytes, ev->head->len,
+                             ev->payload, err);
+}
+
 /* Who may have a certificate may have a new one: for the name that its link has proven. */
 static mxd_rc on_renew(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) {
     const char *csr;
@@ -148,6 +157,8 @@ static mxd_rc on_message(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) 
     case MXD_WIRE_LEAVE:
         e.kind = MXD_COORD_LEAVE;
         break;
+    case MXD_WIRE_ECHO:
+        return send_back(c, ev, err);
     case MXD_WIRE_RENEW:
         return on_renew(c, ev, err);
     default: /* of a newer version */
@@ -446,6 +457,10 @@ static mxd_rc read_model(mxd_cluster *c, mxd_err *err) {
     w->activations = o->activations;
     w->kv = (int)mxd_kv_of(o->kv, o->activations);
     w->threads = o->threads;
+    if (!w->threads && o->local_workers > 1 && o->shape.tensor > 1) {
+        w->threads = mxd_proc_cores() / o->shape.tensor; /* ranks compute at the same time */
+        if (w->threads < 1) w->threads = 1;
+    }
     snprintf(w->model, sizeof w->model, "%s", o->model_id ? o->model_id : o->folder);
     snprintf(w->folder, sizeof w->folder, "%s", o->folder);
     snprintf(w->backend, sizeof w->backend, "%s", o->backend ? o->backend : "");
@@ -463,15 +478,32 @@ static mxd_rc read_model(mxd_cluster *c, mxd_err *err) {
     return rc;
 }
 
+/* What was asked for by sizes holds while the nodes are there; after a loss the plan shrinks. */
+static bool nodes_are_short(const mxd_shape *s, int n) {
+    int each = s->tensor > 0 ? s->tensor : 1, stages = s->pipeline > 0 ? s->pipeline : 1;
+    return each * stages > n || (s->n_tensor_split && s->n_tensor_split > n) ||
+           (s->n_split && s->n_split > (s->tensor > 1 ? n / s->tensor : n));
+}
+
+static void shrink(mxd_shape *s, int n) {
+    s->n_split = s->n_tensor_split = 0;
+    if (s->tensor > n) s->tensor = n;
+    while (s->tensor > 1 && n % s->tensor) s->tensor--; /* everybody takes part */
+    if (s->tensor > 0 && s->pipeline * s->tensor > n) s->pipeline = n / s->tensor;
+    if (s->pipeline > n) s->pipeline = n;
+}
+
 static mxd_rc plan_call(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_link *avoid,
                         int n_avoid, mxd_plan *out, mxd_err *err) {
     const mxd_cluster *c = ctx;
-    mxd_plan_opts o = {.ctx = c->welcome.ctx, .parallel = c->welcome.slots};
-    if (c->opts.n_split == n) { /* the user's own split holds while the nodes are there */
-        o.n_split = n;
-        memcpy(o.split, c->opts.split, (size_t)n * sizeof *o.split);
-    }
-    return mxd_plan_make(out, c->sizes, nodes, n, avoid, n_avoid, &o, err);
+    mxd_plan_opts o = {.ctx = c->welcome.ctx,
+                       .parallel = c->welcome.slots,
+                       .chunk = c->welcome.max_rows,
+                       .shape = c->opts.shape,
+                       .avoid = avoid,
+                       .n_avoid = n_avoid};
+    if (nodes_are_short(&o.shape, n) && c->served) shrink(&o.shape, n);
+    return mxd_plan_make(out, c->sizes, nodes, n, NULL, 0, &o, err);
 }
 
 static mxd_rc open_core(mxd_cluster *c, mxd_err *err) {
@@ -543,7 +575,8 @@ static mxd_rc open_inner_worker(mxd_cluster *c, mxd_err *err) {
                          .memory_total = c->opts.memory_total,
                          .memory_free = c->opts.memory_free,
                          .bandwidth = c->opts.bandwidth,
-                         .ops = c->opts.ops};
+                         .ops = c->opts.ops,
+                         .paces = c->opts.paces};
     mxd_rc rc = mxd_worker_open(&c->worker, c->al, &o, err);
     mxd_pem_free(c->al, &own);
     return rc;

@@ -104,6 +104,8 @@ typedef struct mxd_node_info {
     int64_t pid;
     uint64_t memory_total, memory_free; /* free as if no weights were loaded */
     double bandwidth, ops;              /* bytes/s, multiply-adds/s; 0: unknown */
+    mxd_paces paces;                    /* 0: unknown */
+    double link_us, link_bandwidth;     /* to the coordinator, as plan.h; 0: unknown */
     bool local;                         /* on the coordinator's machine */
 } mxd_node_info;
 

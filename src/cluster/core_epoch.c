@@ -65,9 +65,14 @@ static int gather(mxd_coord *c, const crowd *who) {
                              .free_bytes = n->v.info.memory_free,
                              .bandwidth_bytes_per_s = n->v.info.bandwidth,
                              .ops_per_s = n->v.info.ops,
+                             .paces = n->v.info.paces,
+                             .link_us = n->v.info.link_us,
+                             .link_bytes_per_s = n->v.info.link_bandwidth,
+                             .whole_only = memcmp(n->v.info.backend, "mlx", 4) == 0,
                              .must = n->spawned};
         if (who->cooled && n->memory_cap && n->memory_cap < p->free_bytes)
             p->free_bytes = n->memory_cap;
+        core_text(p->host, sizeof p->host, n->v.info.host);
         core_text(p->name, sizeof p->name, n->v.info.name[0] ? n->v.info.name : n->v.info.id);
         c->plan_index[k++] = i;
     }

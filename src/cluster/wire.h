@@ -39,6 +39,7 @@ typedef enum mxd_wire_kind { /* Frame.kind; never renumbered */
                              MXD_WIRE_LEAVE = 13,
                              MXD_WIRE_RENEW = 17,
                              MXD_WIRE_CERTIFICATE = 18,
+                             MXD_WIRE_ECHO = 20, /* sent back as it is: a worker measures its way */
 } mxd_wire_kind;
 
 typedef struct mxd_welcome {

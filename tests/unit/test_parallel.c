@@ -1,5 +1,7 @@
 /* Tensor parallelism: shares and their sizes, and what fails when a rank does. That ranks give the
  * bits of one node: test_matrix.c. */
+#include <math.h>
+
 #include "model/model.h"
 #include "parallel_kit.h"
 
@@ -34,6 +36,54 @@ TEST(parallel_shares_are_all_of_the_model_and_follow_weights) {
         CHECK(a < whole && b < a && a + b >= whole && a + b < whole + 16384);
     }
     mxd_model_close(m);
+}
+
+/* The planner knows a model by its sizes only; what it plans is what a rank holds, but for tiles of
+ * 16 rows at the edges of parts. */
+static double planned_layer(const mxd_model_cuts *c, const mxd_shares *s, int r, int l) {
+    double sum = c->whole[l];
+    for (int a = 0; a < MXD_AXES; a++) {
+        const int *edge = mxd_axis_edges(s, (mxd_axis)a);
+        if (a != MXD_BY_TOKEN) sum += c->per[a][l] * (edge[r + 1] - edge[r]);
+    }
+    return sum;
+}
+
+TEST(parallel_sizes_tell_the_bytes_of_shares) {
+    static const double weights[][4] = {{1, 0, 0, 0}, {1, 1, 0, 0}, {3, 5, 2, 0}, {9, 1, 4, 2}};
+    static const char *const all[] = {
+        "kv3-inter320",  "tied-bf16",        "moe-8bit",        "moe-mixed",
+        "gpt-oss-odd",   "gemma2-capped",    "phi3-plain",      "untied-f16",
+        "gpt-oss-mxfp4", "llama-yarn-bias",  "glm4-moe-groups", "mixed-overrides",
+        "hidden192",     "gemma4-shared",    "deepseek-mixed",  "kimi-k2",
+        "minimax-mxfp8", "qwen3-next-plain", "qwen3_5-6bit"};
+    static mxd_model_sizes z, held; /* too big for a stack */
+    for (size_t i = 0; i < MXD_COUNT(all); i++) {
+        mxd_model *m = open_model(all[i]);
+        mxd_err err = {0};
+        mxd_model_sizes_get(m, 64, MXD_KV_F16, &z);
+        if (!z.cuts.possible) fail_msg("%s cannot be cut", all[i]);
+        for (int size = 1; size <= 4; size++) {
+            mxd_shares s, same;
+            CHECK_OK(mxd_model_share(m, size, weights[size - 1], &s, &err), &err);
+            CHECK_OK(mxd_cuts_share(&z.cuts, size, weights[size - 1], &same, &err), &err);
+            CHECK_EQ(memcmp(&s, &same, sizeof s), 0);
+            for (int r = 0; r < size; r++) {
+                mxd_model_share_sizes(m, &s, r, 64, MXD_KV_F16, &held);
+                for (int l = 0; l < z.n_layers; l++) {
+                    double want = (double)held.layer_bytes[l];
+                    double got = planned_layer(&z.cuts, &s, r, l);
+                    if (fabs(got - want) > 0.03 * want + 16 * 1024)
+                        fail_msg("%s, rank %d of %d, layer %d: %.0f, it holds %.0f", all[i], r,
+                                 size, l, got, want);
+                }
+                double head =
+                    z.cuts.norm_bytes + z.cuts.head_per_id * (s.vocab[r + 1] - s.vocab[r]);
+                CHECK(fabs(head - (double)held.head_bytes) <= 0.03 * head + 16 * 1024);
+            }
+        }
+        mxd_model_close(m);
+    }
 }
 
 TEST(parallel_shares_that_cannot_be_are_refused) {
