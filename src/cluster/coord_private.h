@@ -1,7 +1,8 @@
-/* coord_private.h - private to cluster/: the coordinator's driver, in four files:
+/* coord_private.h - private to cluster/: the coordinator's driver, in five files:
  *   coordinator.c   life, the control thread, events in
  *   coord_act.c     what the core says, done
  *   coord_ca.c      the cluster's CA, certificates, enrolment
+ *   coord_canary.c  the answer that every plan must give, over restarts
  *   coord_state.c   what people see: JSON, counters
  */
 #ifndef MXD_CLUSTER_COORD_PRIVATE_H
@@ -67,10 +68,12 @@ struct mxd_cluster {
     mxd_welcome welcome;
     mxd_model_sizes *sizes;
     int n_vocab;
-    bool recurrent;        /* the model */
-    mxd_pem ca, own;       /* PEM texts; cert and key */
-    mxd_loopback_hub *hub; /* in-process worker; NULL with processes or remote workers */
-    mxd_worker *worker;    /* that worker */
+    bool recurrent;         /* the model */
+    char canary_key[65];    /* the model and what its numbers depend on; "": not kept */
+    mxd_core_canary canary; /* what an earlier run learned */
+    mxd_pem ca, own;        /* PEM texts; cert and key */
+    mxd_loopback_hub *hub;  /* in-process worker; NULL with processes or remote workers */
+    mxd_worker *worker;     /* that worker */
     int port;
     char join[MXD_CORE_ADDRESS];          /* the address local workers dial */
     char worker_listen[MXD_CORE_ADDRESS]; /* where they listen for the stage before them */
@@ -148,6 +151,10 @@ void mxd_coord_renew_own(mxd_cluster *c, int64_t now_ms);
 /* The bootstrap text of a local worker: its certificate, key, CA and where to join, as JSON. */
 mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out,
                            mxd_err *err) MXD_MUST_USE;
+
+/* The canary's answer for the model whose tensors these are; and to keep a new one. */
+void mxd_coord_canary_open(mxd_cluster *c, const mxd_st *st);
+void mxd_coord_canary_keep(mxd_cluster *c, const mxd_core_canary *answer);
 
 /* A local worker ended, or could not be started; `how` says it for people. */
 void mxd_coord_start_failed(mxd_cluster *c, const char *how);

@@ -440,6 +440,7 @@ static mxd_rc read_model(mxd_cluster *c, mxd_err *err) {
     c->n_vocab = hp->n_vocab;
     c->recurrent = mxd_model_recurrent(m);
     mxd_model_sizes_get(m, w->max_rows, (mxd_kv_type)w->kv, c->sizes);
+    mxd_coord_canary_open(c, mxd_model_tensors(m));
     mxd_rc rc = MXD_OK;
     if (o->local_workers > hp->n_layers || o->local_workers < 0)
         rc = mxd_fail(err, MXD_E_INVAL,
@@ -475,6 +476,8 @@ static mxd_rc open_core(mxd_cluster *c, mxd_err *err) {
                          .max_rows = c->welcome.max_rows,
                          .recurrent = c->recurrent,
                          .no_prefix_cache = c->opts.no_prefix_cache,
+                         .canary = true,
+                         .known = c->canary,
                          .local_ids = c->local_id_list,
                          .n_local = n_local,
                          .min_nodes = n_local > 0 ? n_local : 1};

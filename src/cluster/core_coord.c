@@ -39,11 +39,11 @@ static bool valid(const mxd_coord_cfg *d) {
     return d->epoch0 < MXD_CORE_MAX_EPOCH / 2;
 }
 
-/* The bound of one step's actions: per node at most a drop, a spawn, an (un)install and a welcome
- * or a second drop; per request accepted or refused, and the end with its journal; per sampled run
- * a token with its journal; per flight a step; a few of the whole. */
+/* The bound of one step's actions: per node at most a drop, a spawn, an (un)install, a canary
+ * and a welcome or a second drop; per request accepted or refused, and the end with its journal;
+ * per sampled run a token with its journal; per flight a step; a few of the whole. */
 static int cap_actions(const mxd_coord_cfg *d) {
-    return 6 * MXD_MAX_NODES + 4 * (d->n_slots + MXD_MAX_WAITING) + 2 * MXD_MAX_STEP_RUNS +
+    return 7 * MXD_MAX_NODES + 4 * (d->n_slots + MXD_MAX_WAITING) + 2 * MXD_MAX_STEP_RUNS +
            2 * CORE_MAX_FLIGHTS + 16;
 }
 
@@ -94,6 +94,7 @@ mxd_coord *mxd_coord_init(void *memory, const mxd_coord_cfg *cfg) {
     c->epoch = c->epoch_seen = d.epoch0;
     c->tick_ms = c->start_ms = -1;
     c->patience = 1;
+    c->probe = -1;
     for (int i = 0; i < MXD_MAX_NODES; i++) {
         c->nodes[i].v.stage = c->nodes[i].v.rank = -1;
         c->nodes[i].spawn_at_ms = -1;
