@@ -29,6 +29,11 @@ mxd_rc mxd_backend_open(mxd_backend **out, const mxd_alloc *al, const char *name
     return mxd_fail(err, MXD_E_NOTFOUND, "backend '%s': there are auto, cpu and mlx", name);
 }
 
+uint64_t mxd_weight_bytes(const mxd_alloc *al, const mxd_weight_src *src, int max_rows,
+                          uint64_t *exchange) {
+    return cpu_weight_bytes(al, src, max_rows, exchange);
+}
+
 const char *mxd_backend_default(void) {
 #if defined(__APPLE__) && defined(__aarch64__)
     return "mlx";

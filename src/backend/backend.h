@@ -79,7 +79,9 @@ typedef struct mxd_quant {
 
 enum {                   /* what a weight will be used for; may be combined */
        MXD_W_LINEAR = 1, /* y = x W^T */
-       MXD_W_LOOKUP = 2, /* rows by token id */
+       MXD_W_LOOKUP = 2, /* rows by token id. Alone: rows may be read from the file when they are
+                          * asked for, so it stays open until close, and `embed` may fail with
+                          * E_IO or E_FORMAT */
        MXD_W_VECTOR = 4, /* n floats in their order, whatever the tensor's dimensions: norms */
        MXD_W_EXACT = 8,  /* with LINEAR: activations stay float32 (routers: a rounded input can
                           * choose another expert) */
@@ -107,6 +109,12 @@ typedef struct mxd_group {
     mxd_rc (*exchange)(void *ctx, float *all, const size_t *n_each, mxd_err *err);
 } mxd_group;
 
+typedef struct mxd_strip { /* neighbouring rows */
+    int row0, rows;
+} mxd_strip;
+
+enum { MXD_MAX_STRIPS = 3 };
+
 typedef struct mxd_weight_src {
     const char *name; /* module path, for messages */
     unsigned use;     /* MXD_W_* */
@@ -115,9 +123,12 @@ typedef struct mxd_weight_src {
     const mxd_st_tensor *scales, *biases; /* quantised: scales; affine: biases too. Else NULL */
     const mxd_st_tensor *bias;            /* [out] or NULL: added to the product */
     mxd_quant quant;
-    int out, in;     /* the whole tensor is [out, in]; a vector is [1, in] */
-    int row0, rows;  /* the part to load along out; rows = 0: all */
-    int col0, cols;  /* LOOKUP or VECTOR: the part along in; cols = 0: all */
+    int out, in;    /* the whole tensor is [out, in]; a vector is [1, in] */
+    int row0, rows; /* the part to load along out; rows = 0: all */
+    int col0, cols; /* LOOKUP or VECTOR: the part along in; cols = 0: all */
+    int n_strips;   /* LINEAR, or a VECTOR with `columns`: instead of the one part these, one after
+                     * the other, all but the last of a multiple of 16 rows; 0: no */
+    mxd_strip strip[MXD_MAX_STRIPS];
     int span0, span; /* with cols: columns of this table that will be asked for part by part, so
                       * that a backend may read them at once; span = 0: no others will be */
     int block_k;     /* canonical block along in: a multiple of quant.group (and of 16) */
@@ -126,12 +137,20 @@ typedef struct mxd_weight_src {
                       * 0: in the file's order */
     int experts;     /* matrices: [experts, out, in], one for each expert (or head); 0: plain. Their
                       * bias is [experts, out] */
-    bool stacked;    /* experts: in the file one under the other, [experts out, in] */
-    bool transposed; /* experts: rows of the part become columns, [in, rows] */
-    const mxd_cut *cut; /* NULL: whole. Borrowed while loading. LINEAR along `out` or `in`, for
-                         * linear_cut (along `in` every rank holds all of the bias); along `out`
-                         * LOOKUP too, whose `embed` asks the group; experts for `moe` */
+    int matrix0, matrices; /* experts: of these matrices the ones to load; matrices = 0: all */
+    bool stacked;          /* experts: in the file one under the other, [experts out, in] */
+    bool transposed;       /* experts: rows of the part become columns, [in, rows] */
+    const mxd_cut *cut;    /* NULL: whole. Borrowed while loading. LINEAR along `out` or `in`, for
+                            * linear_cut (along `in` every rank holds all of the bias); along `out`
+                            * LOOKUP too, whose `embed` asks the group; experts for `moe` */
 } mxd_weight_src;
+
+/* Bytes that `cpu` will hold for a source, without reading it, as `bytes` counts; of LOOKUP alone
+ * it holds nothing. Other backends hold much the same, and those tables. 0 also: no memory to find
+ * out, or the source cannot be loaded. exchange  what steps of max_rows rows need besides to
+ * exchange its products; NULL: not asked */
+uint64_t mxd_weight_bytes(const mxd_alloc *al, const mxd_weight_src *src, int max_rows,
+                          uint64_t *exchange);
 
 /* --------------------------------------------------------------------------------- a micro-batch
  */
@@ -277,7 +296,8 @@ typedef struct mxd_backend_ops {
     /* Takes all memory that steps need. Once, after the last load. Errors: E_NOMEM, E_NOFIT. */
     mxd_rc (*setup)(mxd_backend *b, const mxd_step_shape *shape, mxd_err *err);
 
-    uint64_t (*bytes)(const mxd_backend *b); /* held now: weights, KV, scratch */
+    /* Held now: weights, KV, state, scratch; not the small tables about them. */
+    uint64_t (*bytes)(const mxd_backend *b);
 
     /* The batch is borrowed until `end`. */
     void (*begin)(mxd_backend *b, const mxd_batch *batch);
@@ -346,6 +366,8 @@ typedef struct mxd_backend_ops {
      * of blocks and finishes the tree. A rank without columns does not read src, and has the rows
      * of the batch. Along `out`: src [rows, in]; every rank gives its part of dst. */
     void (*linear_cut)(mxd_backend *b, int dst, int src, const mxd_weight *w);
+    /* dst [rows, width] = columns [from, from + width) of src. Only where linear_cut is. */
+    void (*columns)(mxd_backend *b, int dst, int src, int from);
     /* Between steps: the recurrent state `to` becomes that of `from`, all layers. */
     void (*state_copy)(mxd_backend *b, int to, int from);
 } mxd_backend_ops;

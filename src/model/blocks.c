@@ -111,15 +111,18 @@ int mxd_blocks_declare(const mxd_hparams *hp, mxd_decl *out) {
     int D = hp->hidden, F = hp->intermediate, d = hp->head_dim;
     int q = hp->n_heads * d, kv = hp->n_kv * d;
     out[MXD_BLOCK_ATTN_NORM] = (mxd_decl){"input_layernorm", MXD_W_VECTOR, 1, D};
-    out[MXD_BLOCK_Q] = (mxd_decl){"self_attn.q_proj", MXD_W_LINEAR, q, D, .cut = MXD_CUT_KV};
-    out[MXD_BLOCK_K] = (mxd_decl){"self_attn.k_proj", MXD_W_LINEAR, kv, D, .cut = MXD_CUT_KV};
-    out[MXD_BLOCK_V] = (mxd_decl){"self_attn.v_proj", MXD_W_LINEAR, kv, D, .cut = MXD_CUT_KV};
-    out[MXD_BLOCK_O] = (mxd_decl){"self_attn.o_proj",   MXD_W_LINEAR,        D, q,
-                                  .unit = q / hp->n_kv, .cut = MXD_CUT_KV_IN};
+    out[MXD_BLOCK_Q] = (mxd_decl){"self_attn.q_proj", MXD_W_LINEAR, q, D, .cut = MXD_CUT_ROWS};
+    out[MXD_BLOCK_K] = (mxd_decl){"self_attn.k_proj", MXD_W_LINEAR, kv, D, .cut = MXD_CUT_ROWS};
+    out[MXD_BLOCK_V] = (mxd_decl){"self_attn.v_proj", MXD_W_LINEAR, kv, D, .cut = MXD_CUT_ROWS};
+    out[MXD_BLOCK_O] = (mxd_decl){"self_attn.o_proj",   MXD_W_LINEAR,          D, q,
+                                  .unit = q / hp->n_kv, .cut = MXD_CUT_COLUMNS};
     out[MXD_BLOCK_MLP_NORM] = (mxd_decl){"post_attention_layernorm", MXD_W_VECTOR, 1, D};
-    out[MXD_BLOCK_GATE] = (mxd_decl){"mlp.gate_proj", MXD_W_LINEAR, F, D, .cut = MXD_CUT_INNER};
-    out[MXD_BLOCK_UP] = (mxd_decl){"mlp.up_proj", MXD_W_LINEAR, F, D, .cut = MXD_CUT_INNER};
-    out[MXD_BLOCK_DOWN] = (mxd_decl){"mlp.down_proj", MXD_W_LINEAR, D, F, .cut = MXD_CUT_INNER_IN};
+    out[MXD_BLOCK_GATE] =
+        (mxd_decl){"mlp.gate_proj", MXD_W_LINEAR, F, D, .cut = MXD_CUT_ROWS, .by = MXD_BY_INNER};
+    out[MXD_BLOCK_UP] =
+        (mxd_decl){"mlp.up_proj", MXD_W_LINEAR, F, D, .cut = MXD_CUT_ROWS, .by = MXD_BY_INNER};
+    out[MXD_BLOCK_DOWN] =
+        (mxd_decl){"mlp.down_proj", MXD_W_LINEAR, D, F, .cut = MXD_CUT_COLUMNS, .by = MXD_BY_INNER};
     return MXD_BLOCK_N;
 }
 
@@ -138,6 +141,38 @@ void mxd_blocks_project(const mxd_model *m, int dst, int src, const mxd_weight *
         op->linear(m->backend, 1, &dst, src, &w);
 }
 
+/* dst [T, n d] = the norm over the heads of all ranks, of which it has its own. */
+static void project_normed(const mxd_model *m, int dst, int whole, const mxd_weight *w,
+                           const mxd_weight *norm, int first) {
+    const mxd_backend_ops *op = m->backend->ops;
+    bool part = m->local.n_kv != m->hp.n_kv;
+    int to = part ? whole : dst;
+    mxd_blocks_project(m, to, NORMED, w);
+    op->norm(m->backend, to, to, norm, m->hp.eps);
+    if (part && m->local.n_kv) op->columns(m->backend, dst, whole, first * m->hp.head_dim);
+}
+
+/* Q and K from NORMED where norms are over all heads at once. */
+static void project_whole(const mxd_model *m, mxd_weight *const *w, const mxd_blocks_how *how) {
+    int kv = m->group ? m->shares.kv[m->group->rank] : 0, per_kv = m->hp.n_heads / m->hp.n_kv;
+    project_normed(m, Q, how->whole_q, w[MXD_BLOCK_Q], how->q_norm, kv * per_kv);
+    project_normed(m, K, how->whole_k, w[MXD_BLOCK_K], how->k_norm, kv);
+}
+
+/* Q, K and V from NORMED. */
+static void project_heads(const mxd_model *m, mxd_weight *const *w, const mxd_blocks_how *how) {
+    const mxd_backend_ops *op = m->backend->ops;
+    mxd_backend *b = m->backend;
+    if (how && how->whole_q) { /* those two are there */
+        op->linear(b, 1, (const int[]){V}, NORMED, (const mxd_weight *const[]){w[MXD_BLOCK_V]});
+        return;
+    }
+    op->linear(b, 3, (const int[]){Q, K, V}, NORMED, /* [T, H d], 2 x [T, G d] */
+               (const mxd_weight *const[]){w[MXD_BLOCK_Q], w[MXD_BLOCK_K], w[MXD_BLOCK_V]});
+    if (how && how->q_norm) op->norm(b, Q, Q, how->q_norm, m->hp.eps);
+    if (how && how->k_norm) op->norm(b, K, K, how->k_norm, m->hp.eps);
+}
+
 /* ATTN [T, H d] from NORMED: the heads of this rank. */
 static void attend_heads(const mxd_model *m, int layer, const mxd_blocks_how *how) {
     const mxd_hparams *hp = &m->local;
@@ -153,10 +188,7 @@ static void attend_heads(const mxd_model *m, int layer, const mxd_blocks_how *ho
                              .window = sliding ? hp->window : 0,
                              .softcap = hp->attn_softcap,
                              .sinks = how ? how->sinks : NULL};
-    op->linear(b, 3, (const int[]){Q, K, V}, NORMED, /* [T, H d], 2 x [T, G d] */
-               (const mxd_weight *const[]){w[MXD_BLOCK_Q], w[MXD_BLOCK_K], w[MXD_BLOCK_V]});
-    if (how && how->q_norm) op->norm(b, Q, Q, how->q_norm, hp->eps); /* per head of d, or all */
-    if (how && how->k_norm) op->norm(b, K, K, how->k_norm, hp->eps);
+    project_heads(m, w, how);
     op->rope(b, Q, hp->n_heads, hp->head_dim, rope);
     op->rope(b, K, hp->n_kv, hp->head_dim, rope);
     if (how && how->position_length)
@@ -166,6 +198,7 @@ static void attend_heads(const mxd_model *m, int layer, const mxd_blocks_how *ho
 }
 
 void mxd_blocks_attend(const mxd_model *m, int layer, const mxd_blocks_how *how) {
+    if (how && how->whole_q) project_whole(m, m->layers[layer].w, how);
     if (m->local.n_kv) attend_heads(m, layer, how); /* else other ranks have them */
     mxd_blocks_project(m, NORMED, ATTN, m->layers[layer].w[MXD_BLOCK_O]);
 }

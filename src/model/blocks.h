@@ -51,7 +51,9 @@ void mxd_blocks_registers(const mxd_hparams *hp, mxd_regs *r);
 
 /* What a family's attention has beyond the common one; all zero: nothing. */
 typedef struct mxd_blocks_how {
-    const mxd_weight *q_norm, *k_norm; /* over each query and key head (or over all at once) */
+    const mxd_weight *q_norm, *k_norm; /* over each query and key head */
+    int whole_q, whole_k;              /* registers for those of all ranks, over which the norms are
+                                        * then, and which are GATHERED; 0: over each head */
     const mxd_weight *sinks;           /* [n_heads] */
     float position_beta;               /* queries grow with the position: scale_positions */
     int position_length;

@@ -60,20 +60,28 @@ mxd_rc mxd_experts_configure(mxd_hparams *hp, const json_t *c, mxd_err *err) {
 
 int mxd_experts_declare(const mxd_hparams *hp, mxd_decl *out, int at) {
     int D = hp->hidden, E = hp->moe.n_experts, F = hp->moe.inner, S = hp->moe.shared_inner;
-    out[MXD_BLOCK_GATE] = (mxd_decl){"mlp.switch_mlp.gate_proj", MXD_W_LINEAR, F, D, .experts = E,
-                                     .cut = MXD_CUT_EXPERTS};
-    out[MXD_BLOCK_UP] = (mxd_decl){"mlp.switch_mlp.up_proj", MXD_W_LINEAR, F, D, .experts = E,
-                                   .cut = MXD_CUT_EXPERTS};
-    out[MXD_BLOCK_DOWN] = (mxd_decl){"mlp.switch_mlp.down_proj", MXD_W_LINEAR, D, F, .experts = E,
-                                     .cut = MXD_CUT_EXPERTS};
+    out[MXD_BLOCK_GATE] =
+        (mxd_decl){"mlp.switch_mlp.gate_proj", MXD_W_LINEAR,       F, D, .experts = E,
+                   .cut = MXD_CUT_EXPERTS,     .by = MXD_BY_EXPERT};
+    out[MXD_BLOCK_UP] = (mxd_decl){"mlp.switch_mlp.up_proj", MXD_W_LINEAR,       F, D, .experts = E,
+                                   .cut = MXD_CUT_EXPERTS,   .by = MXD_BY_EXPERT};
+    out[MXD_BLOCK_DOWN] =
+        (mxd_decl){"mlp.switch_mlp.down_proj", MXD_W_LINEAR,       D, F, .experts = E,
+                   .cut = MXD_CUT_EXPERTS,     .by = MXD_BY_EXPERT};
     out += at;
     out[MXD_EXPERTS_ROUTER] = (mxd_decl){"mlp.gate", MXD_W_LINEAR | MXD_W_EXACT, E, D};
     out[MXD_EXPERTS_CORRECTION] =
         (mxd_decl){"mlp.gate.e_score_correction_bias", MXD_W_VECTOR, 1, E, .param = true};
     if (!S) return at + MXD_EXPERTS_SHARED_GATE;
-    out[MXD_EXPERTS_SHARED_GATE] = (mxd_decl){"mlp.shared_experts.gate_proj", MXD_W_LINEAR, S, D};
-    out[MXD_EXPERTS_SHARED_UP] = (mxd_decl){"mlp.shared_experts.up_proj", MXD_W_LINEAR, S, D};
-    out[MXD_EXPERTS_SHARED_DOWN] = (mxd_decl){"mlp.shared_experts.down_proj", MXD_W_LINEAR, D, S};
+    out[MXD_EXPERTS_SHARED_GATE] =
+        (mxd_decl){"mlp.shared_experts.gate_proj", MXD_W_LINEAR, S, D, .cut = MXD_CUT_ROWS,
+                   .by = MXD_BY_SHARED_INNER};
+    out[MXD_EXPERTS_SHARED_UP] =
+        (mxd_decl){"mlp.shared_experts.up_proj", MXD_W_LINEAR, S, D, .cut = MXD_CUT_ROWS,
+                   .by = MXD_BY_SHARED_INNER};
+    out[MXD_EXPERTS_SHARED_DOWN] =
+        (mxd_decl){"mlp.shared_experts.down_proj", MXD_W_LINEAR, D, S, .cut = MXD_CUT_COLUMNS,
+                   .by = MXD_BY_SHARED_INNER};
     return at + MXD_EXPERTS_SHARED_DOWN + 1;
 }
 
@@ -104,15 +112,15 @@ void mxd_experts_layer(const mxd_model *m, int layer, int at, int reg0) {
                          .weight_scale = hp->weight_scale,
                          .act = MXD_SILU};
     op->norm(b, MXD_REG_H, MXD_REG_X, w[MXD_BLOCK_MLP_NORM], m->hp.eps);
-    op->linear(b, hp->shared_inner ? 3 : 1, (const int[]){logits, gate, up}, MXD_REG_H,
+    int shared = m->local.moe.shared_inner; /* here */
+    op->linear(b, shared ? 3 : 1, (const int[]){logits, gate, up}, MXD_REG_H,
                (const mxd_weight *const[]){own[MXD_EXPERTS_ROUTER], /* [T, E], 2 x [T, S] */
                                            own[MXD_EXPERTS_SHARED_GATE],
                                            own[MXD_EXPERTS_SHARED_UP]});
     op->moe(b, MXD_REG_H, MXD_REG_H, logits, &how); /* [T, D] */
     op->add(b, MXD_REG_X, MXD_REG_H);               /* x += experts */
     if (!hp->shared_inner) return;
-    op->gated(b, gate, gate, up, MXD_SILU);
-    op->linear(b, 1, (const int[]){MXD_REG_H}, gate,
-               (const mxd_weight *const[]){own[MXD_EXPERTS_SHARED_DOWN]});
+    if (shared) op->gated(b, gate, gate, up, MXD_SILU);
+    mxd_blocks_project(m, MXD_REG_H, gate, own[MXD_EXPERTS_SHARED_DOWN]);
     op->add(b, MXD_REG_X, MXD_REG_H); /* x += the shared expert */
 }

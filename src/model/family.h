@@ -1,8 +1,8 @@
 /* family.h - private to model/: what one family file provides, and what it may use.
  *
  * Adding a family: one file that defines an mxd_family, one line in the table of model.c. The file
- * says which weights a layer has (declare), and the forward pass; loading, shape checks, size
- * tables and tensor parallel cuts follow from the declarations.
+ * says which weights a layer has and how ranks divide them (declare), and the forward pass;
+ * loading, shape checks, size tables and tensor parallel cuts follow from the declarations.
  */
 #ifndef MXD_MODEL_FAMILY_H
 #define MXD_MODEL_FAMILY_H
@@ -11,15 +11,27 @@
 
 enum { MXD_MAX_LAYER_WEIGHTS = 32 };
 
-/* What of a weight belongs to a rank of a tensor-parallel group (mxd_shares). */
+/* What the ranks of a tensor-parallel group divide among them: lists in mxd_shares. */
+typedef enum mxd_axis {
+    MXD_BY_KV,           /* KV heads with their query heads; query heads where K is a latent */
+    MXD_BY_FULL_KV,      /* the same of full layers, where their heads are others (Gemma 4) */
+    MXD_BY_INNER,        /* inner values of the MLP */
+    MXD_BY_WIDE_INNER,   /* of the MLP of layers that share keys and values */
+    MXD_BY_SHARED_INNER, /* of the shared expert */
+    MXD_BY_KEY,          /* key heads of a delta net with their value heads */
+    MXD_BY_EXPERT,
+    MXD_BY_TOKEN, /* token ids */
+    MXD_AXES
+} mxd_axis;
+
+/* What of a weight belongs to a rank. */
 typedef enum mxd_decl_cut {
-    MXD_CUT_NONE,      /* all of it */
-    MXD_CUT_KV,        /* rows (of a vector, numbers), by KV heads with their query heads */
-    MXD_CUT_INNER,     /* rows, by inner values of the MLP */
-    MXD_CUT_KV_IN,     /* columns, by KV heads: the ranks' products are one sum */
-    MXD_CUT_INNER_IN,  /* columns, by inner values: the same */
-    MXD_CUT_EXPERTS,   /* whole experts */
-    MXD_CUT_VOCABULARY /* rows, by token ids: gathered */
+    MXD_CUT_NONE,     /* all of it */
+    MXD_CUT_ROWS,     /* rows (of a vector, numbers) */
+    MXD_CUT_COLUMNS,  /* columns: the ranks' products are one sum */
+    MXD_CUT_GATHERED, /* rows, and every rank gets the products, or table rows, of all */
+    MXD_CUT_MATRICES, /* whole matrices of heads */
+    MXD_CUT_EXPERTS   /* whole experts, whose products every rank gets */
 } mxd_decl_cut;
 
 /* One weight of a layer, or of the embedding or head. */
@@ -44,6 +56,9 @@ typedef struct mxd_decl {
     bool stacked;    /* experts: in the file one under the other, [experts whole, in] */
     bool transposed; /* experts: in the file [whole, out], of which `in` rows from row0 are ours */
     mxd_decl_cut cut;
+    mxd_axis by;
+    int sections[3]; /* CUT_ROWS: neighbouring runs of so many rows (of a vector, groups of
+                      * `columns`), from each of which a rank has its part; 0: one run of all */
 } mxd_decl;
 
 /* The weights of one layer, in the order of the family's declarations. */
@@ -64,14 +79,12 @@ typedef struct mxd_family {
     /* The weights of layer `layer`; returns how many of `out` [MXD_MAX_LAYER_WEIGHTS] are used. */
     int (*declare)(const mxd_hparams *hp, int layer, mxd_decl *out);
     void (*registers)(const mxd_hparams *hp, mxd_regs *out);
-    /* One layer on register 0 (the residual stream); `layer` counts in the shard. */
+    /* One layer on register 0 (the residual stream); `layer` counts in the shard. It counts heads
+     * and inner values by m->local, which may be 0, and goes through mxd_blocks_project where a
+     * declaration says COLUMNS or GATHERED. */
     void (*layer)(const struct mxd_model *m, int layer);
 
     /* What most families leave out. */
-
-    /* Its layers can be cut over a group: declarations say how, the forward pass counts heads and
-     * inner values by m->local and goes through mxd_blocks_project. */
-    bool cuts;
 
     /* A JSON object: keys that config.json may leave out, and what they are then. */
     const char *defaults;
@@ -121,12 +134,13 @@ struct mxd_model {
     const mxd_alloc *al;
     const mxd_family *family;
     mxd_hparams hp;
-    mxd_hparams local; /* hp with the n_heads, n_kv and intermediate of this rank, which may be 0 */
+    mxd_hparams local; /* hp with what this rank has of every axis, which may be 0 */
     mxd_st *st;
     json_t *config;     /* as in the file */
     json_t *text;       /* the language model's part of it, or all; defaults filled in */
     const char *prefix; /* of every tensor's name: "", or "language_model." */
     char *folder;
+    bool checked; /* all tensors: what is odd about them has been said */
 
     float *inv_freq, *inv_freq_local; /* [rope.dims / 2], [rope_local.dims / 2] or NULL */
     mxd_rope_dynamic rope_dynamic;
@@ -164,9 +178,10 @@ mxd_rc mxd_config_bool(const json_t *o, const char *key, bool otherwise, bool *o
 
 /* How the module `path` [out, in] is stored, by the rules of mlx repositories: an override in
  * "quantization", else the top level, else inferred from shapes. Fills weight, scales, biases, bias
- * and quant of `src`, whose path, out, in and experts are set. Errors: E_FORMAT, E_UNSUPPORTED. */
+ * and quant of `src`, whose path, out, in and experts are set. quiet: no warning when inferred.
+ * Errors: E_FORMAT, E_UNSUPPORTED. */
 mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *path,
-                         mxd_weight_src *src, mxd_err *err) MXD_MUST_USE;
+                         mxd_weight_src *src, bool quiet, mxd_err *err) MXD_MUST_USE;
 
 /* Errors: E_UNSUPPORTED the repository is quantized in another format, by its own word. */
 mxd_rc mxd_quant_check_method(const json_t *config, mxd_err *err) MXD_MUST_USE;

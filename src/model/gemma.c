@@ -100,7 +100,6 @@ const mxd_family mxd_family_gemma2 = {
     .declare = declare_2,
     .registers = mxd_blocks_registers,
     .layer = layer,
-    .cuts = true,
     .head_by_tensor = true,
 };
 
@@ -110,7 +109,6 @@ const mxd_family mxd_family_gemma3_text = {
     .declare = declare_3,
     .registers = mxd_blocks_registers,
     .layer = layer,
-    .cuts = true,
     .head_by_tensor = true,
     .defaults = "{\"hidden_size\": 1152, \"num_hidden_layers\": 26, \"intermediate_size\": 6912, "
                 "\"num_attention_heads\": 4, \"num_key_value_heads\": 1, \"head_dim\": 256, "

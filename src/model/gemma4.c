@@ -64,13 +64,14 @@ enum { /* registers: those of the common layer are the sliding layers' */
 typedef struct kind { /* of one layer */
     bool full, shared;
     bool own_v; /* V has a projection */
-    int n_kv, head_dim, inner;
+    int n_heads, n_kv, head_dim, inner;
 } kind;
 
 static kind kind_of(const mxd_hparams *hp, int layer) {
     const mxd_hp_kinds *k = &hp->kinds;
     kind out = {.full = !hp->sliding[layer], .shared = layer >= hp->n_layers - k->n_shared};
     out.own_v = !out.shared && !(out.full && k->full_k_is_v);
+    out.n_heads = out.full ? k->full_n_heads : hp->n_heads;
     out.n_kv = out.full ? k->full_n_kv : hp->n_kv;
     out.head_dim = out.full ? k->full_head_dim : hp->head_dim;
     out.inner = out.shared ? k->shared_intermediate : hp->intermediate;
@@ -102,6 +103,7 @@ static mxd_rc read_heads(mxd_hparams *hp, const json_t *c, mxd_err *err) {
     MXD_TRY(mxd_config_int(c, "num_global_key_value_heads", 1, MXD_MAX_HEADS, hp->n_kv,
                            &k->full_n_kv, err));
     if (!k->full_k_is_v) k->full_n_kv = hp->n_kv; /* as mlx-lm reads it */
+    k->full_n_heads = hp->n_heads;
     if (hp->n_heads % k->full_n_kv || k->full_head_dim % 2)
         return mxd_fail(err, MXD_E_FORMAT,
                         "config.json: %d heads over %d KV heads of %d values cannot be",
@@ -189,25 +191,31 @@ static mxd_decl linear(const char *path, int out, int in) {
     return (mxd_decl){path, MXD_W_LINEAR, out, in};
 }
 
+static mxd_decl cut(const char *path, int out, int in, mxd_decl_cut how, mxd_axis by) {
+    return (mxd_decl){path, MXD_W_LINEAR, out, in, .cut = how, .by = by};
+}
+
 static void declare_attention(const mxd_hparams *hp, const kind *k, mxd_decl *out) {
-    int D = hp->hidden, d = k->head_dim, q = hp->n_heads * d, n = k->n_kv * d;
+    int D = hp->hidden, d = k->head_dim, q = k->n_heads * d, n = k->n_kv * d;
+    mxd_axis by = k->full ? MXD_BY_FULL_KV : MXD_BY_KV;
     out[MXD_BLOCK_ATTN_NORM] = vector("input_layernorm", D);
-    out[MXD_BLOCK_Q] = linear("self_attn.q_proj", q, D);
-    out[MXD_BLOCK_O] = linear("self_attn.o_proj", D, q);
+    out[MXD_BLOCK_Q] = cut("self_attn.q_proj", q, D, MXD_CUT_ROWS, by);
+    out[MXD_BLOCK_O] = cut("self_attn.o_proj", D, q, MXD_CUT_COLUMNS, by);
     out[MXD_BLOCK_O].unit = q / k->n_kv;
     out[POST_ATTN] = vector("post_attention_layernorm", D);
     out[Q_NORM] = vector("self_attn.q_norm", d);
-    if (!k->shared) out[MXD_BLOCK_K] = linear("self_attn.k_proj", n, D);
+    if (!k->shared) out[MXD_BLOCK_K] = cut("self_attn.k_proj", n, D, MXD_CUT_ROWS, by);
     if (!k->shared) out[K_NORM] = vector("self_attn.k_norm", d);
-    if (k->own_v) out[MXD_BLOCK_V] = linear("self_attn.v_proj", n, D);
+    if (k->own_v) out[MXD_BLOCK_V] = cut("self_attn.v_proj", n, D, MXD_CUT_ROWS, by);
 }
 
 static void declare_mlp(const mxd_hparams *hp, const kind *k, mxd_decl *out) {
     int D = hp->hidden, F = k->inner;
+    mxd_axis by = k->shared ? MXD_BY_WIDE_INNER : MXD_BY_INNER;
     out[MXD_BLOCK_MLP_NORM] = vector("pre_feedforward_layernorm", D);
-    out[MXD_BLOCK_GATE] = linear("mlp.gate_proj", F, D);
-    out[MXD_BLOCK_UP] = linear("mlp.up_proj", F, D);
-    out[MXD_BLOCK_DOWN] = linear("mlp.down_proj", D, F);
+    out[MXD_BLOCK_GATE] = cut("mlp.gate_proj", F, D, MXD_CUT_ROWS, by);
+    out[MXD_BLOCK_UP] = cut("mlp.up_proj", F, D, MXD_CUT_ROWS, by);
+    out[MXD_BLOCK_DOWN] = cut("mlp.down_proj", D, F, MXD_CUT_COLUMNS, by);
     out[POST_MLP] = vector("post_feedforward_layernorm", D);
     out[SCALAR] = vector("layer_scalar", 1);
     out[SCALAR].param = true;
@@ -215,9 +223,15 @@ static void declare_mlp(const mxd_hparams *hp, const kind *k, mxd_decl *out) {
 
 static void declare_input(const mxd_hparams *hp, int layer, mxd_decl *out) {
     int D = hp->hidden, P = hp->kinds.input, all = hp->n_layers * P, at = layer * P;
-    out[IN_TABLE] =
-        (mxd_decl){"embed_tokens_per_layer", MXD_W_LOOKUP,  hp->kinds.input_vocab, P, .col0 = at,
-                   .whole_in = all,          .global = true};
+    out[IN_TABLE] = (mxd_decl){"embed_tokens_per_layer",
+                               MXD_W_LOOKUP,
+                               hp->kinds.input_vocab,
+                               P,
+                               .col0 = at,
+                               .whole_in = all,
+                               .global = true,
+                               .cut = MXD_CUT_GATHERED,
+                               .by = MXD_BY_TOKEN};
     out[IN_PROJ] = (mxd_decl){
         "per_layer_model_projection", MXD_W_LINEAR, P, D, .row0 = at, .whole = all, .global = true};
     out[IN_NORM] = vector("per_layer_projection_norm", P);
@@ -234,9 +248,10 @@ static void declare_experts(const mxd_hparams *hp, mxd_decl *out) {
     out[ROUTER] = (mxd_decl){"router.proj", MXD_W_LINEAR | MXD_W_EXACT, E, D};
     out[EXPERT_SCALE] = vector("router.per_expert_scale", E);
     out[EXPERT_SCALE].param = true;
-    out[EXPERT_GATE] = linear("experts.switch_glu.gate_proj", F, D);
-    out[EXPERT_UP] = linear("experts.switch_glu.up_proj", F, D);
-    out[EXPERT_DOWN] = linear("experts.switch_glu.down_proj", D, F);
+    const mxd_decl_cut whole = MXD_CUT_EXPERTS;
+    out[EXPERT_GATE] = cut("experts.switch_glu.gate_proj", F, D, whole, MXD_BY_EXPERT);
+    out[EXPERT_UP] = cut("experts.switch_glu.up_proj", F, D, whole, MXD_BY_EXPERT);
+    out[EXPERT_DOWN] = cut("experts.switch_glu.down_proj", D, F, whole, MXD_BY_EXPERT);
     out[EXPERT_GATE].experts = out[EXPERT_UP].experts = out[EXPERT_DOWN].experts = E;
     out[DENSE_POST] = vector("post_feedforward_layernorm_1", D);
     out[EXPERT_NORM] = vector("pre_feedforward_layernorm_2", D);
@@ -267,7 +282,7 @@ static void registers(const mxd_hparams *hp, mxd_regs *r) {
     mxd_blocks_registers(hp, r);
     r->n = N_REGS;
     for (int i = MXD_BLOCK_REGS; i < N_REGS; i++) r->width[i] = 1; /* not used by every model */
-    r->width[FULL_Q] = r->width[FULL_ATTN] = hp->n_heads * k->full_head_dim;
+    r->width[FULL_Q] = r->width[FULL_ATTN] = k->full_n_heads * k->full_head_dim;
     r->width[FULL_K] = r->width[FULL_V] = k->full_n_kv * k->full_head_dim;
     if (k->n_shared) r->width[SHARED_INNER] = r->width[SHARED_UPPED] = k->shared_intermediate;
     if (k->input) r->width[EMBEDDED] = hp->hidden;
@@ -300,24 +315,33 @@ static void keep(const mxd_model *m, int i, const kind *k, const mxd_rope *rope)
     op->kv_append(b, i, rk, rv);
 }
 
-static void attention(const mxd_model *m, int i, const kind *k) {
+/* The heads of this rank, from H. */
+static void attend(const mxd_model *m, int i, const kind *k, int dst) {
     const mxd_backend_ops *op = m->backend->ops;
     mxd_backend *b = m->backend;
     mxd_weight *const *w = m->layers[i].w;
     const mxd_rope *rope = k->full ? &m->rope : &m->rope_local;
-    int rq = k->full ? FULL_Q : Q, ra = k->full ? FULL_ATTN : ATTN;
-    const mxd_attention a = {.n_heads = m->hp.n_heads,
+    int rq = k->full ? FULL_Q : Q;
+    const mxd_attention a = {.n_heads = k->n_heads,
                              .n_kv = k->n_kv,
                              .head_dim = k->head_dim,
                              .scale = m->attn_scale,
                              .window = k->full ? 0 : m->hp.window};
-    op->norm(b, H, X, w[MXD_BLOCK_ATTN_NORM], m->hp.eps);
     if (!k->shared) keep(m, i, k, rope);
     one(m, rq, H, w[MXD_BLOCK_Q]); /* [T, H d] */
     op->norm(b, rq, rq, w[Q_NORM], m->hp.eps);
-    op->rope(b, rq, m->hp.n_heads, k->head_dim, rope);
-    op->attend(b, source_of(&m->hp, m->layer0 + i) - m->layer0, ra, rq, &a);
-    one(m, H, ra, w[MXD_BLOCK_O]);
+    op->rope(b, rq, k->n_heads, k->head_dim, rope);
+    op->attend(b, source_of(&m->hp, m->layer0 + i) - m->layer0, dst, rq, &a);
+}
+
+static void attention(const mxd_model *m, int i, const kind *k) {
+    const mxd_backend_ops *op = m->backend->ops;
+    mxd_backend *b = m->backend;
+    mxd_weight *const *w = m->layers[i].w;
+    int heads = k->full ? FULL_ATTN : ATTN;
+    op->norm(b, H, X, w[MXD_BLOCK_ATTN_NORM], m->hp.eps);
+    if (k->n_kv) attend(m, i, k, heads); /* else other ranks have them */
+    mxd_blocks_project(m, H, heads, w[MXD_BLOCK_O]);
     op->norm(b, H, H, w[POST_ATTN], m->hp.eps);
     op->add(b, X, H);
 }
@@ -350,10 +374,12 @@ static void mlp(const mxd_model *m, int i, const kind *k) {
     mxd_weight *const *w = m->layers[i].w;
     int inner = k->shared ? SHARED_INNER : INNER, upped = k->shared ? SHARED_UPPED : UPPED;
     op->norm(b, H, X, w[MXD_BLOCK_MLP_NORM], m->hp.eps);
-    op->linear(b, 2, (const int[]){inner, upped}, H, /* 2 x [T, F] */
-               (const mxd_weight *const[]){w[MXD_BLOCK_GATE], w[MXD_BLOCK_UP]});
-    op->gated(b, inner, inner, upped, MXD_GELU_TANH);
-    one(m, H, inner, w[MXD_BLOCK_DOWN]);
+    if (k->inner) {
+        op->linear(b, 2, (const int[]){inner, upped}, H, /* 2 x [T, F] */
+                   (const mxd_weight *const[]){w[MXD_BLOCK_GATE], w[MXD_BLOCK_UP]});
+        op->gated(b, inner, inner, upped, MXD_GELU_TANH);
+    }
+    mxd_blocks_project(m, H, inner, w[MXD_BLOCK_DOWN]);
     if (m->hp.moe.n_experts) add_experts(m, w);
     op->norm(b, H, H, w[POST_MLP], m->hp.eps);
     op->add(b, X, H);
@@ -379,7 +405,7 @@ static void own_input(const mxd_model *m, mxd_weight *const *w) {
 }
 
 static void layer(const mxd_model *m, int i) {
-    kind k = kind_of(&m->hp, m->layer0 + i);
+    kind k = kind_of(&m->local, m->layer0 + i);
     attention(m, i, &k);
     mlp(m, i, &k);
     if (m->hp.kinds.input) own_input(m, m->layers[i].w);

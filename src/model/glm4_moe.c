@@ -49,6 +49,5 @@ const mxd_family mxd_family_glm4_moe = {
     .declare = declare,
     .registers = registers,
     .layer = layer,
-    .cuts = true,
     .head_by_tensor = true,
 };

@@ -34,15 +34,16 @@ static int declare(const mxd_hparams *hp, int layer, mxd_decl *out) {
     mxd_blocks_declare(hp, out);
     for (int i = MXD_BLOCK_Q; i <= MXD_BLOCK_O; i++) out[i].bias = true;
     out[MXD_BLOCK_GATE] =
-        (mxd_decl){"mlp.experts.gate_proj", MXD_W_LINEAR, F, D, .bias = true, .experts = E,
-                   .cut = MXD_CUT_EXPERTS};
-    out[MXD_BLOCK_UP] = (mxd_decl){"mlp.experts.up_proj", MXD_W_LINEAR,          F, D, .bias = true,
-                                   .experts = E,          .cut = MXD_CUT_EXPERTS};
+        (mxd_decl){"mlp.experts.gate_proj", MXD_W_LINEAR,       F, D, .bias = true, .experts = E,
+                   .cut = MXD_CUT_EXPERTS,  .by = MXD_BY_EXPERT};
+    out[MXD_BLOCK_UP] =
+        (mxd_decl){"mlp.experts.up_proj",  MXD_W_LINEAR,       F, D, .bias = true, .experts = E,
+                   .cut = MXD_CUT_EXPERTS, .by = MXD_BY_EXPERT};
     out[MXD_BLOCK_DOWN] =
-        (mxd_decl){"mlp.experts.down_proj", MXD_W_LINEAR, D, F, .bias = true, .experts = E,
-                   .cut = MXD_CUT_EXPERTS};
+        (mxd_decl){"mlp.experts.down_proj", MXD_W_LINEAR,       D, F, .bias = true, .experts = E,
+                   .cut = MXD_CUT_EXPERTS,  .by = MXD_BY_EXPERT};
     out[SINKS] = (mxd_decl){"self_attn.sinks", MXD_W_VECTOR,  1,
-                            hp->n_heads,       .param = true, .cut = MXD_CUT_KV};
+                            hp->n_heads,       .param = true, .cut = MXD_CUT_ROWS};
     out[ROUTER] = (mxd_decl){"mlp.router", MXD_W_LINEAR | MXD_W_EXACT, E, D, .bias = true};
     return N_WEIGHTS;
 }
@@ -78,6 +79,5 @@ const mxd_family mxd_family_gpt_oss = {
     .declare = declare,
     .registers = registers,
     .layer = layer,
-    .cuts = true,
     .head_by_tensor = true,
 };

@@ -30,5 +30,4 @@ const mxd_family mxd_family_llama = {
     .declare = declare,
     .registers = mxd_blocks_registers,
     .layer = layer,
-    .cuts = true,
 };

@@ -4,6 +4,7 @@
 #include "model/experts.h"
 
 enum { Q_NORM = MXD_BLOCK_N, K_NORM, N_WEIGHTS };
+enum { WHOLE_Q = MXD_BLOCK_REGS + MXD_EXPERTS_REGS, WHOLE_K, N_REGS }; /* of all ranks */
 
 static mxd_rc configure(mxd_hparams *hp, const json_t *c, mxd_err *err) {
     mxd_hp_moe *moe = &hp->moe;
@@ -14,6 +15,8 @@ static mxd_rc configure(mxd_hparams *hp, const json_t *c, mxd_err *err) {
                         hp->rope.dims);
     MXD_TRY(mxd_rope_read_plain(&hp->rope, c, 10000, err));
     MXD_TRY(mxd_config_bool(c, "use_qk_norm", true, &hp->qk_norm, err));
+    if (hp->qk_norm) hp->norm_heads = hp->n_heads;
+    if (hp->qk_norm) hp->norm_kv = hp->n_kv;
     MXD_TRY(mxd_config_int(c, "num_local_experts", 1, MXD_MAX_EXPERTS, -1, &moe->n_experts, err));
     int most = moe->n_experts < MXD_MAX_TOP_K ? moe->n_experts : MXD_MAX_TOP_K;
     MXD_TRY(mxd_config_int(c, "num_experts_per_tok", 1, most, -1, &moe->top_k, err));
@@ -29,7 +32,8 @@ static int own_weights(const mxd_hparams *hp) { return hp->qk_norm ? N_WEIGHTS :
 static int declare(const mxd_hparams *hp, int layer, mxd_decl *out) {
     (void)layer;
     mxd_blocks_declare(hp, out);
-    if (hp->qk_norm) {
+    if (hp->qk_norm) { /* over all heads: every rank needs all of Q and K for a moment */
+        out[MXD_BLOCK_Q].cut = out[MXD_BLOCK_K].cut = MXD_CUT_GATHERED;
         out[Q_NORM] = (mxd_decl){"self_attn.q_norm", MXD_W_VECTOR, 1, hp->n_heads * hp->head_dim};
         out[K_NORM] = (mxd_decl){"self_attn.k_norm", MXD_W_VECTOR, 1, hp->n_kv * hp->head_dim};
     }
@@ -45,13 +49,17 @@ static int declare(const mxd_hparams *hp, int layer, mxd_decl *out) {
 static void registers(const mxd_hparams *hp, mxd_regs *r) {
     mxd_blocks_registers(hp, r);
     mxd_experts_registers(hp, r);
+    bool part = hp->norm_kv && hp->norm_kv != hp->n_kv;
+    r->n = N_REGS;
+    r->width[WHOLE_Q] = part ? hp->norm_heads * hp->head_dim : 1;
+    r->width[WHOLE_K] = part ? hp->norm_kv * hp->head_dim : 1;
 }
 
 static void layer(const mxd_model *m, int i) {
     mxd_weight *const *w = m->layers[i].w;
-    const mxd_blocks_how how = {.q_norm = m->hp.qk_norm ? w[Q_NORM] : NULL,
-                                .k_norm = m->hp.qk_norm ? w[K_NORM] : NULL};
-    mxd_blocks_attention(m, i, &how);
+    const mxd_blocks_how how = {
+        .q_norm = w[Q_NORM], .k_norm = w[K_NORM], .whole_q = WHOLE_Q, .whole_k = WHOLE_K};
+    mxd_blocks_attention(m, i, m->hp.qk_norm ? &how : NULL);
     mxd_experts_layer(m, i, own_weights(&m->hp), MXD_BLOCK_REGS);
 }
 

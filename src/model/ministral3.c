@@ -33,5 +33,4 @@ const mxd_family mxd_family_ministral3 = {
     .declare = declare,
     .registers = mxd_blocks_registers,
     .layer = layer,
-    .cuts = true,
 };

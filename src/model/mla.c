@@ -77,23 +77,31 @@ static void declare_joined(const mxd_hparams *hp, mxd_decl *out) {
     u->row0 = a->nope;
 }
 
+/* Of H heads that all read one latent a rank of a group has some, and all of the latent. Blocks of
+ * the last projection are some whole heads, or parts of one. */
 int mxd_mla_declare(const mxd_hparams *hp, mxd_decl *out) {
     const mxd_hp_mla *a = &hp->mla;
     int D = hp->hidden, H = hp->n_heads, R = a->kv_rank, q = H * (a->nope + a->rope);
+    int unit = (H + 15) / 16 * a->v_dim;
     bool bias = hp->attention_bias;
     mxd_blocks_declare(hp, out);
-    out[MXD_BLOCK_Q] = (mxd_decl){"self_attn.q_proj", MXD_W_LINEAR, q, D};
+    out[MXD_BLOCK_Q] = (mxd_decl){"self_attn.q_proj", MXD_W_LINEAR, q, D, .cut = MXD_CUT_ROWS};
     out[MXD_BLOCK_K] =
         (mxd_decl){"self_attn.kv_a_proj_with_mqa", MXD_W_LINEAR, R + a->rope, D, .bias = bias};
     out[MXD_BLOCK_V] =
-        (mxd_decl){"self_attn.unembed_out", MXD_W_LINEAR, a->v_dim, R, .experts = H, .heads = true};
-    out[MXD_BLOCK_O] = (mxd_decl){"self_attn.o_proj", MXD_W_LINEAR, D, H * a->v_dim, .bias = bias};
+        (mxd_decl){"self_attn.unembed_out", MXD_W_LINEAR,           a->v_dim, R, .experts = H,
+                   .heads = true,           .cut = MXD_CUT_MATRICES};
+    out[MXD_BLOCK_O] =
+        (mxd_decl){"self_attn.o_proj", MXD_W_LINEAR,          D, H * a->v_dim, .unit = unit,
+                   .bias = bias,       .cut = MXD_CUT_COLUMNS};
     out[MXD_MLA_EMBED_Q] =
-        (mxd_decl){"self_attn.embed_q", MXD_W_LINEAR, R, a->nope, .experts = H, .heads = true};
+        (mxd_decl){"self_attn.embed_q", MXD_W_LINEAR,           R, a->nope, .experts = H,
+                   .heads = true,       .cut = MXD_CUT_MATRICES};
     out[MXD_MLA_KV_NORM] = (mxd_decl){"self_attn.kv_a_layernorm", MXD_W_VECTOR, 1, R};
     if (a->joined) declare_joined(hp, out);
     if (!a->q_rank) return MXD_MLA_Q_A;
-    out[MXD_BLOCK_Q] = (mxd_decl){"self_attn.q_b_proj", MXD_W_LINEAR, q, a->q_rank};
+    out[MXD_BLOCK_Q] =
+        (mxd_decl){"self_attn.q_b_proj", MXD_W_LINEAR, q, a->q_rank, .cut = MXD_CUT_ROWS};
     out[MXD_MLA_Q_A] = (mxd_decl){"self_attn.q_a_proj", MXD_W_LINEAR, a->q_rank, D, .bias = bias};
     out[MXD_MLA_Q_NORM] = (mxd_decl){"self_attn.q_a_layernorm", MXD_W_VECTOR, 1, a->q_rank};
     return MXD_MLA_MAX;
@@ -118,7 +126,7 @@ void mxd_mla_registers(const mxd_hparams *hp, mxd_regs *r) {
 
 mxd_kv_spec mxd_mla_kv(const mxd_hparams *hp, int layer) {
     (void)layer;
-    return (mxd_kv_spec){.n_kv = 1,
+    return (mxd_kv_spec){.n_kv = hp->n_kv, /* one; 0 where a rank has no heads */
                          .head_dim = hp->mla.kv_rank + hp->mla.rope,
                          .v_dim = hp->mla.kv_rank,
                          .latent = true};
@@ -139,15 +147,15 @@ static void project(const mxd_model *m, mxd_weight *const *w) {
     op->linear(b, 1, (const int[]){Q}, Q_LATENT, (const mxd_weight *const[]){w[MXD_BLOCK_Q]});
 }
 
-void mxd_mla_attention(const mxd_model *m, int layer) {
+/* OUT [T, H v] from NORMED: the heads of this rank. */
+static void attend_heads(const mxd_model *m, int layer) {
     const mxd_backend_ops *op = m->backend->ops;
     mxd_backend *b = m->backend;
     mxd_weight *const *w = m->layers[layer].w;
     const mxd_hp_mla *a = &m->hp.mla;
-    int H = m->hp.n_heads, R = a->kv_rank, r = a->rope;
+    int H = m->local.n_heads, R = a->kv_rank, r = a->rope;
     const mxd_attention how = {
         .n_heads = H, .n_kv = 1, .head_dim = R + r, .v_dim = R, .scale = m->attn_scale};
-    op->norm(b, NORMED, X, w[MXD_BLOCK_ATTN_NORM], m->hp.eps);
     project(m, w);
     op->split(b, C, TURNED, KEY, 1, R, r); /* [T, R], [T, r] */
     op->norm(b, C, C, w[MXD_MLA_KV_NORM], a->eps);
@@ -160,6 +168,13 @@ void mxd_mla_attention(const mxd_model *m, int layer) {
     op->join(b, QUERY, LATENTS, Q_TURNED, H, R, r);            /* [T, H (R + r)] */
     op->attend(b, layer, LATENTS, QUERY, &how);                /* [T, H R] */
     op->linear_heads(b, OUT, LATENTS, w[MXD_BLOCK_V]);         /* [T, H v] */
-    op->linear(b, 1, (const int[]){NORMED}, OUT, (const mxd_weight *const[]){w[MXD_BLOCK_O]});
-    op->add(b, X, NORMED); /* x += attention */
+}
+
+void mxd_mla_attention(const mxd_model *m, int layer) {
+    const mxd_backend_ops *op = m->backend->ops;
+    mxd_weight *const *w = m->layers[layer].w;
+    op->norm(m->backend, NORMED, X, w[MXD_BLOCK_ATTN_NORM], m->hp.eps);
+    if (m->local.n_heads) attend_heads(m, layer); /* else other ranks have them */
+    mxd_blocks_project(m, NORMED, OUT, w[MXD_BLOCK_O]);
+    op->add(m->backend, X, NORMED); /* x += attention */
 }

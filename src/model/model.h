@@ -52,6 +52,7 @@ typedef struct mxd_hp_delta {
  * all layers are alike. */
 typedef struct mxd_hp_kinds {
     int full_head_dim, full_n_kv; /* of full layers */
+    int full_n_heads;             /* n_heads, but for a rank of a group */
     bool full_k_is_v;             /* V of full layers is their K as it was projected */
     int n_shared;                 /* the last layers keep no K and V: they read those of the last
                                    * layer before all of them that is of their kind */
@@ -68,8 +69,10 @@ typedef struct mxd_hparams {
     mxd_rope_spec rope_local; /* of the sliding layers, when dims > 0; else they use `rope` */
     bool tied;                /* logits use the embedding matrix */
     bool attention_bias, mlp_bias;
-    bool qk_norm; /* queries and keys have norms, where a family has models without */
-    int window;   /* of the layers that are sliding: keys a query sees, itself included */
+    bool qk_norm;            /* queries and keys have norms, where a family has models without */
+    int norm_heads, norm_kv; /* these are over all heads of queries, of keys, at once: so many; 0:
+                              * over each head */
+    int window; /* of the layers that are sliding: keys a query sees, itself included */
     bool sliding[MXD_MAX_LAYERS];
     float attn_scale;    /* of scores; 0: head_dim^-1/2 */
     float attn_softcap;  /* of scores; 0: none */
@@ -109,22 +112,31 @@ void mxd_model_sizes_get(const mxd_model *m, int max_rows, mxd_kv_type kv, mxd_m
 /* ---- tensor parallelism ---- */
 
 /* How the layers are cut over a group: rank r has the KV heads [kv[r], kv[r + 1]) with their query
- * heads, the inner values of the MLP, the experts and the token ids, likewise; none of some is
- * fine. Every edge of kv and inner is an edge of blocks in all layers (docs/numerics.md). */
+ * heads, and likewise of every list; none of some is fine, and all 0 is a list of what the model
+ * has not. Every edge is an edge of blocks in all layers where products are summed over ranks
+ * (docs/numerics.md). What no list divides, every rank has. */
 typedef struct mxd_shares {
-    int size; /* ranks */
-    int kv[MXD_MAX_RANKS + 1], inner[MXD_MAX_RANKS + 1];
+    int size;                     /* ranks */
+    int kv[MXD_MAX_RANKS + 1];    /* latent attention: query heads, which all read one latent */
+    int inner[MXD_MAX_RANKS + 1]; /* values of the MLP */
     int experts[MXD_MAX_RANKS + 1], vocab[MXD_MAX_RANKS + 1];
+    int full_kv[MXD_MAX_RANKS + 1]; /* kinds: of full layers */
+    int wide_inner[MXD_MAX_RANKS + 1];
+    int shared_inner[MXD_MAX_RANKS + 1]; /* of the shared expert */
+    int keys[MXD_MAX_RANKS + 1];         /* key heads of delta nets, with their value heads */
 } mxd_shares;
 
 /* The shares nearest to the proportions weight [size]; NULL: all equal. Pure: every rank gets the
- * same. Errors: E_UNSUPPORTED the family cannot be cut; E_INVAL. */
+ * same. Errors: E_INVAL. */
 mxd_rc mxd_model_share(const mxd_model *m, int size, const double *weight, mxd_shares *out,
                        mxd_err *err) MXD_MUST_USE;
 
-/* Bytes of a rank's weights of a layer in memory; layer = n_layers: of embedding, norm and head.
- * Its KV is the layer's, times its KV heads by all. */
+/* Bytes of a rank's weights of a layer in memory; layer = n_layers: of embedding, norm and head. */
 uint64_t mxd_model_share_bytes(const mxd_model *m, const mxd_shares *shares, int rank, int layer);
+
+/* mxd_model_sizes_get of what rank `rank` holds and computes. */
+void mxd_model_share_sizes(const mxd_model *m, const mxd_shares *shares, int rank, int max_rows,
+                           mxd_kv_type kv, mxd_model_sizes *out);
 
 /* Gives layers [layer0, layer1) to the backend (with the embedding for 0, norm and head for the
  * last), and sets it up for steps.

@@ -41,5 +41,4 @@ const mxd_family mxd_family_phi3 = {
     .declare = declare,
     .registers = mxd_blocks_registers,
     .layer = layer,
-    .cuts = true,
 };

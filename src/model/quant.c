@@ -100,7 +100,8 @@ static const json_t *override_of(const json_t *config, const char *path) {
     return top ? json_object_get(top, path) : NULL;
 }
 
-static mxd_rc pick_quant(const json_t *config, const char *path, mxd_weight_src *s, mxd_err *err) {
+static mxd_rc pick_quant(const json_t *config, const char *path, mxd_weight_src *s, bool quiet,
+                         mxd_err *err) {
     const json_t *top = top_level(config), *own = override_of(config, path);
     if (json_is_object(own)) {
         MXD_TRY(read_quant(own, path, &s->quant, err));
@@ -114,8 +115,9 @@ static mxd_rc pick_quant(const json_t *config, const char *path, mxd_weight_src 
                         "quantization of %d columns",
                         path, s->weight->shape[s->weight->n_dims - 1],
                         s->scales->shape[s->scales->n_dims - 1], s->in);
-    mxd_log(MXD_LOG_WARN, "quantization_inferred", "tensor=%s bits=%d group=%d", path,
-            s->quant.bits, s->quant.group);
+    if (!quiet)
+        mxd_log(MXD_LOG_WARN, "quantization_inferred", "tensor=%s bits=%d group=%d", path,
+                s->quant.bits, s->quant.group);
     return MXD_OK;
 }
 
@@ -170,13 +172,13 @@ static mxd_rc check_scales(const mxd_weight_src *s, mxd_err *err) {
 }
 
 static mxd_rc resolve_quantised(const json_t *config, const char *path, mxd_weight_src *s,
-                                mxd_err *err) {
+                                bool quiet, mxd_err *err) {
     int dims = s->experts && !s->stacked ? 3 : 2;
     if (s->weight->dtype != MXD_DTYPE_U32 || s->weight->n_dims != dims || s->scales->n_dims != dims)
         return mxd_fail(err, MXD_E_FORMAT,
                         "'%s' has scales, so its weight must be U32 [%srows, words]", path,
                         dims == 3 ? "experts, " : "");
-    MXD_TRY(pick_quant(config, path, s, err));
+    MXD_TRY(pick_quant(config, path, s, quiet, err));
     uint64_t in = (uint64_t)s->in;
     MXD_TRY(check_shape(s, s->weight, in * (uint64_t)s->quant.bits / 32, err));
     MXD_TRY(check_shape(s, s->scales, in / (uint64_t)s->quant.group, err));
@@ -200,7 +202,7 @@ static mxd_rc check_bias(const mxd_weight_src *s, mxd_err *err) {
 }
 
 mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *path,
-                         mxd_weight_src *s, mxd_err *err) {
+                         mxd_weight_src *s, bool quiet, mxd_err *err) {
     s->st = st;
     s->weight = part(st, path, "weight");
     s->scales = part(st, path, "scales");
@@ -225,7 +227,7 @@ mxd_rc mxd_quant_resolve(const json_t *config, const mxd_st *st, const char *pat
                         "'%s' has one more scale for each expert ('global_scale'), which is not "
                         "supported: use a conversion without it",
                         path);
-    if (s->scales) return resolve_quantised(config, path, s, err);
+    if (s->scales) return resolve_quantised(config, path, s, quiet, err);
     MXD_TRY(mxd_quant_check_float(s->weight, err));
     return check_shape(s, s->weight, (uint64_t)s->in, err);
 }

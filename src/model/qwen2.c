@@ -27,5 +27,4 @@ const mxd_family mxd_family_qwen2 = {
     .declare = declare,
     .registers = mxd_blocks_registers,
     .layer = layer,
-    .cuts = true,
 };

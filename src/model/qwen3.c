@@ -31,5 +31,4 @@ const mxd_family mxd_family_qwen3 = {
     .declare = declare,
     .registers = mxd_blocks_registers,
     .layer = layer,
-    .cuts = true,
 };

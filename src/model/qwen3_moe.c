@@ -24,12 +24,14 @@ static int declare(const mxd_hparams *hp, int layer, mxd_decl *out) {
     out[Q_NORM] = (mxd_decl){"self_attn.q_norm", MXD_W_VECTOR, 1, hp->head_dim};
     out[K_NORM] = (mxd_decl){"self_attn.k_norm", MXD_W_VECTOR, 1, hp->head_dim};
     if (!hp->moe.sparse[layer]) return N_DENSE;
-    out[MXD_BLOCK_GATE] = (mxd_decl){"mlp.switch_mlp.gate_proj", MXD_W_LINEAR, F, D, .experts = E,
-                                     .cut = MXD_CUT_EXPERTS};
-    out[MXD_BLOCK_UP] = (mxd_decl){"mlp.switch_mlp.up_proj", MXD_W_LINEAR, F, D, .experts = E,
-                                   .cut = MXD_CUT_EXPERTS};
-    out[MXD_BLOCK_DOWN] = (mxd_decl){"mlp.switch_mlp.down_proj", MXD_W_LINEAR, D, F, .experts = E,
-                                     .cut = MXD_CUT_EXPERTS};
+    out[MXD_BLOCK_GATE] =
+        (mxd_decl){"mlp.switch_mlp.gate_proj", MXD_W_LINEAR,       F, D, .experts = E,
+                   .cut = MXD_CUT_EXPERTS,     .by = MXD_BY_EXPERT};
+    out[MXD_BLOCK_UP] = (mxd_decl){"mlp.switch_mlp.up_proj", MXD_W_LINEAR,       F, D, .experts = E,
+                                   .cut = MXD_CUT_EXPERTS,   .by = MXD_BY_EXPERT};
+    out[MXD_BLOCK_DOWN] =
+        (mxd_decl){"mlp.switch_mlp.down_proj", MXD_W_LINEAR,       D, F, .experts = E,
+                   .cut = MXD_CUT_EXPERTS,     .by = MXD_BY_EXPERT};
     out[ROUTER] = (mxd_decl){"mlp.gate", MXD_W_LINEAR | MXD_W_EXACT, E, D};
     return N_SPARSE;
 }
@@ -73,5 +75,4 @@ const mxd_family mxd_family_qwen3_moe = {
     .declare = declare,
     .registers = registers,
     .layer = layer,
-    .cuts = true,
 };

@@ -139,14 +139,33 @@ static int feed_of(const mxd_hparams *hp, int layer) {
 
 static void declare_experts(const mxd_hparams *hp, mxd_decl *out) {
     int D = hp->hidden, F = hp->moe.inner, S = hp->moe.shared_inner, E = hp->moe.n_experts;
-    out[MXD_BLOCK_GATE] = (mxd_decl){"mlp.switch_mlp.gate_proj", MXD_W_LINEAR, F, D, .experts = E};
-    out[MXD_BLOCK_UP] = (mxd_decl){"mlp.switch_mlp.up_proj", MXD_W_LINEAR, F, D, .experts = E};
-    out[MXD_BLOCK_DOWN] = (mxd_decl){"mlp.switch_mlp.down_proj", MXD_W_LINEAR, D, F, .experts = E};
+    const mxd_decl_cut rows = MXD_CUT_ROWS, whole = MXD_CUT_EXPERTS;
+    const mxd_axis inner = MXD_BY_SHARED_INNER, expert = MXD_BY_EXPERT;
+    out[MXD_BLOCK_GATE] = (mxd_decl){
+        "mlp.switch_mlp.gate_proj", MXD_W_LINEAR, F, D, .experts = E, .cut = whole, .by = expert};
+    out[MXD_BLOCK_UP] = (mxd_decl){
+        "mlp.switch_mlp.up_proj", MXD_W_LINEAR, F, D, .experts = E, .cut = whole, .by = expert};
+    out[MXD_BLOCK_DOWN] = (mxd_decl){
+        "mlp.switch_mlp.down_proj", MXD_W_LINEAR, D, F, .experts = E, .cut = whole, .by = expert};
     out[ROUTER] = (mxd_decl){"mlp.gate", MXD_W_LINEAR | MXD_W_EXACT, E, D};
-    out[S_GATE] = (mxd_decl){"mlp.shared_expert.gate_proj", MXD_W_LINEAR, S, D};
-    out[S_UP] = (mxd_decl){"mlp.shared_expert.up_proj", MXD_W_LINEAR, S, D};
-    out[S_DOWN] = (mxd_decl){"mlp.shared_expert.down_proj", MXD_W_LINEAR, D, S};
+    out[S_GATE] =
+        (mxd_decl){"mlp.shared_expert.gate_proj", MXD_W_LINEAR, S, D, .cut = rows, .by = inner};
+    out[S_UP] =
+        (mxd_decl){"mlp.shared_expert.up_proj", MXD_W_LINEAR, S, D, .cut = rows, .by = inner};
+    out[S_DOWN] = (mxd_decl){"mlp.shared_expert.down_proj", MXD_W_LINEAR, D, S,
+                             .cut = MXD_CUT_COLUMNS,        .by = inner};
     out[S_SHARE] = (mxd_decl){"mlp.shared_expert_gate", MXD_W_LINEAR | MXD_W_EXACT, 1, D};
+}
+
+/* Rows that a rank has for its key heads and their value heads. */
+static mxd_decl by_key(const char *path, unsigned use, int out, int in) {
+    return (mxd_decl){path, use, out, in, .cut = MXD_CUT_ROWS, .by = MXD_BY_KEY};
+}
+
+/* Channels are all of q, all of k, all of v. */
+static void declare_channels(const mxd_hp_delta *d, mxd_decl *out) {
+    out->sections[0] = out->sections[1] = d->n_k * d->d_k;
+    out->sections[2] = d->n_v * d->d_v;
 }
 
 /* Inputs of the gates stay float32: an error of a decay grows with every position. */
@@ -155,19 +174,24 @@ static int declare_delta(const mxd_hparams *hp, mxd_decl *out, mxd_decl *own) {
     int D = hp->hidden, z = d->n_v * d->d_v, C = 2 * d->n_k * d->d_k + z;
     unsigned exact = MXD_W_LINEAR | MXD_W_EXACT;
     if (d->fused) {
-        out[IN_QKVZ] = (mxd_decl){"linear_attn.in_proj_qkvz", MXD_W_LINEAR, C + z, D};
-        out[IN_BA] = (mxd_decl){"linear_attn.in_proj_ba", exact, 2 * d->n_v, D};
+        out[IN_QKVZ] = by_key("linear_attn.in_proj_qkvz", MXD_W_LINEAR, C + z, D);
+        out[IN_BA] = by_key("linear_attn.in_proj_ba", exact, 2 * d->n_v, D);
     } else {
-        out[IN_QKV] = (mxd_decl){"linear_attn.in_proj_qkv", MXD_W_LINEAR, C, D};
-        out[IN_Z] = (mxd_decl){"linear_attn.in_proj_z", MXD_W_LINEAR, z, D};
-        own[IN_B] = (mxd_decl){"linear_attn.in_proj_b", exact, d->n_v, D};
-        own[IN_A] = (mxd_decl){"linear_attn.in_proj_a", exact, d->n_v, D};
+        out[IN_QKV] = by_key("linear_attn.in_proj_qkv", MXD_W_LINEAR, C, D);
+        declare_channels(d, &out[IN_QKV]);
+        out[IN_Z] = by_key("linear_attn.in_proj_z", MXD_W_LINEAR, z, D);
+        own[IN_B] = by_key("linear_attn.in_proj_b", exact, d->n_v, D);
+        own[IN_A] = by_key("linear_attn.in_proj_a", exact, d->n_v, D);
     }
-    out[CONV] = (mxd_decl){"linear_attn.conv1d", MXD_W_VECTOR, 1,
-                           C * d->conv,          .flat = true, .columns = d->conv};
-    out[OUT] = (mxd_decl){"linear_attn.out_proj", MXD_W_LINEAR, D, z, .unit = z / d->n_k};
-    own[A_LOG] = (mxd_decl){"linear_attn.A_log", MXD_W_VECTOR, 1, d->n_v, .param = true};
-    own[DT_BIAS] = (mxd_decl){"linear_attn.dt_bias", MXD_W_VECTOR, 1, d->n_v, .param = true};
+    out[CONV] = by_key("linear_attn.conv1d", MXD_W_VECTOR, 1, C * d->conv);
+    out[CONV].flat = true;
+    out[CONV].columns = d->conv;
+    declare_channels(d, &out[CONV]);
+    out[OUT] = (mxd_decl){"linear_attn.out_proj", MXD_W_LINEAR,    D, z, .unit = z / d->n_k,
+                          .cut = MXD_CUT_COLUMNS, .by = MXD_BY_KEY};
+    own[A_LOG] = by_key("linear_attn.A_log", MXD_W_VECTOR, 1, d->n_v);
+    own[DT_BIAS] = by_key("linear_attn.dt_bias", MXD_W_VECTOR, 1, d->n_v);
+    own[A_LOG].param = own[DT_BIAS].param = true;
     own[Y_NORM] = (mxd_decl){"linear_attn.norm", MXD_W_VECTOR, 1, d->d_v};
     return d->fused ? (int)IN_B : (int)N_DELTA;
 }
@@ -211,8 +235,9 @@ static void registers(const mxd_hparams *hp, mxd_regs *r) {
 
 /* -------------------------------------------------------------------------------------- forward */
 
-static void attention(const mxd_model *m, int i, mxd_weight *const *own) {
-    const mxd_hparams *hp = &m->hp;
+/* GATE [T, H d] from NORMED: the heads of this rank. */
+static void attend_heads(const mxd_model *m, int i, mxd_weight *const *own) {
+    const mxd_hparams *hp = &m->local;
     const mxd_backend_ops *op = m->backend->ops;
     mxd_backend *b = m->backend;
     mxd_weight *const *w = m->layers[i].w;
@@ -228,11 +253,16 @@ static void attention(const mxd_model *m, int i, mxd_weight *const *own) {
     op->kv_append(b, i, K, V);
     op->attend(b, i, ATTN, Q, &a);
     op->gated(b, GATE, GATE, ATTN, MXD_SIGMOID);
-    op->linear(b, 1, (const int[]){NORMED}, GATE, (const mxd_weight *const[]){w[MXD_BLOCK_O]});
 }
 
-static void delta_net(const mxd_model *m, int i, mxd_weight *const *own) {
-    const mxd_hp_delta *d = &m->hp.delta;
+static void attention(const mxd_model *m, int i, mxd_weight *const *own) {
+    if (m->local.n_kv) attend_heads(m, i, own); /* else other ranks have them */
+    mxd_blocks_project(m, NORMED, GATE, m->layers[i].w[MXD_BLOCK_O]);
+}
+
+/* Z [T, V d_v] from NORMED: the heads of this rank. */
+static void delta_heads(const mxd_model *m, int i, mxd_weight *const *own) {
+    const mxd_hp_delta *d = &m->local.delta;
     const mxd_backend_ops *op = m->backend->ops;
     mxd_backend *b = m->backend;
     mxd_weight *const *w = m->layers[i].w;
@@ -258,7 +288,11 @@ static void delta_net(const mxd_model *m, int i, mxd_weight *const *own) {
                    (const mxd_weight *const[]){w[IN_QKV], w[IN_Z], own[IN_B], own[IN_A]});
     }
     op->delta_net(b, i, Z, QKV, Z, B, A, &how);
-    op->linear(b, 1, (const int[]){NORMED}, Z, (const mxd_weight *const[]){w[OUT]});
+}
+
+static void delta_net(const mxd_model *m, int i, mxd_weight *const *own) {
+    if (m->local.delta.n_k) delta_heads(m, i, own);
+    mxd_blocks_project(m, NORMED, Z, m->layers[i].w[OUT]);
 }
 
 static void experts(const mxd_model *m, int i) {
@@ -274,11 +308,12 @@ static void experts(const mxd_model *m, int i) {
                          .norm_weights = m->hp.moe.norm_topk,
                          .act = MXD_SILU};
     op->norm(b, NORMED, X, w[MXD_BLOCK_MLP_NORM], m->hp.eps);
-    op->linear(b, 4, (const int[]){LOGITS, S_INNER, S_UPPED, SHARE}, NORMED,
-               (const mxd_weight *const[]){w[ROUTER], w[S_GATE], w[S_UP], w[S_SHARE]});
+    bool shared = m->local.moe.shared_inner > 0; /* here */
+    op->linear(b, shared ? 4 : 2, (const int[]){LOGITS, SHARE, S_INNER, S_UPPED}, NORMED,
+               (const mxd_weight *const[]){w[ROUTER], w[S_SHARE], w[S_GATE], w[S_UP]});
     op->moe(b, ROUTED, NORMED, LOGITS, &how); /* [T, D] */
-    op->gated(b, S_INNER, S_INNER, S_UPPED, MXD_SILU);
-    op->linear(b, 1, (const int[]){NORMED}, S_INNER, (const mxd_weight *const[]){w[S_DOWN]});
+    if (shared) op->gated(b, S_INNER, S_INNER, S_UPPED, MXD_SILU);
+    mxd_blocks_project(m, NORMED, S_INNER, w[S_DOWN]);
     op->gate_rows(b, NORMED, SHARE);
     op->add(b, NORMED, ROUTED);
     op->add(b, X, NORMED); /* x += experts + sigmoid(share) * shared expert */

@@ -19,18 +19,15 @@ static mxd_rc load_one(loading *l, const mxd_decl *d, int layer, const int span[
     mxd_cut cut;
     bool none = false;
     const mxd_group *g = l->m->group;
-    if (g)
-        MXD_TRY(
-            mxd_share_source(l->m, d, layer, &l->m->shares, g->rank, path, &src, &cut, &none, err));
-    else
-        MXD_TRY(mxd_source(l->m, d, layer, path, &src, err));
+    MXD_TRY(mxd_share_source(l->m, d, layer, g ? &l->m->shares : NULL, g ? g->rank : 0, path, &src,
+                             &cut, &none, err));
     if (none) return MXD_OK;
     src.span0 = span[0];
     src.span = span[1];
     mxd_backend *b = l->m->backend;
     mxd_rc rc = b->ops->load(b, &src, out, err);
     if (rc) return mxd_wrap(err, rc, "%s", path);
-    l->done += mxd_source_bytes(&src);
+    l->done += mxd_source_bytes(l->m, &src);
     bool go_on = !l->opts->progress || l->opts->progress(l->opts->progress_ctx, l->done, l->total);
     return go_on ? MXD_OK : mxd_fail(err, MXD_E_CANCELED, "loading was stopped");
 }
@@ -70,16 +67,12 @@ static mxd_rc load_ends(loading *l, mxd_err *err) {
 
 static void total_bytes(loading *l) {
     const mxd_model *m = l->m;
-    if (m->group) {
-        for (int i = m->layer0; i < m->layer1; i++)
-            l->total += mxd_model_share_bytes(m, &m->shares, m->group->rank, i);
-        if (m->layer0 == 0 || m->layer1 == m->hp.n_layers)
-            l->total += mxd_model_share_bytes(m, &m->shares, m->group->rank, m->hp.n_layers);
-        return;
-    }
     mxd_model_sizes *s = MXD_NEW(l->m->al, 1, mxd_model_sizes);
     if (!s) return; /* only the progress display misses it */
-    mxd_model_sizes_get(l->m, 1, MXD_KV_F16, s);
+    if (m->group)
+        mxd_model_share_sizes(m, &m->shares, m->group->rank, 1, MXD_KV_F16, s);
+    else
+        mxd_model_sizes_get(m, 1, MXD_KV_F16, s);
     for (int i = l->m->layer0; i < l->m->layer1; i++) l->total += s->layer_bytes[i];
     bool first = l->m->layer0 == 0, last = l->m->layer1 == s->n_layers;
     if (last) l->total += s->head_bytes;
@@ -90,13 +83,13 @@ static void total_bytes(loading *l) {
 static mxd_rc setup_with(mxd_model *m, const mxd_load_opts *opts, mxd_kv_spec *kv,
                          mxd_state_spec *state, mxd_err *err) {
     mxd_regs r;
-    mxd_model_registers(m, &r);
+    mxd_model_registers(m, &m->local, &r);
     r.rows[MXD_REG_LOGITS] = opts->max_logits;
     if (!m->head) r.rows[MXD_REG_LOGITS] = r.width[MXD_REG_LOGITS] = 1;
     int n = m->layer1 - m->layer0;
     for (int i = 0; i < n; i++) {
-        kv[i] = mxd_layer_kv(m, m->layer0 + i);
-        state[i] = mxd_layer_state(&m->hp, m->layer0 + i);
+        kv[i] = mxd_layer_kv(m, &m->local, m->layer0 + i);
+        state[i] = mxd_layer_state(&m->local, m->layer0 + i);
     }
     for (int i = 0; i < r.n; i++)
         if (!r.rows[i] || r.rows[i] > opts->max_rows) r.rows[i] = opts->max_rows;
@@ -156,15 +149,12 @@ static mxd_rc check_range(const mxd_model *m, const mxd_load_opts *opts, mxd_err
 static mxd_rc take_share(mxd_model *m, const mxd_load_opts *opts, mxd_err *err) {
     const mxd_group *g = opts->group;
     const mxd_shares *s = opts->shares;
-    if (!s || s->size != g->size || g->rank < 0 || g->rank >= g->size || !m->family->cuts)
+    if (!s || s->size != g->size || g->rank < 0 || g->rank >= g->size)
         return mxd_fail(err, MXD_E_INVAL, "rank %d of %d: the layers are not cut for that group",
                         g->rank, g->size);
     m->group = g;
     m->shares = *s;
-    mxd_hparams *hp = &m->local;
-    hp->n_kv = s->kv[g->rank + 1] - s->kv[g->rank];
-    hp->n_heads = m->hp.n_heads / m->hp.n_kv * hp->n_kv;
-    hp->intermediate = s->inner[g->rank + 1] - s->inner[g->rank];
+    mxd_local_hparams(m, s, g->rank, &m->local);
     return MXD_OK;
 }
 

@@ -13,8 +13,11 @@ typedef struct mxd_model_sizes {
     uint64_t layer_kv_bytes[MXD_MAX_LAYERS];    /* per position of one sequence */
     uint64_t layer_state_bytes[MXD_MAX_LAYERS]; /* per sequence, however long */
     uint64_t embed_bytes, head_bytes;           /* first stage; last stage (norm and head) */
-    bool tied;                                  /* one node with both holds them once */
-    bool reembed;                               /* every stage holds the embedding */
+    /* What is only looked up `cpu` leaves in the files; for `mlx` these come on top, the latter
+     * where embed_bytes counts. */
+    uint64_t layer_table_bytes[MXD_MAX_LAYERS], embed_table_bytes;
+    bool tied;                  /* one node with both holds them once */
+    bool reembed;               /* every stage holds the embedding */
     int last_cut;               /* layers from here on stay on one stage; 0: cut anywhere;
                                  * -1: all layers stay together */
     uint64_t scratch_bytes;     /* per node: registers, buffers */

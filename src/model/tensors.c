@@ -10,15 +10,17 @@
 
 mxd_decl mxd_embed_decl(const mxd_model *m) {
     unsigned use = MXD_W_LOOKUP | (m->hp.tied ? MXD_W_LINEAR : 0);
-    return (mxd_decl){"model.embed_tokens", use, m->hp.n_vocab, m->hp.hidden,
-                      .cut = MXD_CUT_VOCABULARY};
+    return (mxd_decl){"model.embed_tokens",    use,
+                      m->hp.n_vocab,           m->hp.hidden,
+                      .cut = MXD_CUT_GATHERED, .by = MXD_BY_TOKEN};
 }
 mxd_decl mxd_norm_decl(const mxd_model *m) {
     return (mxd_decl){"model.norm", MXD_W_VECTOR, 1, m->hp.hidden, .add = m->hp.norm_add};
 }
 mxd_decl mxd_head_decl(const mxd_model *m) {
-    return (mxd_decl){"lm_head", MXD_W_LINEAR, m->hp.n_vocab, m->hp.hidden,
-                      .cut = MXD_CUT_VOCABULARY};
+    return (mxd_decl){
+        "lm_head",         MXD_W_LINEAR, m->hp.n_vocab, m->hp.hidden, .cut = MXD_CUT_GATHERED,
+        .by = MXD_BY_TOKEN};
 }
 
 /* The module path of a declaration. layer < 0: the path stands alone. */
@@ -77,7 +79,7 @@ mxd_rc mxd_source(const mxd_model *m, const mxd_decl *d, int layer, char path[25
         src->col0 = d->col0;
         src->cols = d->in;
     }
-    MXD_TRY(mxd_quant_resolve(m->config, m->st, path, src, err));
+    MXD_TRY(mxd_quant_resolve(m->config, m->st, path, src, m->checked, err));
     if (d->bias && !src->bias)
         return mxd_fail(err, MXD_E_FORMAT, "tensor '%s.bias' is missing, config.json promises it",
                         path);
@@ -85,46 +87,31 @@ mxd_rc mxd_source(const mxd_model *m, const mxd_decl *d, int layer, char path[25
     return MXD_OK;
 }
 
-/* As many bytes as in the files, of the rows and columns that are ours: every row takes the same.
- */
-uint64_t mxd_source_bytes(const mxd_weight_src *s) {
-    if (s->transposed) /* floats from then on */
-        return (uint64_t)s->rows * (uint64_t)s->in * (uint64_t)s->experts *
-               (s->scales ? 4 : mxd_dtype_bytes(s->weight->dtype));
-    uint64_t all = s->weight->bytes + (s->scales ? s->scales->bytes : 0) +
-                   (s->biases ? s->biases->bytes : 0) + (s->bias ? s->bias->bytes : 0);
-    const mxd_cut *cut = s->cut;
-    if (cut) {
-        int of = cut->along == MXD_ALONG_IN ? s->in : s->out;
-        if (cut->along == MXD_ALONG_EXPERTS) of = s->experts;
-        all = all / (uint64_t)of * (uint64_t)(cut->edge[cut->rank + 1] - cut->edge[cut->rank]);
-    }
-    if (s->cols) all = all / (uint64_t)s->in * (uint64_t)s->cols;
-    return s->rows ? all / (uint64_t)s->out * (uint64_t)s->rows : all;
+uint64_t mxd_source_bytes(const mxd_model *m, const mxd_weight_src *s) {
+    return mxd_weight_bytes(m->al, s, 1, NULL);
 }
 
 int mxd_declare(const mxd_model *m, int layer, mxd_decl out[MXD_MAX_LAYER_WEIGHTS]) {
     return m->family->declare(&m->hp, layer, out);
 }
 
-mxd_rc mxd_decl_bytes(const mxd_model *m, const mxd_decl *d, int layer, uint64_t *sum,
-                      size_t *n_tensors, mxd_err *err) {
+/* Adds to *n_tensors how many tensors of the files a declaration, or all of a layer's, uses. */
+static mxd_rc check_decl(const mxd_model *m, const mxd_decl *d, int layer, size_t *n_tensors,
+                         mxd_err *err) {
     char path[256];
     mxd_weight_src src;
     MXD_TRY(mxd_source(m, d, layer, path, &src, err));
-    *sum += mxd_source_bytes(&src);
     if (src.row0 > 0 || src.col0 > 0) return MXD_OK; /* counted with the first part */
     if (d->global && layer > 0) return MXD_OK;       /* one tensor for all layers */
     *n_tensors += 1u + (src.scales != NULL) + (src.biases != NULL) + (src.bias != NULL);
     return MXD_OK;
 }
 
-mxd_rc mxd_layer_bytes(const mxd_model *m, int layer, uint64_t *sum, size_t *n_tensors,
-                       mxd_err *err) {
+static mxd_rc check_layer(const mxd_model *m, int layer, size_t *n_tensors, mxd_err *err) {
     mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
     int n = mxd_declare(m, layer, decls);
     for (int d = 0; d < n; d++)
-        if (decls[d].path) MXD_TRY(mxd_decl_bytes(m, &decls[d], layer, sum, n_tensors, err));
+        if (decls[d].path) MXD_TRY(check_decl(m, &decls[d], layer, n_tensors, err));
     return MXD_OK;
 }
 
@@ -180,13 +167,13 @@ static void warn_unexpected(const mxd_model *m, size_t n_used) {
 }
 
 mxd_rc mxd_check_tensors(mxd_model *m, mxd_err *err) {
-    uint64_t bytes = 0;
     size_t n_used = 0;
     mxd_decl embed = mxd_embed_decl(m), norm = mxd_norm_decl(m), head = mxd_head_decl(m);
-    MXD_TRY(mxd_decl_bytes(m, &embed, -1, &bytes, &n_used, err));
-    MXD_TRY(mxd_decl_bytes(m, &norm, -1, &bytes, &n_used, err));
-    if (!m->hp.tied) MXD_TRY(mxd_decl_bytes(m, &head, -1, &bytes, &n_used, err));
-    for (int l = 0; l < m->hp.n_layers; l++) MXD_TRY(mxd_layer_bytes(m, l, &bytes, &n_used, err));
+    MXD_TRY(check_decl(m, &embed, -1, &n_used, err));
+    MXD_TRY(check_decl(m, &norm, -1, &n_used, err));
+    if (!m->hp.tied) MXD_TRY(check_decl(m, &head, -1, &n_used, err));
+    for (int l = 0; l < m->hp.n_layers; l++) MXD_TRY(check_layer(m, l, &n_used, err));
     warn_unexpected(m, n_used);
+    m->checked = true;
     return MXD_OK;
 }

@@ -25,27 +25,30 @@ mxd_rc mxd_source(const mxd_model *m, const mxd_decl *d, int layer, char path[25
 
 /* The same of what rank `rank` holds of it; src->cut points to *cut, where it is cut for a group's
  * operations. *none: it holds nothing, and the weight is not loaded. */
+/* shares NULL: of all. */
 mxd_rc mxd_share_source(const mxd_model *m, const mxd_decl *d, int layer, const mxd_shares *shares,
                         int rank, char path[256], mxd_weight_src *src, mxd_cut *cut, bool *none,
                         mxd_err *err) MXD_MUST_USE;
 
 /* What a source takes in memory. */
-uint64_t mxd_source_bytes(const mxd_weight_src *s);
-
-/* Add to *sum what a declaration, or all of a layer's, takes in memory; to *n_tensors how many
- * tensors of the files that is. */
-mxd_rc mxd_decl_bytes(const mxd_model *m, const mxd_decl *d, int layer, uint64_t *sum,
-                      size_t *n_tensors, mxd_err *err) MXD_MUST_USE;
-mxd_rc mxd_layer_bytes(const mxd_model *m, int layer, uint64_t *sum, size_t *n_tensors,
-                       mxd_err *err) MXD_MUST_USE;
+uint64_t mxd_source_bytes(const mxd_model *m, const mxd_weight_src *s);
 
 /* All layers' tensors are there; unexpected ones get a warning by name. */
 mxd_rc mxd_check_tensors(mxd_model *m, mxd_err *err) MXD_MUST_USE;
 
+/* ---- shares.c ---- */
+
+/* All things of an axis; 0: the model has none. */
+int mxd_axis_count(const mxd_hparams *hp, mxd_axis by);
+const int *mxd_axis_edges(const mxd_shares *s, mxd_axis by);
+/* The numbers of the model with what a rank has of each axis. */
+void mxd_local_hparams(const mxd_model *m, const mxd_shares *s, int rank, mxd_hparams *out);
+
 /* ---- sizes.c ---- */
 
-mxd_kv_spec mxd_layer_kv(const mxd_model *m, int layer);
-mxd_state_spec mxd_layer_state(const mxd_hparams *hp, int layer);
-void mxd_model_registers(const mxd_model *m, mxd_regs *r);
+/* local: of a rank, or of all. */
+mxd_kv_spec mxd_layer_kv(const mxd_model *m, const mxd_hparams *local, int layer);
+mxd_state_spec mxd_layer_state(const mxd_hparams *local, int layer);
+void mxd_model_registers(const mxd_model *m, const mxd_hparams *local, mxd_regs *r);
 
 #endif

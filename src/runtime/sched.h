@@ -18,8 +18,8 @@
  *     comes new from prefill joins a batch that returns, instead of making one of its own;
  *   - prefill chunks fill the micro-batch up to max_rows, sequences taking turns, several chunks of
  *     one sequence in flight one behind the other (the pipeline is first-in first-out);
- *   - with several stages a prompt comes in four chunks a stage, as far as they have 64 rows: C chunks
- *     go through S stages in the time of C + S - 1 of them, and fewer rows would be read for in vain;
+ *   - with several stages a prompt comes in four chunks a stage, of 64 rows at least: C chunks take
+ *     the time of C + S - 1 of them, and fewer rows would make the weights be read too often;
  *   - at most stages + 1 micro-batches are in flight.
  *
  * Lifetime: the caller's storage. Threads: one. Errors: none; asserts for the caller's mistakes.
@@ -50,7 +50,7 @@ typedef struct mxd_sched {
     struct mxd_sched_seq {
         bool used;
         uint32_t n_tokens, n_sent;
-        uint32_t edge; /* no run goes over this position; 0: none */
+        uint32_t edge;  /* no run goes over this position; 0: none */
         uint32_t chunk; /* rows of a run */
     } seqs[MXD_MAX_SEQS];
 } mxd_sched;

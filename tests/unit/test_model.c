@@ -9,7 +9,7 @@
 #include "base/log.h"
 #include "model/family.h"
 
-enum { MAX_TENSORS = 64, D = 64, F = 128, V = 8, HEADS = 2, KV = 1, HEAD_DIM = 32, LAYERS = 2 };
+enum { MAX_TENSORS = 64, D = 64, F = 128, V = 16, HEADS = 2, KV = 1, HEAD_DIM = 32, LAYERS = 2 };
 
 typedef struct tensor {
     char name[96];
@@ -640,8 +640,8 @@ TEST(model_fused_projections) {
     CHECK_OK(mxd_model_sizes_read(&s, &mxd_alloc_libc, all.dir, 16, MXD_KV_F16, &err), &err);
     int qkv = (HEADS + 2 * KV) * HEAD_DIM, numbers = 2 * D + qkv * D + HEADS * HEAD_DIM * D;
     numbers += 3 * D * F;
-    CHECK_EQ(s.layer_bytes[0], numbers * 2);
-    CHECK_EQ(s.layer_bytes[1], numbers * 2 - qkv * D + 2 * qkv * 2);
+    CHECK_EQ(s.layer_bytes[0], numbers * 2 + 2 * D * 2); /* norms are float32 in memory */
+    CHECK_EQ(s.layer_bytes[1], s.layer_bytes[0] - qkv * D + 2 * qkv * 2);
     deinit(&all);
 }
 
@@ -922,18 +922,22 @@ TEST(model_sizes) {
     CHECK_OK(mxd_model_sizes_read(&s, &mxd_alloc_libc, r.dir, 16, MXD_KV_F16, &err), &err);
     CHECK_EQ(s.n_layers, LAYERS);
     CHECK(s.tied);
-    CHECK_EQ(s.embed_bytes, V * D + 2 * V * (D / 32) * 2);
-    CHECK_EQ(s.head_bytes, s.embed_bytes + D * 4); /* tied: the same matrix, and the norm */
+    CHECK_EQ(s.embed_bytes, 0); /* in the file */
+    CHECK_EQ(s.embed_table_bytes, V * D + 2 * V * (D / 32) * 2);
+    CHECK_EQ(s.head_bytes, s.embed_table_bytes + D * 4); /* tied: the same matrix, and the norm */
     int q = HEADS * HEAD_DIM, kv = KV * HEAD_DIM;
     int numbers = 2 * D + 2 * HEAD_DIM + 2 * q * D + 2 * kv * D + 3 * D * F;
     for (int l = 0; l < LAYERS; l++) {
-        CHECK_EQ(s.layer_bytes[l], numbers * 2);
+        CHECK_EQ(s.layer_bytes[l], numbers * 2 + 2 * (2 * D + 2 * HEAD_DIM));
         CHECK_EQ(s.layer_kv_bytes[l], 2 * kv * 2);
     }
     CHECK_EQ(s.layer_bytes[LAYERS], 0);
     CHECK_EQ(s.hidden_bytes, D * 4);
     CHECK(s.layer_ops == numbers && s.head_ops == V * D);
-    CHECK_EQ(s.scratch_bytes, 4 * (16 * (2 * D + 2 * q + 2 * kv + 2 * F) + 8 * V));
+    int registers = 4 * (16 * (2 * D + 2 * q + 2 * kv + 2 * F) + 8 * V),
+        angles = 16 * 16 * HEAD_DIM;
+    int rows = 16 * D * 3 / 2; /* in int8, with scales */
+    CHECK_EQ(s.scratch_bytes, registers + angles + rows);
     CHECK_OK(mxd_model_sizes_read(&s, &mxd_alloc_libc, r.dir, 16, MXD_KV_Q8, &err), &err);
     CHECK_EQ(s.layer_kv_bytes[0], 2 * KV * (HEAD_DIM + (HEAD_DIM + 31) / 32 * 2));
     mxd_model *m;
@@ -955,7 +959,7 @@ TEST(model_sizes_untied) {
     write_repo(&r);
     CHECK_OK(mxd_model_sizes_read(&s, &mxd_alloc_libc, r.dir, 16, MXD_KV_F32, &err), &err);
     CHECK(!s.tied);
-    CHECK_EQ(s.embed_bytes, V * D * 2);
+    CHECK(s.embed_bytes == 0 && s.embed_table_bytes == V * D * 2);
     CHECK_EQ(s.head_bytes, V * D * 4 + D * 4);
     CHECK_EQ(s.layer_kv_bytes[0], 2 * KV * HEAD_DIM * 4);
     deinit(&r);

@@ -1,190 +1,7 @@
-/* Tensor parallelism: ranks on threads of this process, which exchange through memory, against one
- * shard that has it all. Logits must be equal bit by bit, on every rank. */
-#include "test.h"
-
-#include <pthread.h>
-#include <stdlib.h>
+/* Tensor parallelism: shares and their sizes, and what fails when a rank does. That ranks give the
+ * bits of one node: test_matrix.c. */
 #include "model/model.h"
-#include "runtime/shard.h"
-
-enum { CTX = 64, N_IDS = 33, MAX_SIZE = 6, CHUNK = 7, MAX_HIDDEN = 192, MAX_STAGES = 2 };
-
-/* ----------------------------------------------------------------------------- ranks on threads */
-
-typedef struct room { /* where ranks meet */
-    pthread_mutex_t lock;
-    pthread_cond_t moved;
-    int size, here;
-    unsigned round;
-    bool broken; /* some rank has failed: nobody waits any more */
-    const float *given[MXD_MAX_RANKS];
-} room;
-
-typedef struct rank {
-    room *room;
-    mxd_group group;
-    mxd_shard *stage[MAX_STAGES];
-    int n_stages;
-    const int32_t *ids;
-    float *logits; /* [N_IDS, vocab] */
-    mxd_rc rc;
-    mxd_err err;
-    pthread_t thread;
-} rank;
-
-static bool meet(room *m) {
-    pthread_mutex_lock(&m->lock);
-    unsigned round = m->round;
-    if (++m->here == m->size) {
-        m->here = 0;
-        m->round++;
-        pthread_cond_broadcast(&m->moved);
-    }
-    while (round == m->round && !m->broken) pthread_cond_wait(&m->moved, &m->lock);
-    bool ok = !m->broken;
-    pthread_mutex_unlock(&m->lock);
-    return ok;
-}
-
-static mxd_rc exchange(void *ctx, float *all, const size_t *n_each, mxd_err *err) {
-    rank *r = ctx;
-    float *mine = all;
-    for (int i = 0; i < r->group.rank; i++) mine += n_each[i];
-    r->room->given[r->group.rank] = mine;
-    bool ok = meet(r->room);
-    for (int i = 0; ok && i < r->group.size; all += n_each[i++])
-        if (n_each[i] && i != r->group.rank)
-            memcpy(all, r->room->given[i], n_each[i] * sizeof *all);
-    if (ok) ok = meet(r->room); /* before `mine` changes */
-    return ok ? MXD_OK : mxd_fail(err, MXD_E_CANCELED, "another rank failed");
-}
-
-/* Sevens, then ones: the logits behind every chunk, through the stages of a pipeline. */
-static mxd_rc run_ids(mxd_shard *const *stage, int n_stages, const int32_t *ids, float *logits,
-                      mxd_err *err) {
-    size_t vocab = (size_t)mxd_shard_vocab(stage[0]);
-    float hidden[CHUNK * MAX_HIDDEN];
-    for (int at = 0, n; at < N_IDS; at += n) {
-        n = at < 3 * CHUNK ? CHUNK : 1;
-        mxd_sampled token;
-        const mxd_step_run run = {.slot = 1, .n = (uint16_t)n, .pos = (uint32_t)at, .sample = true};
-        for (int i = 0; i < n_stages; i++) {
-            const mxd_step step = {1, n, &run, ids + at, i ? hidden : NULL};
-            mxd_step_result out = {.hidden = hidden,
-                                   .tokens = &token,
-                                   .logits = logits + (size_t)(at + n - 1) * vocab};
-            MXD_TRY(mxd_shard_step(stage[i], &step, &out, err));
-        }
-    }
-    return MXD_OK;
-}
-
-static void *run_rank(void *arg) {
-    rank *r = arg;
-    r->rc = run_ids(r->stage, r->n_stages, r->ids, r->logits, &r->err);
-    if (!r->rc) return NULL;
-    pthread_mutex_lock(&r->room->lock);
-    r->room->broken = true;
-    pthread_cond_broadcast(&r->room->moved);
-    pthread_mutex_unlock(&r->room->lock);
-    return NULL;
-}
-
-static mxd_shard_opts options(const char *folder, mxd_activations act) {
-    return (mxd_shard_opts){.folder = folder,
-                            .n_slots = 2,
-                            .ctx = CTX,
-                            .max_rows = 16,
-                            .backend = "cpu",
-                            .backend_opts = {.threads = 1, .spin_us = -1, .activations = act}};
-}
-
-/* Stages: the first layer, the others. */
-static void check_ranks(const char *folder, mxd_activations act, int size, const double *shares,
-                        int n_stages, const int32_t *ids, const float *want, size_t n_floats) {
-    room m = {.size = size};
-    rank ranks[MAX_SIZE] = {0};
-    pthread_mutex_init(&m.lock, NULL);
-    pthread_cond_init(&m.moved, NULL);
-    for (int i = 0; i < size; i++) {
-        rank *r = &ranks[i];
-        *r = (rank){.room = &m, .group = {i, size, r, exchange}, .ids = ids, .n_stages = n_stages};
-        for (int k = 0; k < n_stages; k++) {
-            mxd_shard_opts o = options(folder, act);
-            o.group = &r->group;
-            o.shares = shares;
-            o.layer0 = k;
-            o.layer1 = k + 1 < n_stages ? k + 1 : 0;
-            CHECK_OK(mxd_shard_open(&r->stage[k], &mxd_alloc_libc, &o, &r->err), &r->err);
-        }
-        r->logits = calloc(n_floats, sizeof(float));
-        CHECK(r->logits);
-    }
-    for (int i = 0; i < size; i++)
-        CHECK(!pthread_create(&ranks[i].thread, NULL, run_rank, &ranks[i]));
-    for (int i = 0; i < size; i++) pthread_join(ranks[i].thread, NULL);
-    for (int i = 0; i < size; i++) {
-        CHECK_OK(ranks[i].rc, &ranks[i].err);
-        if (memcmp(ranks[i].logits, want, n_floats * sizeof *want) != 0)
-            fail_msg("%s: act %d, rank %d of %d (%s shares) differs", folder, act, i, size,
-                     shares ? "uneven" : "even");
-        for (int k = 0; k < n_stages; k++) mxd_shard_close(ranks[i].stage[k]);
-        free(ranks[i].logits);
-    }
-    pthread_mutex_destroy(&m.lock);
-    pthread_cond_destroy(&m.moved);
-}
-
-/* -------------------------------------------------------------------------------- equal bits */
-
-/* clang-format off */
-static const char *const models[] = {
-    "tied-bf16", "untied-f16", "deep-f32-scales", "kv3-inter320", "hidden192", "mixed-overrides",
-    "moe-8bit", "gpt-oss-odd", "plain-bf16", "plain-f32", "llama-llama3", "llama-yarn-bias",
-    "llama-dynamic", "mistral-sliding", "mistral3-llama", "ministral3-yarn", "qwen2-tied",
-    "qwen2-kv3-f16", "phi3-longrope", "phi3-plain", "moe-mixed", "gemma2-capped", "gemma3-head",
-    "gemma3-window", "gpt-oss-mxfp4", "gpt-oss-plain", "glm4-moe-groups", "glm4-moe-plain",
-};
-/* clang-format on */
-
-static const double uneven[MAX_SIZE + 1][MAX_SIZE] = {
-    {0}, {1}, {1, 4}, {2, 0, 3}, {1, 1, 5, 1}, {0, 3, 1, 1, 1}, {1, 2, 1, 0, 4, 1},
-};
-
-static void check_model(const char *name, mxd_activations act) {
-    char rel[256], folder[1024];
-    snprintf(rel, sizeof rel, "conformance/models/%s", name);
-    test_path(folder, rel);
-    mxd_err err = {0};
-    mxd_shard *one;
-    mxd_shard_opts o = options(folder, act);
-    CHECK_OK(mxd_shard_open(&one, &mxd_alloc_libc, &o, &err), &err);
-    int vocab = mxd_shard_vocab(one);
-    int32_t ids[N_IDS];
-    for (int i = 0; i < N_IDS; i++) ids[i] = (i * 37 + 11) % vocab;
-    size_t n = (size_t)N_IDS * (size_t)vocab;
-    float *want = calloc(n, sizeof *want);
-    CHECK(want);
-    CHECK_OK(run_ids(&one, 1, ids, want, &err), &err);
-    mxd_shard_close(one);
-    for (int size = 1; size <= MAX_SIZE; size++) {
-        check_ranks(folder, act, size, NULL, 1, ids, want, n);
-        check_ranks(folder, act, size, uneven[size], 1 + (size == 3), ids, want, n);
-    }
-    free(want);
-}
-
-TEST(parallel_ranks_give_the_bits_of_one_shard_int8) {
-    for (size_t i = 0; i < MXD_COUNT(models); i++) check_model(models[i], MXD_ACT_I8);
-}
-
-TEST(parallel_ranks_give_the_bits_of_one_shard_int16) {
-    for (size_t i = 0; i < 8; i++) check_model(models[i], MXD_ACT_I16);
-}
-
-TEST(parallel_ranks_give_the_bits_of_one_shard_float32) {
-    for (size_t i = 0; i < MXD_COUNT(models); i++) check_model(models[i], MXD_ACT_F32);
-}
+#include "parallel_kit.h"
 
 /* -------------------------------------------------------------------------------------- shares */
 
@@ -211,10 +28,10 @@ TEST(parallel_shares_are_all_of_the_model_and_follow_weights) {
     mxd_shares all;
     CHECK_OK(mxd_model_share(m, 1, NULL, &all, &err), &err);
     int n_layers = mxd_model_hparams(m)->n_layers;
-    for (int l = 0; l <= n_layers; l++) { /* norms are on every rank, all else on one */
+    for (int l = 0; l <= n_layers; l++) { /* norms and tables of cuts are on every rank */
         uint64_t whole = mxd_model_share_bytes(m, &all, 0, l);
         uint64_t a = mxd_model_share_bytes(m, &s, 0, l), b = mxd_model_share_bytes(m, &s, 1, l);
-        CHECK(a < whole && b < a && a + b >= whole && a + b < whole + 2048);
+        CHECK(a < whole && b < a && a + b >= whole && a + b < whole + 16384);
     }
     mxd_model_close(m);
 }
@@ -228,10 +45,110 @@ TEST(parallel_shares_that_cannot_be_are_refused) {
     CHECK_EQ(mxd_model_share(m, 2, (const double[]){0, 0}, &s, &err), MXD_E_INVAL);
     CHECK_EQ(mxd_model_share(m, 2, (const double[]){2, -1}, &s, &err), MXD_E_INVAL);
     mxd_model_close(m);
-    m = open_model("deepseek-mixed");
-    CHECK_EQ(mxd_model_share(m, 2, NULL, &s, &err), MXD_E_UNSUPPORTED);
-    CHECK(strstr(err.msg, "deepseek_v3") != NULL);
+}
+
+/* ------------------------------------------------------------------------- what ranks hold */
+
+static mxd_rc lost(void *ctx, float *all, const size_t *n_each, mxd_err *err);
+
+typedef struct held { /* of a rank's backend */
+    mxd_backend *b;
+    uint64_t fresh, weights, all; /* bytes before, with the weights, and with all that steps need */
+    uint64_t done, total;         /* as loading says */
+} held;
+
+static bool note(void *ctx, uint64_t done, uint64_t total) {
+    held *h = ctx;
+    h->weights = h->b->ops->bytes(h->b) - h->fresh;
+    h->done = done;
+    h->total = total;
+    return true;
+}
+
+/* Loads layers [layer0, layer1) for rank g->rank (g NULL: alone). */
+static held load_rank(const char *name, const mxd_group *g, const mxd_shares *shares, int layer0,
+                      int layer1, int n_pages, int n_states) {
+    mxd_err err = {0};
+    held h = {0};
+    mxd_model *m = open_model(name);
+    const mxd_backend_opts one = {.threads = 1, .spin_us = -1};
+    CHECK_OK(mxd_backend_open(&h.b, &mxd_alloc_libc, "cpu", &one, &err), &err);
+    h.fresh = h.b->ops->bytes(h.b);
+    const mxd_load_opts o = {.layer0 = layer0,
+                             .layer1 = layer1,
+                             .max_rows = 64,
+                             .max_logits = 8,
+                             .n_pages = n_pages,
+                             .max_context = 64,
+                             .n_states = n_states,
+                             .progress = note,
+                             .progress_ctx = &h,
+                             .group = g,
+                             .shares = shares};
+    CHECK_OK(mxd_model_load(m, h.b, &o, &err), &err);
+    h.all = h.b->ops->bytes(h.b) - h.fresh;
+    h.b->ops->close(h.b);
     mxd_model_close(m);
+    return h;
+}
+
+/* Sizes of the layers of one rank against what its backend holds. */
+static void check_sizes(const char *name, const mxd_group *g, const mxd_shares *shares,
+                        const mxd_model_sizes *s, int layer0, int layer1) {
+    uint64_t weights = 0, kv = 0, state = 0;
+    bool first = layer0 == 0, last = layer1 == s->n_layers;
+    for (int l = layer0; l < layer1; l++) {
+        weights += s->layer_bytes[l];
+        kv += s->layer_kv_bytes[l];
+        state += s->layer_state_bytes[l];
+    }
+    if (last) weights += s->head_bytes;
+    if ((first || s->reembed) && !(last && s->tied)) weights += s->embed_bytes;
+    held none = load_rank(name, g, shares, layer0, layer1, 0, 1);
+    held pages = load_rank(name, g, shares, layer0, layer1, 4, 1);
+    held states = load_rank(name, g, shares, layer0, layer1, 0, 5);
+    CHECK_EQ(none.done, none.total);
+    if (none.weights != weights)
+        fail_msg("%s: weights: %llu planned, %llu held", name, (unsigned long long)weights,
+                 (unsigned long long)none.weights);
+    CHECK_EQ(pages.all - none.all, 4 * MXD_KV_PAGE_TOKENS * kv);
+    CHECK_EQ(states.all - none.all, 4 * state);
+    uint64_t scratch = none.all - none.weights - state;
+    if (last && (scratch > s->scratch_bytes + (64 << 10) || scratch < s->scratch_bytes / 2))
+        fail_msg("%s: scratch: %llu planned, %llu held", name, (unsigned long long)s->scratch_bytes,
+                 (unsigned long long)scratch);
+}
+
+static void check_group(const char *name, const mxd_model *m, int size, const double *weight) {
+    static mxd_model_sizes s;
+    mxd_err err = {0};
+    mxd_shares shares;
+    CHECK_OK(mxd_model_share(m, size, weight, &shares, &err), &err);
+    for (int r = 0; r < size; r++) {
+        const mxd_group g = {r, size, NULL, lost};
+        mxd_model_share_sizes(m, &shares, r, 64, MXD_KV_F16, &s);
+        check_sizes(name, &g, &shares, &s, 0, s.n_layers);
+        for (int l = 0; l < s.n_layers; l++)
+            CHECK_EQ(mxd_model_share_bytes(m, &shares, r, l), s.layer_bytes[l]);
+        CHECK_EQ(mxd_model_share_bytes(m, &shares, r, s.n_layers), s.head_bytes + s.embed_bytes);
+    }
+}
+
+TEST(parallel_sizes_are_what_is_held) {
+    static char names[PK_MAX_MODELS][64];
+    static mxd_model_sizes s;
+    int n = pk_list(names);
+    for (int i = 0; i < n; i++) {
+        mxd_model *m = open_model(names[i]);
+        mxd_model_sizes_get(m, 64, MXD_KV_F16, &s);
+        int cut = s.last_cut < 0 ? 0 : s.last_cut ? s.last_cut : s.n_layers / 2;
+        check_sizes(names[i], NULL, NULL, &s, 0, s.n_layers);
+        if (cut) check_sizes(names[i], NULL, NULL, &s, 0, cut);
+        if (cut) check_sizes(names[i], NULL, NULL, &s, cut, s.n_layers);
+        check_group(names[i], m, 2, NULL);
+        check_group(names[i], m, 3, (const double[]){3, 0, 2});
+        mxd_model_close(m);
+    }
 }
 
 static mxd_rc lost(void *ctx, float *all, const size_t *n_each, mxd_err *err) {
@@ -242,12 +159,12 @@ static mxd_rc lost(void *ctx, float *all, const size_t *n_each, mxd_err *err) {
 
 /* The step fails, and the slot is empty, wherever it was. */
 TEST(parallel_step_fails_when_an_exchange_does) {
-    char folder[1024];
-    test_path(folder, "conformance/models/tied-bf16");
+    pk_model m;
+    pk_open(&m, "tied-bf16");
     for (int calls = 0; calls < 4; calls++) {
         int left = calls;
         const mxd_group g = {0, 2, &left, lost};
-        mxd_shard_opts o = options(folder, MXD_ACT_I8);
+        mxd_shard_opts o = pk_options(&m, MXD_ACT_I8);
         o.group = &g;
         mxd_err err = {0};
         mxd_shard *s;
@@ -267,10 +184,23 @@ TEST(parallel_step_fails_when_an_exchange_does) {
 }
 
 TEST_OOM(parallel_rank_opens_or_unwinds) {
-    char folder[1024];
+    pk_model m;
+    pk_open(&m, "kv3-inter320");
     mxd_shard *s;
-    mxd_shard_opts o = options(test_path(folder, "conformance/models/kv3-inter320"), MXD_ACT_I8);
-    const mxd_group g = {1, 3, NULL, exchange};
+    mxd_shard_opts o = pk_options(&m, MXD_ACT_I8);
+    const mxd_group g = {1, 3, NULL, lost};
+    o.group = &g;
+    MXD_TRY(mxd_shard_open(&s, al, &o, err));
+    mxd_shard_close(s);
+    return MXD_OK;
+}
+
+TEST_OOM(parallel_rank_of_a_delta_net_opens_or_unwinds) {
+    pk_model m;
+    pk_open(&m, "qwen3_5-6bit");
+    mxd_shard *s;
+    mxd_shard_opts o = pk_options(&m, MXD_ACT_I8);
+    const mxd_group g = {0, 2, NULL, lost};
     o.group = &g;
     MXD_TRY(mxd_shard_open(&s, al, &o, err));
     mxd_shard_close(s);

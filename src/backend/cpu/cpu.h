@@ -17,6 +17,7 @@
 #include "kernels/kernels.h"
 
 typedef struct cpu_cut cpu_cut;
+typedef struct cpu_table cpu_table;
 
 struct mxd_weight {
     mxd_weight *next; /* list of the backend, newest first */
@@ -29,14 +30,12 @@ struct mxd_weight {
     int experts, expert_tiles; /* [experts] matrices [rows, in] of so many tiles; 0: one */
     int n_tiles;
     size_t tile_bytes;
-    unsigned char *tiles;       /* [n_tiles][tile_bytes], on a cache line, in a slab */
-    float *bias;                /* [rows] or NULL */
-    float *vector;              /* [in], vectors only */
-    const mxd_st_tensor *table; /* of a part along `in`: what it is a part of, and from where */
-    int col0;
-    int lead;     /* columns of the tiles before this part */
-    bool part;    /* its tiles are another weight's */
-    cpu_cut *cut; /* of a group; NULL: whole */
+    unsigned char *tiles; /* [n_tiles][tile_bytes], on a cache line, in a slab */
+    float *bias;          /* [rows] or NULL */
+    float *vector;        /* [in], vectors only */
+    int lead;             /* columns of the tiles before this part */
+    cpu_table *table;     /* rows are read as they are needed: there are no tiles. Or NULL */
+    cpu_cut *cut;         /* of a group; NULL: whole */
     uint64_t bytes;
 };
 
@@ -51,7 +50,7 @@ struct cpu_cut { /* see group.c */
     int n_sums;               /* and those of all ranks */
     /* after sum i come merges[i] additions of the two newest */
     unsigned char merges[MXD_MAX_RANKS * CPU_MAX_PIECES];
-    mxd_weight pieces[CPU_MAX_PIECES]; /* `lead` columns into the part; tiles tile_bytes apart */
+    mxd_weight *pieces; /* [n_pieces], `lead` columns into the part; tiles tile_bytes apart */
 };
 
 typedef struct cpu_reg {
@@ -92,6 +91,7 @@ typedef struct cpu_rope_table { /* of this step; reused in turn */
 typedef struct cpu_scratch { /* of one thread */
     float *scores;           /* [attn_rows, score_ld] */
     float *q, *acc, *out;    /* [MXD_PANEL, max_dp] */
+    unsigned char *row;      /* of a table that stays in its file */
     unsigned char *turned;   /* V of one page of latent KV: rows, of floats where K is of 8 bits */
 } cpu_scratch;
 
@@ -148,6 +148,7 @@ typedef struct cpu_backend {
     cpu_kv *kv;        /* [n_layers] */
     size_t max_dp;     /* of K and V heads */
     size_t max_turned; /* bytes of a row of V of latent KV */
+    size_t max_table;  /* scratch for a row of a table */
     int n_states;
     cpu_state *state;       /* [n_layers] */
     unsigned char *panel_q; /* a panel of n tokens starts n * k codes after the one before */
@@ -192,8 +193,20 @@ static inline void cpu_set_rows(cpu_reg *r, int rows) {
 /* weights.c */
 mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, mxd_err *err);
 void cpu_weight_free(cpu_backend *b, mxd_weight *w);
+/* Fills in everything of `w` that needs no data. */
+mxd_rc cpu_check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
+/* Packs n rows of the file, at most 16, into one tile. */
+mxd_rc cpu_pack_tile(const mxd_weight *w, size_t scale_bytes, unsigned char *to, const void *codes,
+                     const void *scales, const void *biases, int n, mxd_err *err);
+uint64_t cpu_weight_bytes(const mxd_alloc *al, const mxd_weight_src *src, int max_rows,
+                          uint64_t *exchange);
 void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w);
 void cpu_embed_row(const mxd_weight *w, int id, float *y); /* y [in] = row `id` of the part */
+
+/* tables.c */
+mxd_rc cpu_table_make(const mxd_alloc *al, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
+size_t cpu_table_scratch(const mxd_weight *w); /* of one thread; 0: it is no table */
+void cpu_table_embed(cpu_backend *b, int dst, const mxd_weight *w);
 
 /* turned.c: the transpose of a checked matrix. Shape first, then memory, then reading. */
 mxd_rc cpu_turn_shape(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
@@ -214,9 +227,10 @@ void cpu_linear_pieces(cpu_backend *b, const mxd_weight *w, const cpu_reg *src, 
 /* group.c
  * The cut of a source, whose `in` and `rows` become the rank's; then, with the shape of its tiles
  * known, its pieces; then where they lie. Errors: E_INVAL, E_NOMEM. */
-mxd_rc cpu_cut_make(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
+mxd_rc cpu_cut_make(const mxd_alloc *al, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
 mxd_rc cpu_cut_pieces(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
 void cpu_cut_place(mxd_weight *w);
+void cpu_cut_free(const mxd_alloc *al, cpu_cut *c);                  /* NULL is fine */
 size_t cpu_cut_floats(const mxd_weight *w, int max_rows);            /* of its largest exchange */
 bool cpu_exchange(cpu_backend *b, float *all, const size_t *n_each); /* false: failed */
 void cpu_linear_cut(mxd_backend *base, int dst, int src, const mxd_weight *w);
@@ -245,6 +259,7 @@ void cpu_gate_rows(mxd_backend *base, int reg, int gate);
 void cpu_scale_positions(mxd_backend *base, int reg, float beta, int length);
 void cpu_split(mxd_backend *base, int first, int second, int src, int n, int a, int c);
 void cpu_join(mxd_backend *base, int dst, int first, int second, int n, int a, int c);
+void cpu_columns(mxd_backend *base, int dst, int src, int from);
 
 /* moe.c */
 void cpu_moe_run(mxd_backend *base, int dst, int src, int logits, const mxd_moe *how);

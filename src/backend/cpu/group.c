@@ -21,8 +21,9 @@ enum {
 /* Blocks [lo, lo + n) of the tree, over the runs of all ranks. */
 typedef struct walk {
     cpu_cut *c;
-    int block_k, rank; /* the rank that the next block belongs to */
-    bool full;         /* more pieces than there can be */
+    mxd_weight *pieces; /* NULL: only count */
+    int block_k, rank;  /* the rank that the next block belongs to */
+    bool full;          /* more pieces than there can be */
 } walk;
 
 static int edge_of(const walk *w, int rank) { /* in blocks */
@@ -39,7 +40,9 @@ static void add_piece(walk *w, int lo, int n) {
     c->n_sums++;
     if (w->rank != c->at.rank) return;
     int col0 = lo * w->block_k, end = (lo + n) * w->block_k;
-    mxd_weight *p = &c->pieces[c->n_pieces++];
+    mxd_weight *p = w->pieces ? &w->pieces[c->n_pieces] : NULL;
+    c->n_pieces++;
+    if (!p) return;
     p->lead = col0 - c->at.edge[w->rank];
     p->in = (end < c->in ? end : c->in) - col0;
 }
@@ -61,11 +64,12 @@ static void walk_tree(walk *w, int lo, int n) {
 static bool can_cut(const mxd_weight_src *s) {
     const mxd_cut *at = s->cut;
     if (at->size < 1 || at->size > MXD_MAX_RANKS || at->rank < 0 || at->rank >= at->size ||
-        s->row0 || s->rows || s->cols || s->col0 || s->transposed)
+        s->row0 || s->rows || s->transposed || s->n_strips || s->matrices)
         return false;
-    if (at->along == MXD_ALONG_EXPERTS) return s->experts > 0 && s->use == MXD_W_LINEAR;
-    if (at->along == MXD_ALONG_IN) return !s->experts && s->use == MXD_W_LINEAR && s->block_k > 0;
-    return !s->experts && !(s->use & MXD_W_VECTOR);
+    if (s->cols || s->col0) return false;
+    if (at->along == MXD_ALONG_OUT) return !s->experts && (s->use & MXD_W_LINEAR);
+    if (s->use != MXD_W_LINEAR) return false;
+    return at->along == MXD_ALONG_EXPERTS ? s->experts > 0 : !s->experts && s->block_k > 0;
 }
 
 static int all_of(const mxd_weight_src *s) {
@@ -86,16 +90,36 @@ static mxd_rc check_cut(const mxd_weight_src *s, mxd_err *err) {
     return MXD_OK;
 }
 
-mxd_rc cpu_cut_make(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
+/* The pieces of this rank, counted before there is memory for them. */
+static mxd_rc find_pieces(const mxd_alloc *al, const mxd_weight_src *s, cpu_cut *c, mxd_err *err) {
+    cpu_cut whole = *c;
+    int n_blocks = (s->in - 1) / s->block_k + 1;
+    walk t = {.c = c, .block_k = s->block_k};
+    walk_tree(&t, 0, n_blocks);
+    if (t.full) return mxd_fail(err, MXD_E_TOOBIG, "%s: too many blocks", s->name);
+    if (!c->n_pieces) return MXD_OK;
+    whole.pieces = MXD_NEW(al, (size_t)c->n_pieces, mxd_weight);
+    if (!whole.pieces) return mxd_fail(err, MXD_E_NOMEM, "%s", s->name);
+    *c = whole;
+    walk again = {.c = c, .block_k = s->block_k, .pieces = whole.pieces};
+    walk_tree(&again, 0, n_blocks);
+    return MXD_OK;
+}
+
+void cpu_cut_free(const mxd_alloc *al, cpu_cut *c) {
+    if (c) mxd_free(al, c->pieces);
+    mxd_free(al, c);
+}
+
+mxd_rc cpu_cut_make(const mxd_alloc *al, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
     MXD_TRY(check_cut(s, err));
-    w->cut = MXD_NEW(b->al, 1, cpu_cut);
+    w->cut = MXD_NEW(al, 1, cpu_cut);
     if (!w->cut) return mxd_fail(err, MXD_E_NOMEM, "%s", s->name);
     cpu_cut *c = w->cut;
     c->at = *s->cut;
     c->out = s->out;
     c->in = s->in;
     c->experts = s->experts;
-    w->bytes += sizeof *c;
     int mine = c->at.edge[c->at.rank + 1] - c->at.edge[c->at.rank];
     w->rows = c->at.along == MXD_ALONG_OUT ? mine : s->out;
     w->in = c->at.along == MXD_ALONG_IN ? mine : s->in;
@@ -103,9 +127,7 @@ mxd_rc cpu_cut_make(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_
     for (int r = 0; r < c->at.size && c->at.along == MXD_ALONG_OUT; r++)
         c->given[r] = c->at.edge[r + 1] - c->at.edge[r];
     if (c->at.along != MXD_ALONG_IN) return MXD_OK;
-    walk t = {.c = c, .block_k = s->block_k};
-    walk_tree(&t, 0, (s->in - 1) / s->block_k + 1);
-    return t.full ? mxd_fail(err, MXD_E_TOOBIG, "%s: too many blocks", s->name) : MXD_OK;
+    return find_pieces(al, s, c, err);
 }
 
 mxd_rc cpu_cut_pieces(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
@@ -116,7 +138,6 @@ mxd_rc cpu_cut_pieces(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
         int lead = p->lead, in = p->in;
         *p = *w;
         p->cut = NULL;
-        p->part = true;
         p->lead = lead;
         p->in = in;
         p->q.k = (size_t)in;
@@ -152,7 +173,7 @@ static size_t rows_at_once(size_t floats, int max_rows) {
 
 size_t cpu_cut_floats(const mxd_weight *w, int max_rows) {
     const cpu_cut *c = w->cut;
-    size_t row = row_floats(c), in = (size_t)c->in;
+    size_t row = row_floats(c), in = (size_t)w->in;
     if (c->at.along == MXD_ALONG_EXPERTS) return 0; /* there is room for their products */
     size_t product = w->use & MXD_W_LINEAR ? row * rows_at_once(row, max_rows) : 0;
     size_t table = w->use & MXD_W_LOOKUP ? in * rows_at_once(in, max_rows) : 0;

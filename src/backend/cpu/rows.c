@@ -264,3 +264,14 @@ void cpu_join(mxd_backend *base, int dst, int first, int second, int n, int a, i
     cpu_set_rows(j.whole, j.first->rows);
     cpu_run(b, join_task, &j, j.whole->rows, (double)j.whole->rows * j.whole->width);
 }
+
+void cpu_columns(mxd_backend *base, int dst, int src, int from) {
+    cpu_backend *b = (cpu_backend *)base;
+    if (!cpu_live(b)) return;
+    cpu_reg *d = reg_of(b, dst);
+    const cpu_reg *s = reg_of(b, src);
+    MXD_ASSERT(dst != src && from >= 0 && from <= s->width - d->width);
+    cpu_set_rows(d, s->rows);
+    for (int r = 0; r < s->rows; r++)
+        memcpy(cpu_row(d, r), cpu_row(s, r) + from, (size_t)d->width * sizeof(float));
+}

@@ -61,7 +61,7 @@ static mxd_rc turn_head(const turn_job *j, int head, unsigned char *stage, mxd_e
     const mxd_weight_src *s = j->s;
     mxd_weight *w = j->w;
     unsigned char *raw = stage + j->whole_bytes, *tile = raw + j->raw_bytes;
-    size_t row0 = (size_t)head * (size_t)s->out + (size_t)s->row0, size = j->size;
+    size_t row0 = (size_t)(head + s->matrix0) * (size_t)s->out + (size_t)s->row0, size = j->size;
     for (size_t r = 0; r < j->rows; r++) {
         unsigned char *to = stage + r * j->cols * size;
         if (s->quant.mode != MXD_Q_NONE)
@@ -103,7 +103,7 @@ mxd_rc cpu_turn_shape(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
     w->in = w->rows;
     w->rows = s->in;
     w->expert_tiles = (w->rows - 1) / MXD_TILE_ROWS + 1;
-    w->n_tiles = w->expert_tiles * s->experts;
+    w->n_tiles = w->expert_tiles * w->experts;
     w->type = w->quantised ? MXD_F32 : w->type;
     w->quantised = false;
     w->tile_bytes = mxd_ftile_bytes((size_t)w->in, w->type);
@@ -124,7 +124,7 @@ mxd_rc cpu_turn(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err 
     j.stage_bytes = (j.stage_bytes + 63) & ~(size_t)63;
     j.stage = mxd_new(b->al, (size_t)b->n_threads, j.stage_bytes);
     if (!j.stage) return mxd_fail(err, MXD_E_NOMEM, "%s: no memory to read it", s->name);
-    mxd_pool_run(b->pool, turn_task, &j, s->experts);
+    mxd_pool_run(b->pool, turn_task, &j, w->experts);
     mxd_free(b->al, j.stage);
     if (!atomic_load(&j.failed)) return MXD_OK;
     if (err) *err = j.err;

@@ -117,30 +117,36 @@ static mxd_rc check_quantised(const mxd_weight_src *s, mxd_weight *w, mxd_err *e
     return MXD_OK;
 }
 
-/* A part along `in`, which only rows by token id can have. */
-static mxd_rc check_columns(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
-    if (!s->cols && !s->col0) return MXD_OK;
-    if (s->use != MXD_W_LOOKUP || s->experts || s->col0 < 0 || s->cols < 1 ||
-        s->cols > s->in - s->col0)
-        return mxd_fail(err, MXD_E_INVAL, "%s: columns [%d, +%d) of %d", s->name, s->col0, s->cols,
-                        s->in);
-    w->in = s->cols;
-    w->table = s->weight;
-    w->col0 = s->col0;
-    return MXD_OK;
+/* Rows that are loaded from more than one place; *rows: of all. */
+static mxd_rc check_strips(const mxd_weight_src *s, int most, int *rows, mxd_err *err) {
+    int n = s->n_strips;
+    bool good = n > 0 && n <= MXD_MAX_STRIPS && !s->row0 && !s->rows && !s->cols && !s->col0 &&
+                !s->experts && !(s->use & MXD_W_LOOKUP);
+    *rows = 0;
+    for (int i = 0; good && i < n; i++) {
+        const mxd_strip *t = &s->strip[i];
+        good = t->row0 >= 0 && t->rows >= 1 && t->rows <= most - t->row0 &&
+               (i + 1 == n || t->rows % MXD_TILE_ROWS == 0) && t->rows <= most - *rows;
+        *rows += good ? t->rows : 0;
+    }
+    return good ? MXD_OK : mxd_fail(err, MXD_E_INVAL, "%s: %d strips of %d rows", s->name, n, most);
 }
 
-/* Fills in everything of `w` that needs no data. */
-static mxd_rc check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
-    MXD_TRY(check_columns(s, w, err));
+mxd_rc cpu_check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
+    if ((s->cols || s->col0) && s->use != MXD_W_LOOKUP)
+        return mxd_fail(err, MXD_E_INVAL, "%s: columns of a matrix", s->name);
     if (!w->cut) w->rows = s->rows ? s->rows : s->out - s->row0;
+    if (s->n_strips) MXD_TRY(check_strips(s, s->out, &w->rows, err));
     if (s->row0 < 0 || (w->rows < 1 && !w->cut) || w->rows > s->out - s->row0)
         return mxd_fail(err, MXD_E_INVAL, "%s: rows [%d, +%d) of %d", s->name, s->row0, s->rows,
                         s->out);
+    if (s->matrix0 < 0 || s->matrices < 0 || s->matrices > s->experts - s->matrix0)
+        return mxd_fail(err, MXD_E_INVAL, "%s: matrices [%d, +%d) of %d", s->name, s->matrix0,
+                        s->matrices, s->experts);
     if (s->block_k < 0 || s->block_k % 16 || (!s->block_k && (s->use & MXD_W_LINEAR)))
         return mxd_fail(err, MXD_E_INVAL, "%s: block of %d columns", s->name, s->block_k);
     w->block_k = s->block_k ? (size_t)s->block_k : ((size_t)w->in + 15) / 16 * 16;
-    if (!w->cut) w->experts = s->experts;
+    if (!w->cut) w->experts = s->matrices ? s->matrices : s->experts;
     w->expert_tiles = w->in ? (w->rows + MXD_TILE_ROWS - 1) / MXD_TILE_ROWS : 0;
     w->n_tiles = w->expert_tiles * (s->experts ? w->experts : 1);
     if (s->quant.mode != MXD_Q_NONE) {
@@ -194,19 +200,23 @@ typedef struct file_rows { /* neighbouring rows as in the file */
     const unsigned char *codes, *scales, *biases;
 } file_rows;
 
-/* Packs n rows, at most 16, into one tile. */
 static mxd_rc pack_tile(const mxd_weight *w, size_t scale_bytes, unsigned char *to, file_rows f,
                         int n, mxd_err *err) {
+    return cpu_pack_tile(w, scale_bytes, to, f.codes, f.scales, f.biases, n, err);
+}
+
+mxd_rc cpu_pack_tile(const mxd_weight *w, size_t scale_bytes, unsigned char *to, const void *codes,
+                     const void *scales, const void *biases, int n, mxd_err *err) {
     if (!w->quantised) {
-        mxd_ftile_pack(to, w->type, (size_t)w->in, n, f.codes);
+        mxd_ftile_pack(to, w->type, (size_t)w->in, n, codes);
         return MXD_OK;
     }
     if (w->q.kind != MXD_AFFINE &&
-        !mxd_scales_are_finite(w->q.kind, f.scales, scale_bytes * (size_t)n))
+        !mxd_scales_are_finite(w->q.kind, scales, scale_bytes * (size_t)n))
         return mxd_fail(err, MXD_E_FORMAT,
                         "a scale of 2^%d or more: damaged file? download it again",
                         w->q.kind == MXD_MXFP4 ? 126 : 120);
-    mxd_qtile_pack(to, &w->q, n, f.codes, f.scales, f.biases);
+    mxd_qtile_pack(to, &w->q, n, codes, scales, biases);
     return MXD_OK;
 }
 
@@ -246,6 +256,21 @@ static mxd_rc read_rows(const load_job *j, const mxd_st_tensor *t, size_t row, s
     return MXD_OK;
 }
 
+/* The row of the file that is row `row` of a matrix of the part; *n: at most so many follow it. */
+static size_t file_row(const load_job *j, size_t row, size_t *n) {
+    const mxd_weight_src *s = j->src;
+    for (int i = 0; i < s->n_strips; i++) {
+        size_t rows = (size_t)s->strip[i].rows;
+        if (row >= rows) {
+            row -= rows;
+            continue;
+        }
+        if (*n > rows - row) *n = rows - row;
+        return (size_t)s->strip[i].row0 + row;
+    }
+    return j->row0 + row;
+}
+
 /* Reads n rows from `row`, and packs them into tiles from `tile`. */
 static mxd_rc load_rows(load_job *j, unsigned char *stage, int tile, size_t row, size_t n,
                         mxd_err *err) {
@@ -277,9 +302,13 @@ static void load_task(void *ctx, int task, int thread) {
     size_t row = (size_t)tile * MXD_TILE_ROWS, n = (size_t)j->tiles_per_task * MXD_TILE_ROWS;
     if (n > (size_t)j->w->rows - row) n = (size_t)j->w->rows - row;
     mxd_err err = {0};
-    row += (size_t)expert * (size_t)j->src->out + j->row0;
-    mxd_rc rc = load_rows(j, j->stage + (size_t)thread * j->stage_bytes,
-                          expert * j->w->expert_tiles + tile, row, n, &err);
+    mxd_rc rc = MXD_OK;
+    tile += expert * j->w->expert_tiles;
+    for (size_t some; n && !rc; n -= some, row += some, tile += (int)(some / MXD_TILE_ROWS)) {
+        some = n;
+        size_t from = file_row(j, row, &some) + (size_t)expert * (size_t)j->src->out;
+        rc = load_rows(j, j->stage + (size_t)thread * j->stage_bytes, tile, from, some, &err);
+    }
     int none = 0;
     if (rc && atomic_compare_exchange_strong(&j->failed, &none, 1)) j->err = err;
 }
@@ -299,6 +328,10 @@ static void size_rows(load_job *j) {
     j->bias_bytes = affine ? j->scale_bytes : 0;
 }
 
+static size_t first_row(const mxd_weight_src *s) {
+    return (size_t)s->matrix0 * (size_t)s->out + (size_t)s->row0;
+}
+
 /* The rank's rows, columns or experts. */
 static void find_cut(load_job *j) {
     const mxd_cut *at = &j->w->cut->at;
@@ -311,11 +344,8 @@ static void find_cut(load_job *j) {
 }
 
 static mxd_rc load_tiles(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
-    load_job j = {.src = s,
-                  .w = w,
-                  .row0 = (size_t)s->row0,
-                  .col0 = (size_t)s->col0,
-                  .cols = (size_t)s->cols};
+    load_job j = {
+        .src = s, .w = w, .row0 = first_row(s), .col0 = (size_t)s->col0, .cols = (size_t)s->cols};
     if (w->cut) find_cut(&j);
     size_rows(&j);
     size_t per_tile = (j.code_bytes + j.scale_bytes + j.bias_bytes) * MXD_TILE_ROWS;
@@ -341,16 +371,39 @@ static void turn(float *to, const float *from, size_t rows, size_t columns) {
         for (size_t c = 0; c < columns; c++) to[c * rows + r] = from[r * columns + c];
 }
 
-static mxd_rc read_turned(cpu_backend *b, const mxd_weight_src *s, float *to, mxd_err *err) {
-    if (s->columns < 0 || s->in % s->columns)
-        return mxd_fail(err, MXD_E_INVAL, "%s: %d numbers in %d columns", s->name, s->in,
-                        s->columns);
-    float *rows = MXD_NEW(b->al, (size_t)s->in, float);
-    if (!rows) return mxd_fail(err, MXD_E_NOMEM, "%s: %d floats", s->name, s->in);
-    mxd_rc rc = read_floats(b, s, s->weight, 0, (size_t)s->in, s->add, rows, err);
-    if (!rc) turn(to, rows, (size_t)(s->in / s->columns), (size_t)s->columns);
+/* [n] numbers of a vector with `columns`, which are all of it or its strips. */
+static mxd_rc read_turned(cpu_backend *b, const mxd_weight_src *s, float *to, size_t n,
+                          mxd_err *err) {
+    size_t columns = (size_t)s->columns;
+    float *rows = MXD_NEW(b->al, n, float);
+    if (!rows) return mxd_fail(err, MXD_E_NOMEM, "%s: %zu floats", s->name, n);
+    const load_job j = {.src = s};
+    mxd_rc rc = MXD_OK;
+    for (size_t r = 0, some; r < n / columns && !rc; r += some) {
+        some = n / columns - r;
+        size_t from = file_row(&j, r, &some);
+        rc = read_floats(b, s, s->weight, from * columns, some * columns, s->add,
+                         rows + r * columns, err);
+    }
+    if (!rc) turn(to, rows, n / columns, columns);
     mxd_free(b->al, rows);
     return rc;
+}
+
+/* How many numbers of a vector are loaded. */
+static mxd_rc vector_part(const mxd_weight_src *s, int *n, mxd_err *err) {
+    if (s->col0 < 0 || s->cols < 0 || s->cols > s->in - s->col0 || (s->cols && s->columns) ||
+        (s->n_strips && !s->columns))
+        return mxd_fail(err, MXD_E_INVAL, "%s: numbers [%d, +%d) of %d", s->name, s->col0, s->cols,
+                        s->in);
+    if (s->columns < 0 || (s->columns && s->in % s->columns))
+        return mxd_fail(err, MXD_E_INVAL, "%s: %d numbers in %d columns", s->name, s->in,
+                        s->columns);
+    *n = s->cols ? s->cols : s->in;
+    if (!s->n_strips) return MXD_OK;
+    MXD_TRY(check_strips(s, s->in / s->columns, n, err));
+    *n *= s->columns;
+    return MXD_OK;
 }
 
 static mxd_rc load_vector(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
@@ -360,16 +413,13 @@ static mxd_rc load_vector(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     if (t->n_dims < 1 || t->bytes != (uint64_t)s->in * mxd_dtype_bytes(t->dtype))
         return mxd_fail(err, MXD_E_FORMAT, "%s: tensor '%s' does not hold %d numbers", s->name,
                         t->name, s->in);
-    if (s->col0 < 0 || s->cols < 0 || s->cols > s->in - s->col0 || (s->cols && s->columns))
-        return mxd_fail(err, MXD_E_INVAL, "%s: numbers [%d, +%d) of %d", s->name, s->col0, s->cols,
-                        s->in);
-    size_t n = (size_t)(s->cols ? s->cols : s->in);
-    w->in = (int)n;
+    MXD_TRY(vector_part(s, &w->in, err));
+    size_t n = (size_t)w->in;
     w->rows = 1;
     w->vector = MXD_NEW(b->al, n, float);
     if (!w->vector) return mxd_fail(err, MXD_E_NOMEM, "%s: %zu floats", s->name, n);
     w->bytes += n * sizeof(float);
-    if (s->columns) return read_turned(b, s, w->vector, err);
+    if (s->columns) return read_turned(b, s, w->vector, n, err);
     return read_floats(b, s, s->weight, (size_t)s->col0, n, s->add, w->vector, err);
 }
 
@@ -379,16 +429,19 @@ static mxd_rc load_bias(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, 
     w->bias = MXD_NEW(b->al, n * rows, float);
     if (!w->bias) return mxd_fail(err, MXD_E_NOMEM, "%s: bias", s->name);
     w->bytes += (uint64_t)(n * rows) * sizeof(float);
-    load_job j = {.src = s, .w = w, .row0 = (size_t)s->row0};
+    load_job j = {.src = s, .w = w, .row0 = first_row(s)};
     if (w->cut) find_cut(&j);
     for (size_t e = 0; e < n; e++)
-        MXD_TRY(read_floats(b, s, s->bias, e * (size_t)s->out + j.row0, rows, 0, w->bias + e * rows,
-                            err));
+        for (size_t r = 0, some; r < rows; r += some) {
+            some = rows - r;
+            size_t from = file_row(&j, r, &some) + e * (size_t)s->out;
+            MXD_TRY(read_floats(b, s, s->bias, from, some, 0, w->bias + e * rows + r, err));
+        }
     return MXD_OK;
 }
 
 static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
-    MXD_TRY(check_matrix(s, w, err));
+    MXD_TRY(cpu_check_matrix(s, w, err));
     if (!w->n_tiles) /* of a cut, nothing: but its bias is added by every rank */
         return s->bias && w->rows && !s->experts ? load_bias(b, s, w, err) : MXD_OK;
     if (w->tile_bytes > (SIZE_MAX - 64) / (size_t)w->n_tiles)
@@ -405,73 +458,11 @@ static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     return s->transposed ? cpu_turn(b, s, w, err) : load_tiles(b, s, w, err);
 }
 
-static void keep(cpu_backend *b, mxd_weight *w) {
-    w->next = b->weights;
-    b->weights = w;
-    b->weight_bytes += w->bytes + sizeof *w;
-}
-
-static mxd_rc load_whole(cpu_backend *b, const mxd_weight_src *src, mxd_weight **out,
-                         mxd_err *err) {
-    mxd_weight *w = MXD_NEW(b->al, 1, mxd_weight);
-    if (!w) return mxd_fail(err, MXD_E_NOMEM, "%s", src->name);
-    w->use = src->use;
-    w->in = src->in;
-    bool vector = src->use == MXD_W_VECTOR;
-    mxd_rc rc = src->cut ? cpu_cut_make(b, src, w, err) : MXD_OK;
-    if (!rc) rc = vector ? load_vector(b, src, w, err) : load_matrix(b, src, w, err);
-    if (rc) {
-        cpu_weight_free(b, w);
-        return rc;
-    }
-    if (w->quantised && (w->use & MXD_W_LINEAR) && w->in > b->max_in) b->max_in = w->in;
-    keep(b, w);
-    *out = w;
-    return MXD_OK;
-}
-
-/* The table of columns [col0, col0 + cols) as it is in memory; NULL: not yet. */
-static mxd_weight *find_table(const cpu_backend *b, const mxd_weight_src *s) {
-    for (mxd_weight *w = b->weights; w; w = w->next)
-        if (!w->part && w->table == s->weight && w->col0 == s->col0 && w->in == s->cols) return w;
-    return NULL;
-}
-
-/* The source of the table that holds the part `s` and its neighbours: whole groups. */
-static mxd_rc table_source(const mxd_weight_src *s, mxd_weight_src *table, mxd_err *err) {
-    int group = s->quant.mode == MXD_Q_NONE ? 1 : s->quant.group;
-    int from = s->span ? s->span0 : s->col0, to = from + (s->span ? s->span : s->cols);
-    if (group < 1 || s->in % group || from < 0 || to > s->in || s->col0 < from ||
-        s->cols > to - s->col0)
-        return mxd_fail(err, MXD_E_INVAL, "%s: columns [%d, +%d) of a span [%d, +%d)", s->name,
-                        s->col0, s->cols, s->span0, s->span);
-    *table = *s;
-    table->span0 = table->span = 0;
-    table->col0 = from / group * group;
-    table->cols = (to + group - 1) / group * group - table->col0;
-    return MXD_OK;
-}
-
-/* A part along `in`: some columns of a table of its neighbours, which is read once. */
-static mxd_rc load_part(cpu_backend *b, const mxd_weight_src *s, mxd_weight **out, mxd_err *err) {
-    mxd_weight part = {.use = s->use, .in = s->in};
-    mxd_weight_src table;
-    MXD_TRY(check_columns(s, &part, err));
-    MXD_TRY(table_source(s, &table, err));
-    mxd_weight *all = find_table(b, &table);
-    if (!all) MXD_TRY(load_whole(b, &table, &all, err));
-    mxd_weight *w = MXD_NEW(b->al, 1, mxd_weight);
-    if (!w) return mxd_fail(err, MXD_E_NOMEM, "%s", s->name);
-    *w = *all;
-    w->in = s->cols;
-    w->col0 = s->col0;
-    w->lead = s->col0 - table.col0;
-    w->part = true;
-    w->bytes = 0;
-    w->bias = NULL;
-    keep(b, w);
-    *out = w;
-    return MXD_OK;
+static mxd_rc load(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
+    if (s->use == MXD_W_VECTOR) return load_vector(b, s, w, err);
+    if (s->use == MXD_W_LOOKUP) return cpu_table_make(b->al, s, w, err);
+    if (s->cut) MXD_TRY(cpu_cut_make(b->al, s, w, err));
+    return load_matrix(b, s, w, err);
 }
 
 mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, mxd_err *err) {
@@ -483,15 +474,54 @@ mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, 
         (src->experts && src->out > (1 << 28) / src->experts))
         return mxd_fail(err, MXD_E_INVAL, "%s: %d experts [%d, %d]", src->name, src->experts,
                         src->out, src->in);
-    bool table = src->use != MXD_W_VECTOR && (src->cols || src->col0);
-    return table ? load_part(b, src, out, err) : load_whole(b, src, out, err);
+    mxd_weight *w = MXD_NEW(b->al, 1, mxd_weight);
+    if (!w) return mxd_fail(err, MXD_E_NOMEM, "%s", src->name);
+    w->use = src->use;
+    w->in = src->in;
+    mxd_rc rc = load(b, src, w, err);
+    if (rc) {
+        cpu_weight_free(b, w);
+        return rc;
+    }
+    if (w->quantised && (w->use & MXD_W_LINEAR) && w->in > b->max_in) b->max_in = w->in;
+    w->next = b->weights;
+    b->weights = w;
+    b->weight_bytes += w->bytes;
+    *out = w;
+    return MXD_OK;
 }
 
 void cpu_weight_free(cpu_backend *b, mxd_weight *w) {
-    mxd_free(b->al, w->cut);
+    cpu_cut_free(b->al, w->cut);
+    mxd_free(b->al, w->table);
     mxd_free(b->al, w->bias);
     mxd_free(b->al, w->vector);
     mxd_free(b->al, w);
+}
+
+/* The shape of a weight, and the bytes that load takes for it. */
+static mxd_rc find_bytes(const mxd_alloc *al, const mxd_weight_src *s, mxd_weight *w) {
+    if (s->use == MXD_W_VECTOR) {
+        MXD_TRY(vector_part(s, &w->in, NULL));
+        w->bytes = (uint64_t)w->in * sizeof(float);
+        return MXD_OK;
+    }
+    if (s->use == MXD_W_LOOKUP) return MXD_OK; /* stays in the file */
+    if (s->cut) MXD_TRY(cpu_cut_make(al, s, w, NULL));
+    MXD_TRY(cpu_check_matrix(s, w, NULL));
+    w->bytes = (uint64_t)w->tile_bytes * (uint64_t)w->n_tiles;
+    bool bias = s->bias && (w->n_tiles || (w->rows && !s->experts));
+    if (bias) w->bytes += (uint64_t)w->rows * (w->experts ? w->experts : 1) * sizeof(float);
+    return MXD_OK;
+}
+
+uint64_t cpu_weight_bytes(const mxd_alloc *al, const mxd_weight_src *src, int max_rows,
+                          uint64_t *exchange) {
+    mxd_weight w = {.use = src->use, .in = src->in};
+    mxd_rc rc = find_bytes(al, src, &w);
+    if (exchange) *exchange = w.cut && !rc ? cpu_cut_floats(&w, max_rows) * sizeof(float) : 0;
+    cpu_cut_free(al, w.cut);
+    return rc ? 0 : w.bytes;
 }
 
 /* ----------------------------------------------------------------------------------- embedding */
@@ -522,7 +552,8 @@ void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w) {
     cpu_backend *b = (cpu_backend *)base;
     if (!cpu_live(b)) return;
     embed_job j = {b, w, &b->reg[dst]};
-    MXD_ASSERT(dst >= 0 && dst < b->n_regs && j.dst->width == w->in && (w->tiles || w->cut));
+    MXD_ASSERT(dst >= 0 && dst < b->n_regs && j.dst->width == w->in &&
+               (w->tiles || w->cut || w->table));
     int n_ids = w->cut ? w->cut->out : w->rows;
     for (int i = 0; i < b->batch->n_rows; i++)
         if (b->batch->ids[i] < 0 || b->batch->ids[i] >= n_ids) {
@@ -531,9 +562,10 @@ void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w) {
             return;
         }
     cpu_set_rows(j.dst, b->batch->n_rows);
-    if (w->cut) {
+    if (w->cut)
         cpu_embed_cut(b, dst, w);
-        return;
-    }
-    cpu_run(b, embed_task, &j, b->batch->n_rows, 4.0 * w->in * b->batch->n_rows);
+    else if (w->table)
+        cpu_table_embed(b, dst, w);
+    else
+        cpu_run(b, embed_task, &j, b->batch->n_rows, 4.0 * w->in * b->batch->n_rows);
 }
