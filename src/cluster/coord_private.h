@@ -20,6 +20,7 @@
 
 enum {
     MXD_COORD_TICK_MS = 25,
+    MXD_COORD_READ_AHEAD = 1024, /* items that may be taken before the clock */
     MXD_COORD_DIAL_MS = 3000,
     MXD_COORD_HELD_STEPS = 16, /* steps that wait until the first stage is reached */
     MXD_COORD_HANGUPS = 64,    /* links whose last word is still on its way */
@@ -98,6 +99,7 @@ struct mxd_cluster {
     mxd_coord *core;
     void *core_memory;
     bool draining;
+    int split_told; /* of so many nodes it was said that the layer split does not fit them */
     int64_t last_tick_ms, renew_at_ms;
     mxd_live_request *requests;   /* list */
     mxd_submit_answer *answering; /* while its request is being given to the core */

@@ -232,6 +232,21 @@ static void fail_requests(mxd_cluster *c) {
     }
 }
 
+/* Waits for one item; and when the clock is due, takes what has come before: silence is judged by
+ * what was said, not by what we have read. Bounded, so that a flood does not stop the clock. */
+static void take_items(mxd_cluster *c) {
+    int64_t wait_ms = MXD_COORD_TICK_MS;
+    for (int n = 0; n < MXD_COORD_READ_AHEAD && !mxd_inbox_closed(&c->inbox); n++) {
+        mxd_inbox_item *item = mxd_inbox_take(&c->inbox, wait_ms);
+        if (!item) return;
+        if (item->kind == MXD_INBOX_NET) on_net(c, &item->net);
+        if (item->kind == MXD_INBOX_OWN) on_posted(c, item);
+        mxd_inbox_free(&c->inbox, item);
+        if (mxd_now_ms() - c->last_tick_ms < MXD_COORD_TICK_MS) return;
+        wait_ms = 0;
+    }
+}
+
 static void *control_main(void *arg) {
     mxd_cluster *c = arg;
     sigset_t broken_pipes; /* of a worker that ends while its bootstrap is written */
@@ -240,10 +255,7 @@ static void *control_main(void *arg) {
     pthread_sigmask(SIG_BLOCK, &broken_pipes, NULL);
     mxd_coord_give(c, &(mxd_coord_event){.kind = MXD_COORD_TICK});
     while (!mxd_inbox_closed(&c->inbox)) {
-        mxd_inbox_item *item = mxd_inbox_take(&c->inbox, MXD_COORD_TICK_MS);
-        if (item && item->kind == MXD_INBOX_NET) on_net(c, &item->net);
-        if (item && item->kind == MXD_INBOX_OWN) on_posted(c, item);
-        if (item) mxd_inbox_free(&c->inbox, item);
+        take_items(c);
         tick(c);
     }
     fail_requests(c);
@@ -417,6 +429,16 @@ static int rows_that_fit(const mxd_hparams *hp, int slots, int wanted) {
     return rows > 0 ? rows : 1;
 }
 
+/* Without an address to join, the nodes are known from the start. */
+static mxd_rc check_split(const mxd_cluster_opts *o, mxd_err *err) {
+    int n = o->local_workers > 0 ? o->local_workers : 1;
+    if (!o->n_split || o->listen || o->no_local || o->n_split == n) return MXD_OK;
+    return mxd_fail(err, MXD_E_INVAL,
+                    "the layer split is for %d nodes, and there will be %d: give one number for "
+                    "each, or let others join with --cluster-listen",
+                    o->n_split, n);
+}
+
 static mxd_rc read_model(mxd_cluster *c, mxd_err *err) {
     mxd_cluster_opts *o = &c->opts;
     mxd_welcome *w = &c->welcome;
@@ -446,19 +468,38 @@ static mxd_rc read_model(mxd_cluster *c, mxd_err *err) {
         rc = mxd_fail(err, MXD_E_INVAL,
                       "%d local workers for a model of %d layers: at most one each",
                       o->local_workers, hp->n_layers);
+    if (!rc) rc = check_split(o, err);
     mxd_model_close(m);
     return rc;
 }
 
+/* A split for another number of nodes cannot hold: said in the log, once for each number, and among
+ * the plan's reasons. */
+static void tell_split(mxd_cluster *c, int n, mxd_plan *out) {
+    if (!c->opts.n_split || c->opts.n_split == n) {
+        c->split_told = 0;
+        return;
+    }
+    if (out->n_reasons < (int)MXD_COUNT(out->reasons))
+        snprintf(out->reasons[out->n_reasons++], sizeof out->reasons[0],
+                 "the layer split is for %d nodes and there %s %d: the layers were cut without it",
+                 c->opts.n_split, n == 1 ? "is" : "are", n);
+    if (c->split_told == n) return;
+    c->split_told = n;
+    mxd_log(MXD_LOG_WARN, "layer_split_not_used", "nodes=%d split_nodes=%d", n, c->opts.n_split);
+}
+
 static mxd_rc plan_call(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_link *avoid,
                         int n_avoid, mxd_plan *out, mxd_err *err) {
-    const mxd_cluster *c = ctx;
+    mxd_cluster *c = ctx;
     mxd_plan_opts o = {.ctx = c->welcome.ctx, .parallel = c->welcome.slots};
     if (c->opts.n_split == n) { /* the user's own split holds while the nodes are there */
         o.n_split = n;
         memcpy(o.split, c->opts.split, (size_t)n * sizeof *o.split);
     }
-    return mxd_plan_make(out, c->sizes, nodes, n, avoid, n_avoid, &o, err);
+    MXD_TRY(mxd_plan_make(out, c->sizes, nodes, n, avoid, n_avoid, &o, err));
+    tell_split(c, n, out);
+    return MXD_OK;
 }
 
 static mxd_rc open_core(mxd_cluster *c, mxd_err *err) {
@@ -482,6 +523,7 @@ static mxd_rc open_core(mxd_cluster *c, mxd_err *err) {
                          .n_local = n_local,
                          .min_nodes = n_local > 0 ? n_local : 1};
     if (c->opts.min_nodes > cfg.min_nodes) cfg.min_nodes = c->opts.min_nodes;
+    if (c->opts.n_split > cfg.min_nodes) cfg.min_nodes = c->opts.n_split; /* who may still come */
     size_t bytes = mxd_coord_bytes(&cfg);
     c->core_memory = bytes ? mxd_new(c->al, 1, bytes) : NULL;
     c->core = c->core_memory ? mxd_coord_init(c->core_memory, &cfg) : NULL;

@@ -143,14 +143,16 @@ bool core_same(const char *a, const char *b) {
 
 /* --------------------------------------------------------------------------------------- step */
 
-/* When we were stopped (SIGSTOP, a suspended laptop), what others said lies unread behind this
- * tick: the time that we did not live through is nobody's silence. */
+/* When we were stopped (SIGSTOP, a suspended laptop, a machine with too much to do), what others
+ * said lies unread behind this tick: the time that we did not live through is nobody's silence.
+ * One usual tick of it counts all the same, so that a machine that is always late still notices
+ * death, only later. */
 static void forgive_our_sleep(mxd_coord *c) {
     int64_t gap = c->tick_ms < 0 ? 0 : c->now_ms - c->tick_ms;
     c->tick_ms = c->now_ms;
-    if (gap <= c->cfg.dead_ms / 2) return;
-    for (int i = 0; i < MXD_MAX_NODES; i++) c->nodes[i].last_beat_ms += gap;
-    c->progress_ms += gap;
+    if (gap <= 2 * CORE_TICK_MS) return;
+    for (int i = 0; i < MXD_MAX_NODES; i++) c->nodes[i].last_beat_ms += gap - CORE_TICK_MS;
+    c->progress_ms += gap - CORE_TICK_MS;
 }
 
 static void on_tick(mxd_coord *c) {
@@ -190,6 +192,12 @@ static void on_node_event(mxd_coord *c, const mxd_coord_event *e) {
     }
 }
 
+/* A result is a sign of life too. */
+static void heard(mxd_coord *c, uint64_t link) {
+    int i = core_node_of(c, link);
+    if (i >= 0) c->nodes[i].last_beat_ms = c->now_ms;
+}
+
 static void on_drain(mxd_coord *c) {
     c->draining = true;
     c->changed = true;
@@ -207,6 +215,7 @@ static void dispatch(mxd_coord *c, const mxd_coord_event *e) {
         core_on_gone(c, e->link);
         break;
     case MXD_COORD_RESULT:
+        heard(c, e->link);
         core_on_result(c, &e->result);
         break;
     case MXD_COORD_SUBMIT:

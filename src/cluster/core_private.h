@@ -19,6 +19,7 @@ enum {
     CORE_MAX_FLIGHTS = MXD_MAX_NODES + 1,
     CORE_MAX_AVOID = 32,
     CORE_SMALL_ROWS = 8, /* so few rows take as long as one: the weights are read once */
+    CORE_TICK_MS = 50,   /* the longest usual time between two ticks */
     CORE_SPAWN_MIN_MS = 100,
     CORE_SPAWN_MAX_MS = 5000,
     CORE_SPAWN_SHORT_MS = 10000, /* a worker that dies younger than this is started later */

@@ -99,6 +99,8 @@ def test_step_that_hangs_on_a_remote_worker(hangs, tmp_path):
     boxes[0].process.send_signal(signal.SIGUSR2)
     assert a.result() == want
     assert order(s) == ["local-0"]
+    assert "layer_split_not_used nodes=1" in s.text()
+    assert any("layer split" in r for r in state(s)["plan"]["reasons"])
     assert Answer(s).result() == want
     boxes[0].process.send_signal(signal.SIGUSR2)
     wait_until(lambda: serving(s, "box"), timeout=70)
