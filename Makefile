@@ -8,7 +8,7 @@ ifneq ($(BREW),)
 export PKG_CONFIG_PATH := $(BREW)/opt/openssl@3/lib/pkgconfig:$(BREW)/opt/curl/lib/pkgconfig:$(PKG_CONFIG_PATH)
 endif
 
-.PHONY: build deps demo test install check sanitize coverage soak fuzz bench oracle cross cross-arm64 docs clean help
+.PHONY: build deps demo test install check sanitize coverage soak sim sim-mutants fuzz bench oracle cross cross-arm64 docs clean help
 build: deps $(BUILD)/build.ninja
 	@tools/find-mlx.sh $(BUILD)
 	ninja -C $(BUILD)
@@ -22,6 +22,7 @@ help:
 	@echo "make sanitize       the tests under address, undefined-behaviour and thread sanitizers"
 	@echo "make coverage       line coverage of the tests, at least 85 %"
 	@echo "make soak           the fault matrix with its long variants, about 20 minutes"
+	@echo "make sim            the control core under 200,000 seeds of simulated faults;  make sim-mutants  does it notice?"
 	@echo "make fuzz           every fuzz target for SECONDS_PER_FUZZER=$(SECONDS_PER_FUZZER)"
 	@echo "make bench          speeds of this machine;  make oracle  goldens made anew and compared"
 	@echo "make cross          everything compiled and linked for Apple Silicon, on Linux"
@@ -58,6 +59,12 @@ coverage: deps
 
 soak: build
 	@MXD_SOAK=1 MXD_TEST_SECONDS=3600 tools/run_tests.sh $(BUILD) -k test_faults
+
+sim: build
+	@tools/sim.sh $(BUILD) 200000
+
+sim-mutants: build
+	ninja -C $(BUILD) sim-mutants
 
 fuzz: deps
 	@tools/fuzz.sh $(SECONDS_PER_FUZZER)

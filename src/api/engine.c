@@ -139,6 +139,7 @@ static mxd_rc open_cluster(mxd_engine *e, const mxd_engine_opts *o, mxd_err *err
                           .no_local = o->no_local,
                           .listen = o->cluster_listen,
                           .state_dir = o->state_dir,
+                          .journal_dir = o->journal_dir,
                           .worker_program = o->worker_program,
                           .backend = o->backend,
                           .kernels = o->kernels,
@@ -327,6 +328,8 @@ mxd_rc mxd_engine_submit(mxd_engine *e, const mxd_gen *g, mxd_stream **out, mxd_
                      .n_stop_ids = n_stop,
                      .how = g->sampling,
                      .timeout_ms = g->timeout_ms > 0 ? g->timeout_ms : e->timeout_ms,
+                     .keep = g->keep,
+                     .n_keep = g->n_keep,
                      .token = mxd_stream_on_token,
                      .end = mxd_stream_on_end};
     r.how.n_prompt = (uint32_t)g->n_prompt;
@@ -342,4 +345,55 @@ mxd_rc mxd_engine_submit(mxd_engine *e, const mxd_gen *g, mxd_stream **out, mxd_
     mxd_stream_submitted(s, id);
     *out = s;
     return MXD_OK;
+}
+
+/* -------------------------------------------------------------------------- requests that are kept
+ */
+
+bool mxd_engine_kept_at(mxd_engine *e, int i, mxd_engine_kept *out) {
+    const mxd_kept *k = mxd_cluster_kept(e->cluster, i);
+    if (!k) return false;
+    int64_t ago = k->ended ? mxd_wall_ms() - k->end_wall_ms : 0;
+    *out = (mxd_engine_kept){.id = k->id,
+                             .keep = k->keep,
+                             .n_keep = k->n_keep,
+                             .prompt = k->prompt,
+                             .n_prompt = (size_t)k->n_prompt,
+                             .n_tokens = k->n_tokens,
+                             .ended = k->ended,
+                             .ended_ms_ago = ago > 0 ? ago : 0};
+    return true;
+}
+
+static const mxd_kept *kept_of(mxd_engine *e, uint64_t id) {
+    const mxd_kept *k;
+    for (int i = 0; (k = mxd_cluster_kept(e->cluster, i)) != NULL; i++)
+        if (k->id == id) return k;
+    return NULL;
+}
+
+mxd_rc mxd_engine_restore(mxd_engine *e, uint64_t id, const mxd_gen *gen, mxd_stream **out,
+                          mxd_err *err) {
+    const mxd_kept *k = kept_of(e, id);
+    if (!k) return mxd_fail(err, MXD_E_NOTFOUND, "no request %llu", (unsigned long long)id);
+    bool ended = k->ended;
+    mxd_stream *s;
+    MXD_TRY(mxd_stream_new(&s, e->al, e, e->cluster, gen, err));
+    mxd_stream_submitted(s, id);
+    mxd_rc rc = mxd_stream_past(s, k, err);
+    if (!rc)
+        rc = mxd_cluster_restore(e->cluster, id, mxd_stream_on_token, mxd_stream_on_end, s, err);
+    if (rc) {
+        mxd_stream_abandon(s);
+        return rc;
+    }
+    if (ended) mxd_stream_settled(s);
+    *out = s;
+    return MXD_OK;
+}
+
+void mxd_engine_forget(mxd_engine *e, uint64_t id) { mxd_cluster_forget(e->cluster, id); }
+
+bool mxd_engine_journal_problem(mxd_engine *e, char *text, size_t cap) {
+    return mxd_cluster_journal_problem(e->cluster, text, cap);
 }

@@ -27,7 +27,8 @@ typedef struct mxd_engine_opts { /* zero: default */
     const char *model_id;        /* its public name; NULL: the folder's last part */
     int local_workers;           /* worker processes on this machine; 0: compute in this process */
     const char *cluster_listen;  /* "ip:port" for remote workers; NULL: 127.0.0.1 and a free port */
-    const char *state_dir; /* CA, keys, tokens; NULL: a private CA that lives as long as we do */
+    const char *state_dir;   /* CA, keys, tokens; NULL: a private CA that lives as long as we do */
+    const char *journal_dir; /* of requests that are kept; NULL: none outlives the process */
     const char *worker_program; /* path of mlx-dist-worker */
     const char *backend;        /* "auto" */
     const char *kernels;        /* force a kernel table; NULL: best */
@@ -137,6 +138,10 @@ typedef struct mxd_gen { /* copied by submit, with everything it points to */
     const char *const *stop; /* stop strings; not part of the text */
     int n_stop;
     int64_t timeout_ms; /* 0: 600 s */
+    /* Not NULL: a request that is kept (below), with these bytes. Its stream gives an event for
+     * every token, whenever it is read, so that what is made of them can be made again. */
+    const void *keep;
+    size_t n_keep;
 } mxd_gen;
 
 typedef enum mxd_finish { MXD_FINISH_STOP, MXD_FINISH_LENGTH, MXD_FINISH_CANCELLED } mxd_finish;
@@ -159,7 +164,7 @@ typedef struct mxd_stream_event {
 typedef struct mxd_stream mxd_stream;
 
 /* Errors: E_CONTEXT prompt does not fit; E_BUSY queue full; E_SHUTDOWN draining; E_PEER no workers;
- * E_INVAL; E_NOMEM. */
+ * E_INVAL; E_NOMEM; E_IO it is to be kept and the journal cannot be written. */
 mxd_rc mxd_engine_submit(mxd_engine *e, const mxd_gen *gen, mxd_stream **out,
                          mxd_err *err) MXD_MUST_USE;
 
@@ -179,5 +184,41 @@ bool mxd_stream_ended(const mxd_stream *s);
 
 void mxd_stream_cancel(mxd_stream *s); /* any thread; DONE with CANCELLED follows */
 void mxd_stream_free(mxd_stream *s);   /* cancels if still running; no notify after this returns */
+void mxd_stream_leave(mxd_stream *s);  /* as free, and the request runs on: it is kept */
+
+/* ----------------------------------------------------------------------- requests that are kept
+ *
+ * With a journal_dir, a request with `keep` is in the journal until mxd_engine_forget: parameters,
+ * seed, prompt, every accepted token before a reader sees it, and its bytes. An engine that is
+ * opened over the same journal and model has it again. Without a journal, or when it was submitted
+ * while there was none, it lives as long as the engine. */
+
+typedef struct mxd_engine_kept { /* borrowed until it is restored or forgotten */
+    uint64_t id;
+    const void *keep; /* [n_keep] */
+    size_t n_keep;
+    const int32_t *prompt; /* [n_prompt] */
+    size_t n_prompt;
+    int n_tokens;
+    bool ended;
+    int64_t ended_ms_ago; /* by the wall clock */
+} mxd_engine_kept;
+
+/* The i-th of an earlier life. False: there are no more. Before requests are submitted; one thread.
+ */
+bool mxd_engine_kept_at(mxd_engine *e, int i, mxd_engine_kept *out);
+
+/* Its stream, from the first token on; takes it off the list. If it has not ended, it goes on by
+ * itself as soon as the engine can, under its own parameters. Of `gen` only what makes text of
+ * tokens is looked at: n_prompt, stop strings, keep_special. Errors: E_NOTFOUND, E_NOMEM,
+ * E_SHUTDOWN. */
+mxd_rc mxd_engine_restore(mxd_engine *e, uint64_t id, const mxd_gen *gen, mxd_stream **out,
+                          mxd_err *err) MXD_MUST_USE;
+
+uint64_t mxd_stream_request(const mxd_stream *s);   /* its id */
+void mxd_engine_forget(mxd_engine *e, uint64_t id); /* nobody will want it again; any thread */
+
+/* Why requests cannot be kept at present, though there should be a journal. False: all is well. */
+bool mxd_engine_journal_problem(mxd_engine *e, char *text, size_t cap);
 
 #endif

@@ -17,6 +17,7 @@ struct mxd_stream {
     mxd_cluster *cluster;
     atomic_int refs; /* cluster and reader */
     uint64_t id;     /* of the request; set before the reader has the stream */
+    bool single;     /* one token for each event */
     int n_prompt;
 
     /* under lock: the cluster's thread writes, the reader reads */
@@ -79,6 +80,7 @@ mxd_rc mxd_stream_new(mxd_stream **out, const mxd_alloc *al, const mxd_engine *e
     s->cluster = cluster;
     atomic_init(&s->refs, 2);
     s->n_prompt = (int)gen->n_prompt;
+    s->single = gen->keep != NULL;
     init_lock(s);
     mxd_detok_init(&s->detok, mxd_engine_tokenizer(e), !gen->keep_special);
     mxd_stopper_init(&s->stopper, al, (const char *const *)s->stop, 0);
@@ -103,6 +105,9 @@ void mxd_stream_abandon(mxd_stream *s) {
     release(s);
 }
 
+void mxd_stream_settled(mxd_stream *s) { release(s); }
+uint64_t mxd_stream_request(const mxd_stream *s) { return s->id; }
+
 void mxd_stream_cancel(mxd_stream *s) { mxd_cluster_cancel(s->cluster, s->id); }
 
 void mxd_stream_free(mxd_stream *s) {
@@ -112,6 +117,14 @@ void mxd_stream_free(mxd_stream *s) {
     bool ended = s->ended;
     pthread_mutex_unlock(&s->lock);
     if (!ended) mxd_stream_cancel(s);
+    release(s);
+}
+
+void mxd_stream_leave(mxd_stream *s) {
+    if (!s) return;
+    pthread_mutex_lock(&s->lock);
+    s->notify = NULL;
+    pthread_mutex_unlock(&s->lock);
     release(s);
 }
 
@@ -140,13 +153,27 @@ void mxd_stream_on_token(void *stream, const mxd_sampled *token, bool stop) {
     pthread_mutex_unlock(&s->lock);
 }
 
-void mxd_stream_on_end(void *stream, const mxd_request_end *end) {
-    mxd_stream *s = stream;
-    pthread_mutex_lock(&s->lock);
+static void keep_end(mxd_stream *s, const mxd_request_end *end) {
     s->ended = true;
     s->end = *end;
     snprintf(s->end_text, sizeof s->end_text, "%s", end->text ? end->text : mxd_rc_text(end->rc));
     s->end.text = s->end_text;
+}
+
+mxd_rc mxd_stream_past(mxd_stream *s, const mxd_kept *k, mxd_err *err) {
+    for (int i = 0; i < k->n_tokens; i++) {
+        if (!room(s)) return mxd_fail(err, MXD_E_NOMEM, "no memory for the answer");
+        s->tokens[s->n_tokens++] = k->tokens[i];
+    }
+    s->stopped_by_id = k->stopped;
+    if (k->ended) keep_end(s, &k->end);
+    return MXD_OK;
+}
+
+void mxd_stream_on_end(void *stream, const mxd_request_end *end) {
+    mxd_stream *s = stream;
+    pthread_mutex_lock(&s->lock);
+    keep_end(s, end);
     pthread_cond_signal(&s->changed);
     if (s->notify) s->notify(s->notify_ctx);
     pthread_mutex_unlock(&s->lock);
@@ -178,6 +205,7 @@ static bool await(mxd_stream *s, int64_t timeout_ms) {
 /* Copies new tokens out under the lock. */
 static mxd_rc take_tokens(mxd_stream *s, int *n, mxd_err *err) {
     *n = s->n_tokens - s->n_read;
+    if (s->single && *n > 1) *n = 1;
     if (s->short_of_memory) return mxd_fail(err, MXD_E_NOMEM, "no memory for the answer");
     if (*n > s->cap_taken) {
         mxd_sampled *p = mxd_renew(s->al, s->taken, (size_t)*n, sizeof *p);
@@ -255,7 +283,9 @@ mxd_rc mxd_stream_next(mxd_stream *s, int64_t timeout_ms, mxd_stream_event *ev, 
     pthread_mutex_lock(&s->lock);
     bool there = s->flushed || await(s, timeout_ms);
     mxd_rc rc = there ? take_tokens(s, &n, err) : MXD_OK;
-    bool ended = s->ended, by_id = s->stopped_by_id; /* then it is the last token */
+    bool all = s->n_read + n == s->n_tokens, by_id = s->stopped_by_id && all;
+    /* what an event holds may not depend on when the end came */
+    bool ended = s->ended && (!s->single || !n);
     pthread_mutex_unlock(&s->lock);
     if (!there) return mxd_fail(err, MXD_E_TIMEOUT, "nothing yet");
     if (rc) {

@@ -25,4 +25,9 @@ void mxd_stream_on_end(void *stream, const mxd_request_end *end);
 void mxd_stream_submitted(mxd_stream *s, uint64_t id);
 void mxd_stream_abandon(mxd_stream *s);
 
+/* Of a kept request: what an earlier life accepted, and its end if it had one (then the cluster
+ * never had this stream: mxd_stream_settled). Errors: E_NOMEM. */
+mxd_rc mxd_stream_past(mxd_stream *s, const mxd_kept *k, mxd_err *err) MXD_MUST_USE;
+void mxd_stream_settled(mxd_stream *s);
+
 #endif

@@ -61,6 +61,9 @@ enum {
     MXD_HTTP_MAX_HEADERS = 16 << 10,
     MXD_HTTP_MAX_CONNECTIONS = 1024,
     MXD_HTTP_MAX_PER_ADDRESS = 512,
+    MXD_HTTP_MAX_RESUMES = 64,         /* resumable streams of one key, ended ones included */
+    MXD_HTTP_ALL_RESUMES = 512,        /* of all keys */
+    MXD_HTTP_RESUME_BYTES = 256 << 20, /* of all their events; new ones are refused above it */
     MXD_MAX_WAITING = 128,
     MXD_MAX_MESSAGES = 4096,
     MXD_MAX_CHOICES = 8,

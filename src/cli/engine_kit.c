@@ -85,11 +85,25 @@ static bool spend(void *state_dir, const char *secret) {
     return spent;
 }
 
+/* Where nobody can have a state folder there is no journal. */
+static void fill_journal(mxd_engine_kit *kit, const mxd_options *o) {
+    char dir[1024];
+    mxd_err err = {0};
+    if (!has(o, MXD_OPT_NO_JOURNAL) || mxd_opt_bool(o, MXD_OPT_NO_JOURNAL)) return;
+    if (mxd_main_state_dir(o, dir, &err) != MXD_OK) {
+        mxd_log(MXD_LOG_WARN, "no_journal", "reason=\"%s\"", err.msg);
+        return;
+    }
+    snprintf(kit->journal, sizeof kit->journal, "%s/journal", dir);
+    kit->opts.journal_dir = kit->journal;
+}
+
 static mxd_rc fill_cluster(mxd_engine_kit *kit, const mxd_options *o, mxd_err *err) {
     mxd_engine_opts *e = &kit->opts;
     e->local_workers = (int)mxd_opt_int(o, MXD_OPT_LOCAL_WORKERS);
     if (e->local_workers > 0) MXD_TRY(find_worker(kit, err));
     if (has(o, MXD_OPT_CLUSTER_LISTEN)) e->cluster_listen = mxd_opt_text(o, MXD_OPT_CLUSTER_LISTEN);
+    fill_journal(kit, o);
     if (has(o, MXD_OPT_LAYER_SPLIT)) e->split = mxd_opt_ints(o, MXD_OPT_LAYER_SPLIT, &e->n_split);
     if (!e->cluster_listen) return MXD_OK;
     MXD_TRY(mxd_main_state_dir(o, kit->state_dir, err));

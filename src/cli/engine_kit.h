@@ -7,7 +7,7 @@
 
 typedef struct mxd_engine_kit {
     mxd_engine_opts opts; /* strings point below or into the options */
-    char folder[1024], model_id[256], state_dir[1024], worker[1200];
+    char folder[1024], model_id[256], state_dir[1024], worker[1200], journal[1200];
     char *chat_template;
 } mxd_engine_kit;
 

@@ -164,7 +164,9 @@ X(ADVERTISE, "advertise", "--advertise-addr", ON(WORKER), CLUSTER, TEXT, "HOST:P
   "interfaces. Port 0 is the one it listens on; without it the address it listens on.") \
 X(STATE_DIR, "state-dir", "", ON(SERVER) | ON(WORKER) | ON(INIT) | ON(TOKEN), CLUSTER, \
   PATH, "DIR", 0, 0, NULL, NULL, \
-  "Keys and tokens; without it $XDG_STATE_HOME/mlx-distributed.") \
+  "Keys, tokens and the journal; without it $XDG_STATE_HOME/mlx-distributed.") \
+X(NO_JOURNAL, "no-journal", "", ON(SERVER), CLUSTER, FLAG, NULL, 0, 0, NULL, NULL, \
+  "Keep no journal: resumable streams (X-Resumable) survive their clients, but no restart.") \
 \
 X(NODES, "nodes", "", ON(PLAN), CLUSTER, PATH, "FILE", 0, 0, NULL, NULL, \
   "JSON file that describes the nodes and links; without it this machine alone.") \

@@ -147,7 +147,7 @@ static void refuse(mxd_cluster *c, const mxd_coord_action *a) {
     mxd_live_request *q = mxd_coord_request(c, a->request);
     MXD_ASSERT(q && c->answering && c->answering->request == q);
     mxd_fail(&c->answering->err, a->rc, "%s", a->text);
-    mxd_coord_request_free(c, q);
+    if (!q->restoring) mxd_coord_request_free(c, q);
 }
 
 static void token(mxd_cluster *c, const mxd_coord_action *a) {
@@ -155,20 +155,24 @@ static void token(mxd_cluster *c, const mxd_coord_action *a) {
     if (q && q->r.token) q->r.token(q->r.ctx, a->sampled, a->stop);
 }
 
-static void done(mxd_cluster *c, const mxd_coord_action *a) {
+mxd_request_end mxd_coord_end(const mxd_coord_action *a) {
     static const mxd_end how[] = {[MXD_CORE_STOP] = MXD_END_STOP,
                                   [MXD_CORE_LENGTH] = MXD_END_LENGTH,
                                   [MXD_CORE_CANCELLED] = MXD_END_CANCELLED,
                                   [MXD_CORE_ERROR] = MXD_END_ERROR};
+    return (mxd_request_end){.how = how[a->done.how],
+                             .rc = a->done.rc,
+                             .text = a->text ? a->text : "",
+                             .n_cached = a->done.n_cached,
+                             .queue_ms = a->done.queue_ms,
+                             .prefill_ms = a->done.prefill_ms,
+                             .decode_ms = a->done.decode_ms};
+}
+
+static void done(mxd_cluster *c, const mxd_coord_action *a) {
     mxd_live_request *q = mxd_coord_request(c, a->request);
     if (!q) return;
-    const mxd_request_end end = {.how = how[a->done.how],
-                                 .rc = a->done.rc,
-                                 .text = a->text ? a->text : "",
-                                 .n_cached = a->done.n_cached,
-                                 .queue_ms = a->done.queue_ms,
-                                 .prefill_ms = a->done.prefill_ms,
-                                 .decode_ms = a->done.decode_ms};
+    const mxd_request_end end = mxd_coord_end(a);
     q->r.end(q->r.ctx, &end);
     mxd_coord_request_free(c, q);
 }
@@ -201,7 +205,7 @@ void mxd_coord_act(mxd_cluster *c, const mxd_coord_action *a) {
     case MXD_ACT_STEP:
         step(c, a);
         break;
-    case MXD_ACT_JOURNAL: /* streams do not outlive this process, so nothing needs to be durable */
+    case MXD_ACT_JOURNAL: /* written before: mxd_coord_journal_step */
         break;
     case MXD_ACT_ACCEPTED:
         break;

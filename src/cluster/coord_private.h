@@ -1,6 +1,7 @@
 /* coord_private.h - private to cluster/: the coordinator's driver, in five files:
  *   coordinator.c   life, the control thread, events in
  *   coord_act.c     what the core says, done
+ *   coord_journal.c what outlives the process
  *   coord_ca.c      the cluster's CA, certificates, enrolment
  *   coord_canary.c  the answer that every plan must give, over restarts
  *   coord_state.c   what people see: JSON, counters
@@ -13,6 +14,7 @@
 #include "cluster/core.h"
 #include "cluster/fan.h"
 #include "cluster/inbox.h"
+#include "cluster/kept.h"
 #include "cluster/spawn.h"
 #include "cluster/wire.h"
 #include "cluster/worker.h"
@@ -31,6 +33,7 @@ enum {
 enum {                      /* mxd_inbox_item.what */
        MXD_POSTED_CALL = 1, /* ptr: mxd_coord_call */
        MXD_POSTED_CANCEL,   /* ptr: uint64_t on the heap */
+       MXD_POSTED_FORGET,   /* likewise */
 };
 
 /* A request as the driver keeps it until its end. Control thread, but for its making. */
@@ -40,6 +43,9 @@ typedef struct mxd_live_request {
     int32_t *prompt, *stop_ids;
     mxd_logit_bias *bias;
     mxd_core_submit submit;
+    int32_t *accepted;     /* of an earlier life */
+    bool restoring;        /* it outlives a refusal */
+    int64_t restore_by_ms; /* and not that time */
     struct mxd_live_request *next;
 } mxd_live_request;
 
@@ -125,6 +131,14 @@ struct mxd_cluster {
     int n_later;
     mxd_arena scratch;
     mxd_buf head;
+
+    /* coord_journal.c; control thread once it runs */
+    mxd_journal *journal; /* NULL: none */
+    unsigned char fingerprint[MXD_KEPT_MODEL];
+    char no_journal[480];        /* why there is none; "": nobody wants one. Read-only after open */
+    mxd_kept_list kept;          /* lock */
+    mxd_live_request *restoring; /* not yet given to the core */
+    mxd_buf record;
 };
 
 /* Runs the core with one event (the time is filled in) and carries out its actions. */
@@ -140,6 +154,24 @@ void mxd_coord_data_down(mxd_cluster *c, int node);
 
 mxd_live_request *mxd_coord_request(mxd_cluster *c, uint64_t id);
 void mxd_coord_request_free(mxd_cluster *c, mxd_live_request *r); /* unlinks it too */
+
+mxd_live_request *mxd_coord_request_new(const mxd_alloc *al, const mxd_request *r);
+mxd_request_end mxd_coord_end(const mxd_coord_action *done);
+void mxd_coord_post_id(mxd_cluster *c, int what, uint64_t id); /* any thread */
+
+/* coord_journal.c. The journal of opts.journal_dir, and what it holds; before the core. */
+mxd_rc mxd_coord_journal_open(mxd_cluster *c, mxd_err *err) MXD_MUST_USE;
+void mxd_coord_journal_close(mxd_cluster *c);
+uint64_t mxd_coord_journal_epoch(const mxd_cluster *c);
+/* What a step of the core wants written; before any of it is done. */
+void mxd_coord_journal_step(mxd_cluster *c, const mxd_coord_actions *out);
+mxd_rc mxd_coord_journal_check(mxd_cluster *c, const mxd_request *r, mxd_err *err) MXD_MUST_USE;
+bool mxd_coord_journal_wants(const mxd_cluster *c, const mxd_request *r);
+/* The core was given this request; a failure to keep it becomes the answer. */
+void mxd_coord_journal_submitted(mxd_cluster *c, mxd_submit_answer *answer, uint64_t id);
+void mxd_coord_journal_tick(mxd_cluster *c, int64_t now_ms);
+bool mxd_coord_journal_cancel(mxd_cluster *c, uint64_t id); /* false: the core has it */
+void mxd_coord_journal_forget(mxd_cluster *c, uint64_t id);
 
 /* The CA of opts.state_dir (made when missing), or a new one; and our own certificate. */
 mxd_rc mxd_coord_identity(mxd_cluster *c, mxd_err *err) MXD_MUST_USE;

@@ -43,6 +43,7 @@ void mxd_coord_give(mxd_cluster *c, mxd_coord_event *ev) {
         mxd_coord_actions out;
         next.now_ms = mxd_now_ms();
         mxd_coord_step(c->core, &next, &out);
+        mxd_coord_journal_step(c, &out);
         for (int i = 0; i < out.n; i++) mxd_coord_act(c, &out.list[i]);
         if (done == c->n_later) break;
         next = c->later[done];
@@ -185,7 +186,10 @@ static void on_posted(mxd_cluster *c, const mxd_inbox_item *item) {
     } else {
         uint64_t id = *(uint64_t *)item->ptr;
         mxd_free(c->al, item->ptr);
-        mxd_coord_give(c, &(mxd_coord_event){.kind = MXD_COORD_CANCEL, .request = id});
+        if (item->what == MXD_POSTED_FORGET)
+            mxd_coord_journal_forget(c, id);
+        else if (!mxd_coord_journal_cancel(c, id))
+            mxd_coord_give(c, &(mxd_coord_event){.kind = MXD_COORD_CANCEL, .request = id});
     }
 }
 
@@ -209,6 +213,7 @@ static void tick(mxd_cluster *c) {
     if (now - c->last_tick_ms < MXD_COORD_TICK_MS) return;
     c->last_tick_ms = now;
     check_children(c);
+    mxd_coord_journal_tick(c, now);
     mxd_coord_renew_own(c, now);
     for (int i = 0; i < c->n_hangups;) {
         if (now < c->hangups[i].at_ms) {
@@ -300,10 +305,11 @@ void mxd_coord_request_free(mxd_cluster *c, mxd_live_request *q) {
     mxd_free(c->al, q->prompt);
     mxd_free(c->al, q->stop_ids);
     mxd_free(c->al, q->bias);
+    mxd_free(c->al, q->accepted);
     mxd_free(c->al, q);
 }
 
-static mxd_live_request *new_request(const mxd_alloc *al, const mxd_request *r) {
+mxd_live_request *mxd_coord_request_new(const mxd_alloc *al, const mxd_request *r) {
     mxd_live_request *q = MXD_NEW(al, 1, mxd_live_request);
     if (!q) return NULL;
     q->r = *r;
@@ -330,11 +336,14 @@ static mxd_live_request *new_request(const mxd_alloc *al, const mxd_request *r) 
 static void submit_call(mxd_cluster *c, void *arg) {
     mxd_submit_answer *answer = arg;
     mxd_live_request *q = answer->request;
+    uint64_t id = q->id;
+    q->submit.resumable = mxd_coord_journal_wants(c, &q->r);
     q->next = c->requests;
     c->requests = q;
     c->answering = answer;
     mxd_coord_give(c, &(mxd_coord_event){.kind = MXD_COORD_SUBMIT, .submit = &q->submit});
     c->answering = NULL;
+    mxd_coord_journal_submitted(c, answer, id);
 }
 
 /* What the wire refuses would look like a broken coordinator to every worker. */
@@ -351,6 +360,7 @@ static mxd_rc check_sampling(const mxd_sampling *s, mxd_err *err) {
 
 mxd_rc mxd_cluster_submit(mxd_cluster *c, const mxd_request *r, uint64_t *id, mxd_err *err) {
     MXD_TRY(check_sampling(&r->how, err));
+    MXD_TRY(mxd_coord_journal_check(c, r, err));
     if (r->n_prompt < 1 || r->max_tokens < 1 || r->n_stop_ids > MXD_CORE_STOP_IDS)
         return mxd_fail(err, MXD_E_INVAL, "%d prompt tokens, %d to generate, %d stop ids",
                         r->n_prompt, r->max_tokens, r->n_stop_ids);
@@ -359,7 +369,7 @@ mxd_rc mxd_cluster_submit(mxd_cluster *c, const mxd_request *r, uint64_t *id, mx
                         "the prompt has %d tokens, the context %d: shorten it, or start the server "
                         "with a larger --ctx-size",
                         r->n_prompt, c->welcome.ctx);
-    mxd_live_request *q = new_request(c->al, r);
+    mxd_live_request *q = mxd_coord_request_new(c->al, r);
     if (!q) return mxd_fail(err, MXD_E_NOMEM, "no memory for the request");
     pthread_mutex_lock(&c->lock);
     q->id = q->submit.request = *id = ++c->next_request;
@@ -373,11 +383,15 @@ mxd_rc mxd_cluster_submit(mxd_cluster *c, const mxd_request *r, uint64_t *id, mx
     return answer.err.rc;
 }
 
-void mxd_cluster_cancel(mxd_cluster *c, uint64_t id) {
+void mxd_coord_post_id(mxd_cluster *c, int what, uint64_t id) {
     uint64_t *copy = MXD_NEW(c->al, 1, uint64_t);
-    if (!copy) return; /* the request then runs to its end */
+    if (!copy) return; /* the request then runs to its end, and is kept until the next start */
     *copy = id;
-    if (!mxd_inbox_post(&c->inbox, MXD_POSTED_CANCEL, copy)) mxd_free(c->al, copy);
+    if (!mxd_inbox_post(&c->inbox, what, copy)) mxd_free(c->al, copy);
+}
+
+void mxd_cluster_cancel(mxd_cluster *c, uint64_t id) {
+    mxd_coord_post_id(c, MXD_POSTED_CANCEL, id);
 }
 
 static void drain_call(mxd_cluster *c, void *arg) {
@@ -411,8 +425,8 @@ static mxd_rc keep(mxd_cluster *c, const char **s, mxd_err *err) {
 
 static mxd_rc keep_all(mxd_cluster *c, mxd_err *err) {
     mxd_cluster_opts *o = &c->opts;
-    const char **all[] = {&o->folder,         &o->model_id, &o->listen, &o->state_dir,
-                          &o->worker_program, &o->backend,  &o->kernels};
+    const char **all[] = {&o->folder,      &o->model_id,       &o->listen,  &o->state_dir,
+                          &o->journal_dir, &o->worker_program, &o->backend, &o->kernels};
     for (size_t i = 0; i < MXD_COUNT(all); i++) MXD_TRY(keep(c, all[i], err));
     return MXD_OK;
 }
@@ -519,6 +533,7 @@ static mxd_rc open_core(mxd_cluster *c, mxd_err *err) {
                          .no_prefix_cache = c->opts.no_prefix_cache,
                          .canary = true,
                          .known = c->canary,
+                         .epoch0 = mxd_coord_journal_epoch(c),
                          .local_ids = c->local_id_list,
                          .n_local = n_local,
                          .min_nodes = n_local > 0 ? n_local : 1};
@@ -589,8 +604,9 @@ static mxd_rc open_all(mxd_cluster *c, mxd_err *err) {
     mxd_buf_init(&c->head, c->al, MXD_MAX_FRAME_BYTES);
     for (int i = 0; i < MXD_COORD_HELD_STEPS; i++)
         mxd_buf_init(&c->held[i], c->al, MXD_MAX_FRAME_BYTES);
-    MXD_TRY(open_core(c, err));
     MXD_TRY(open_net(c, err));
+    MXD_TRY(mxd_coord_journal_open(c, err));
+    MXD_TRY(open_core(c, err));
     if (pthread_create(&c->thread, NULL, control_main, c) != 0)
         return mxd_fail(err, MXD_E_IO, "cannot start the coordinator's thread");
     c->started = true;
@@ -616,6 +632,7 @@ mxd_rc mxd_cluster_open(mxd_cluster **out, const mxd_alloc *al, const mxd_cluste
 }
 
 static void free_all(mxd_cluster *c) {
+    mxd_coord_journal_close(c);
     mxd_inbox_deinit(&c->inbox);
     mxd_buf_deinit(&c->head);
     for (int i = 0; i < MXD_COORD_HELD_STEPS && c->held[i].al; i++) mxd_buf_deinit(&c->held[i]);

@@ -26,6 +26,7 @@ typedef struct mxd_cluster_opts { /* zero: default. Strings are copied */
     bool no_local;              /* and not even that: remote workers only */
     const char *listen;         /* "ip:port"; NULL: 127.0.0.1, a free port */
     const char *state_dir;      /* CA and keys; NULL: a CA that lives as long as we do */
+    const char *journal_dir;    /* of mxd_journal_opts; NULL: nothing outlives the process */
     const char *worker_program; /* mlx-dist-worker; needed when local_workers > 0 */
     const char *backend, *kernels;
     mxd_activations activations;
@@ -102,6 +103,10 @@ typedef struct mxd_request { /* copied, with everything it points to */
     int n_stop_ids;
     mxd_sampling how;
     int64_t timeout_ms;
+    /* Not NULL: the request is in the journal until mxd_cluster_forget, and comes back after a
+     * restart together with these bytes. */
+    const void *keep;
+    size_t n_keep;
     /* token: each accepted token, in order, exactly once; `stop`: it was a stop id.
      * end: exactly once, last. */
     void (*token)(void *ctx, const mxd_sampled *s, bool stop);
@@ -109,11 +114,46 @@ typedef struct mxd_request { /* copied, with everything it points to */
     void *ctx;
 } mxd_request;
 
-/* *id: for cancel. Errors: E_CONTEXT; E_BUSY; E_PEER nobody can compute; E_SHUTDOWN; E_INVAL;
- * E_NOMEM. No callback runs when this fails. */
+/* *id: for cancel. Errors: E_IO `keep` and the journal cannot be written, or there is none;
+ * E_CONTEXT; E_BUSY; E_PEER nobody can compute; E_SHUTDOWN; E_INVAL; E_NOMEM. No callback runs when
+ * this fails. */
 mxd_rc mxd_cluster_submit(mxd_cluster *c, const mxd_request *r, uint64_t *id,
                           mxd_err *err) MXD_MUST_USE;
 void mxd_cluster_cancel(mxd_cluster *c, uint64_t id); /* unknown ids are ignored */
+
+/* ------------------------------------------------------------------- requests that are kept */
+
+/* A request of an earlier life of this coordinator. Borrowed until it is restored or forgotten. */
+typedef struct mxd_kept {
+    uint64_t id;
+    const void *keep; /* as it was submitted */
+    size_t n_keep;
+    const int32_t *prompt;
+    int n_prompt;
+    const mxd_sampled *tokens; /* [n_tokens] accepted */
+    int n_tokens;
+    bool ended, stopped; /* stopped: by a stop id, the last token */
+    mxd_request_end end;
+    int64_t end_wall_ms; /* unix time */
+} mxd_kept;
+
+/* The i-th; NULL: there are no more. Restoring and forgetting change the order: start again. Before
+ * other requests, one thread. */
+const mxd_kept *mxd_cluster_kept(mxd_cluster *c, int i);
+
+/* Goes on with a request that has not ended, under its old id, as soon as somebody can compute it:
+ * callbacks come for tokens behind the accepted ones, and for the end. Taken off the list.
+ * Errors: E_NOTFOUND, E_SHUTDOWN. */
+mxd_rc mxd_cluster_restore(mxd_cluster *c, uint64_t id,
+                           void (*token)(void *ctx, const mxd_sampled *s, bool stop),
+                           void (*end)(void *ctx, const mxd_request_end *end), void *ctx,
+                           mxd_err *err) MXD_MUST_USE;
+
+/* The journal need not hold this request any longer; unknown ids are ignored. Any thread. */
+void mxd_cluster_forget(mxd_cluster *c, uint64_t id);
+
+/* Why nothing can be kept at present. False: all is well, or there is no journal. */
+bool mxd_cluster_journal_problem(mxd_cluster *c, char *text, size_t cap);
 
 /* Refuses new requests from now on and waits until the running ones have ended. E_TIMEOUT. */
 mxd_rc mxd_cluster_drain(mxd_cluster *c, int64_t timeout_ms, mxd_err *err) MXD_MUST_USE;

@@ -232,6 +232,11 @@ typedef struct mxd_core_submit {
     bool ignore_eos;     /* no stop id ends the answer */
     mxd_sampling how;    /* n_prompt is filled in here */
     int64_t deadline_ms; /* in the time of now_ms; 0: none */
+    bool resumable;      /* its tokens and its end are journalled */
+    /* Tokens that an earlier life of the coordinator accepted: the answer goes on behind them, and
+     * ends at once if they are all of it. */
+    const int32_t *accepted; /* [n_accepted] */
+    int n_accepted;
 } mxd_core_submit;
 
 typedef struct mxd_coord_event {
@@ -296,15 +301,15 @@ typedef struct mxd_core_done {
 
 typedef enum mxd_journal_kind {
     MXD_JOURNAL_EPOCH, /* before the first use of an epoch */
-    MXD_JOURNAL_TOKEN, /* before the TOKEN */
-    MXD_JOURNAL_END    /* before DONE */
+    MXD_JOURNAL_TOKEN, /* before the TOKEN; of resumable requests */
+    MXD_JOURNAL_END    /* likewise right before DONE */
 } mxd_journal_kind;
 
 typedef struct mxd_core_journal {
     mxd_journal_kind kind;
     uint64_t epoch, request;
-    uint32_t index;
-    int32_t token;
+    uint32_t index;             /* END: tokens */
+    const mxd_sampled *sampled; /* TOKEN */
 } mxd_core_journal;
 
 typedef struct mxd_coord_action {

@@ -91,7 +91,7 @@ mxd_coord *mxd_coord_init(void *memory, const mxd_coord_cfg *cfg) {
     memset(c->slots, 0, (size_t)d.n_slots * sizeof *c->slots);
     for (int i = 0; i < d.n_slots; i++) c->slots[i].request = -1;
     mxd_sched_init(&c->sched, d.n_slots, d.max_rows, d.chunk);
-    c->epoch = c->epoch_seen = d.epoch0;
+    c->epoch = c->epoch_seen = MUTANT(EPOCH_FROM_ONE) ? 0 : d.epoch0;
     c->tick_ms = c->start_ms = -1;
     c->patience = 1;
     c->probe = -1;

@@ -5,6 +5,7 @@
  *   core_epoch.c   plan, install, serve
  *   core_canary.c  does a plan compute what the first one did?
  *   core_request.c queue, slots, tokens
+ *   core_restore.c requests of an earlier life
  *   core_prefix.c  which KV is there already
  *   core_view.c    what others may see; the invariants
  */
@@ -218,7 +219,15 @@ void core_prefix_fill(const mxd_coord *c, mxd_core_run *run); /* begin, from, ke
 void core_prefix_sent(mxd_coord *c, const mxd_core_run *run);
 void core_prefix_check(const mxd_coord *c); /* (C9) */
 
+/* core_restore.c */
+bool core_restore_fits(const mxd_coord *c, const mxd_core_submit *s);
+void core_restored(mxd_coord *c, core_request *r);           /* just queued: is it over already? */
+void core_restore_list(mxd_coord *c, const core_request *r); /* behind the prompt, which is there */
+int core_cached(const core_request *r);
+
 /* core_request.c */
+void core_request_end(mxd_coord *c, core_request *r, mxd_core_end how, mxd_rc rc, const char *text);
+bool core_is_stop(const core_request *r, int32_t token); /* the last of its n_out tokens */
 int32_t *core_list(const mxd_coord *c,
                    int slot); /* [ctx] its request's tokens, or the last one's */
 void core_on_submit(mxd_coord *c, const mxd_core_submit *s);

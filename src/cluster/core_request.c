@@ -23,9 +23,14 @@ static core_request *running(mxd_coord *c, uint64_t id) {
 
 /* ----------------------------------------------------------------------------------------- end */
 
-static void journal(mxd_coord *c, mxd_journal_kind kind, uint64_t request, int index, int32_t t) {
-    core_act(c, MXD_ACT_JOURNAL)->journal = (mxd_core_journal){
-        .kind = kind, .epoch = c->epoch, .request = request, .index = (uint32_t)index, .token = t};
+static void journal(mxd_coord *c, const core_request *r, mxd_journal_kind kind, int index,
+                    const mxd_sampled *sampled) {
+    if (!r->in.resumable) return; /* nobody could ask for it again */
+    core_act(c, MXD_ACT_JOURNAL)->journal = (mxd_core_journal){.kind = kind,
+                                                               .epoch = c->epoch,
+                                                               .request = r->in.request,
+                                                               .index = (uint32_t)index,
+                                                               .sampled = sampled};
 }
 
 static void leave_queue(mxd_coord *c, const core_request *r) {
@@ -50,9 +55,9 @@ static void count_end(mxd_coord *c, mxd_core_end how) {
         c->n_done++;
 }
 
-static void request_end(mxd_coord *c, core_request *r, mxd_core_end how, mxd_rc rc,
-                        const char *text) {
-    journal(c, MXD_JOURNAL_END, r->in.request, r->n_out, 0);
+void core_request_end(mxd_coord *c, core_request *r, mxd_core_end how, mxd_rc rc,
+                      const char *text) {
+    journal(c, r, MXD_JOURNAL_END, r->n_out, NULL);
     mxd_coord_action *a = core_act(c, MXD_ACT_DONE);
     int64_t start = r->start_ms >= 0 ? r->start_ms : c->now_ms;
     int64_t first = r->first_ms >= 0 ? r->first_ms : c->now_ms;
@@ -63,7 +68,7 @@ static void request_end(mxd_coord *c, core_request *r, mxd_core_end how, mxd_rc 
                               .rc = rc,
                               .n_prompt = r->in.n_prompt,
                               .n_out = r->n_out,
-                              .n_cached = r->n_cached > 0 ? r->n_cached : 0,
+                              .n_cached = core_cached(r),
                               .n_replays = r->n_replays,
                               .queue_ms = start - r->submit_ms,
                               .prefill_ms = first - start,
@@ -81,7 +86,7 @@ void core_requests_fail_all(mxd_coord *c, mxd_rc rc, const char *text) {
     if (!c->n_running && !c->n_waiting) return;
     for (int i = 0; i < c->n_requests; i++)
         if (c->requests[i].state != REQUEST_NONE)
-            request_end(c, &c->requests[i], MXD_CORE_ERROR, rc, text);
+            core_request_end(c, &c->requests[i], MXD_CORE_ERROR, rc, text);
 }
 
 /* -------------------------------------------------------------------------------------- submit */
@@ -97,6 +102,8 @@ static mxd_rc judge(mxd_coord *c, const mxd_core_submit *s, const char **text) {
     *text = "the prompt has ids that the vocabulary has not";
     for (int i = 0; i < s->n_prompt; i++)
         if (s->prompt[i] < 0 || s->prompt[i] >= c->cfg.n_vocab) return MXD_E_INVAL;
+    *text = "the tokens that it was to go on behind make no sense";
+    if (!core_restore_fits(c, s)) return MXD_E_INVAL;
     *text = "the server is shutting down";
     if (c->draining) return MXD_E_SHUTDOWN;
     *text = "no worker is there; start one, or wait for one to join";
@@ -127,13 +134,15 @@ void core_on_submit(mxd_coord *c, const mxd_core_submit *s) {
                         .n_cached = -1,
                         .slot = -1};
     r->in.how.n_prompt = (uint32_t)s->n_prompt;
+    r->n_out = s->n_accepted;
     c->waiting[c->n_waiting++] = k;
     c->changed = true;
+    core_restored(c, r);
 }
 
 void core_on_cancel(mxd_coord *c, uint64_t id) {
     core_request *r = find(c, id);
-    if (r) request_end(c, r, MXD_CORE_CANCELLED, MXD_E_CANCELED, "cancelled");
+    if (r) core_request_end(c, r, MXD_CORE_CANCELLED, MXD_E_CANCELED, "cancelled");
 }
 
 static void request_admit(mxd_coord *c, int slot) {
@@ -147,6 +156,7 @@ static void request_admit(mxd_coord *c, int slot) {
     r->slot = slot;
     r->start_ms = c->now_ms;
     memcpy(core_list(c, slot), r->in.prompt, (size_t)r->in.n_prompt * sizeof *r->in.prompt);
+    core_restore_list(c, r);
     c->n_prompt_tokens += (uint64_t)r->in.n_prompt;
     c->changed = true;
 }
@@ -228,7 +238,7 @@ void core_requests_restart(mxd_coord *c) {
 
 /* -------------------------------------------------------------------------------------- results */
 
-static bool is_stop(const core_request *r, int32_t token) {
+bool core_is_stop(const core_request *r, int32_t token) {
     if (r->in.ignore_eos || r->n_out <= r->in.min_tokens || MUTANT(STOP_IGNORED)) return false;
     for (int i = 0; i < r->in.n_stop_ids; i++)
         if (r->in.stop_ids[i] == token) return true;
@@ -252,14 +262,14 @@ static void append(mxd_coord *c, core_request *r, const mxd_sampled *sampled) {
     c->n_generated++;
     c->fruitless = 0;
     c->patience = 1;
-    bool stop = is_stop(r, sampled->token);
+    bool stop = core_is_stop(r, sampled->token);
     if (MUTANT(TOKEN_FIRST)) show(c, r, sampled, stop);
-    journal(c, MXD_JOURNAL_TOKEN, r->in.request, r->n_out - 1, sampled->token);
+    journal(c, r, MXD_JOURNAL_TOKEN, r->n_out - 1, sampled);
     if (!MUTANT(TOKEN_FIRST)) show(c, r, sampled, stop);
     if (stop)
-        request_end(c, r, MXD_CORE_STOP, MXD_OK, "");
+        core_request_end(c, r, MXD_CORE_STOP, MXD_OK, "");
     else if (r->n_out >= r->in.max_tokens || n_tokens(r) >= c->cfg.ctx)
-        request_end(c, r, MXD_CORE_LENGTH, MXD_OK, "");
+        core_request_end(c, r, MXD_CORE_LENGTH, MXD_OK, "");
     else
         mxd_sched_token(&c->sched, r->slot);
 }
@@ -328,7 +338,7 @@ void core_on_result(mxd_coord *c, const mxd_core_result *r) {
 
 static void watch(mxd_coord *c, core_request *r) {
     if (r->in.deadline_ms && c->now_ms >= r->in.deadline_ms) {
-        request_end(c, r, MXD_CORE_ERROR, MXD_E_TIMEOUT, "the request's deadline passed");
+        core_request_end(c, r, MXD_CORE_ERROR, MXD_E_TIMEOUT, "the request's deadline passed");
         return;
     }
     bool waits = r->state == REQUEST_WAITING;
@@ -338,8 +348,8 @@ static void watch(mxd_coord *c, core_request *r) {
     bool stalls = c->state != MXD_COORD_SERVING && (waits ? hopeless : since >= 0);
     if (!stalls || c->now_ms - since <= c->cfg.recovery_ms) return;
     bool nofit = c->why_rc == MXD_E_NOFIT, said = c->why_rc && c->why[0];
-    request_end(c, r, MXD_CORE_ERROR, nofit ? MXD_E_NOFIT : MXD_E_PEER,
-                said ? c->why : "workers were lost and did not come back in time");
+    core_request_end(c, r, MXD_CORE_ERROR, nofit ? MXD_E_NOFIT : MXD_E_PEER,
+                     said ? c->why : "workers were lost and did not come back in time");
 }
 
 void core_requests_tick(mxd_coord *c) {

@@ -7,6 +7,7 @@
 #include "base/limits.h"
 #include "server/http.h"
 #include "server/openai/job.h"
+#include "server/resume.h"
 
 enum { TICK_BUSY_MS = 25, TICK_IDLE_MS = 250, MAX_POLL = MXD_HTTP_MAX_CONNECTIONS };
 
@@ -85,12 +86,12 @@ bool mxd_conn_cancel(mxd_server *s, const char *job_id) {
     pthread_mutex_lock(&s->lock);
     for (mxd_conn *c = s->conns; c && !found; c = c->next) {
         if (!c->req || !atomic_load(&c->req->waits)) continue;
-        if (strcmp(mxd_job_id(c->req->job), job_id) != 0) continue;
+        if (!c->req->job || strcmp(mxd_job_id(c->req->job), job_id) != 0) continue;
         mxd_job_cancel(c->req->job);
         found = true;
     }
     pthread_mutex_unlock(&s->lock);
-    return found;
+    return found || mxd_resume_cancel(s, job_id);
 }
 
 static bool is_parked(mxd_req *r) {
@@ -126,14 +127,14 @@ static void check_stall(mxd_server *s, mxd_conn *c, int64_t now) {
     if (!r->streaming || now - atomic_load(&r->last_out_ms) <= s->opts.stall_ms) return;
     if (atomic_exchange(&r->gone, true)) return;
     atomic_fetch_add(&s->metrics.stalls, 1);
-    mxd_job_cancel(r->job);
+    if (r->job) mxd_job_cancel(r->job); /* a resumable one runs on */
     (void)shutdown(c->fd, SHUT_RDWR);
 }
 
 static void lost(mxd_server *s, mxd_req *r) {
     if (atomic_exchange(&r->gone, true)) return;
     atomic_fetch_add(&s->metrics.disconnects, 1);
-    mxd_job_cancel(r->job);
+    if (r->job) mxd_job_cancel(r->job);
     mxd_req_wake(r);
 }
 
@@ -178,6 +179,9 @@ static void *ticker_main(void *arg) {
     pthread_mutex_lock(&s->lock);
     while (s->ticking) {
         tick(s);
+        pthread_mutex_unlock(&s->lock);
+        mxd_resume_tick(s);
+        pthread_mutex_lock(&s->lock);
         bool busy = atomic_load(&s->running) > 0;
         mxd_cond_wait(&s->tick, &s->lock, (busy ? TICK_BUSY_MS : TICK_IDLE_MS) * 1000000L);
     }

@@ -93,6 +93,9 @@ void mxd_apply_template_handle(mxd_req *r) {
 static void health(mxd_req *r, const char *status, mxd_fault_kind kind) {
     mxd_buf_printf(&r->out, "{\"status\":\"%s\"", status);
     if (kind == MXD_FAULT_COUNT) {
+        /* streams cannot be resumed then; its log has the cause */
+        if (mxd_engine_journal_problem(r->server->engine, NULL, 0))
+            mxd_buf_puts(&r->out, ",\"journal\":\"failed\"");
         mxd_buf_puts(&r->out, "}");
         mxd_req_done(r, 200, "application/json");
         return;

@@ -22,11 +22,13 @@ typedef enum mxd_fault_kind {
     X(CONTENT_TYPE, 415, "invalid_request_error", "unsupported_media_type", 0)                 \
     X(HEADER_SIZE, 431, "invalid_request_error", "too_large", 0)                               \
     X(QUEUE_FULL, 429, "rate_limit_error", "queue_full", 1)                                    \
+    X(STREAMS, 429, "rate_limit_error", "too_many_streams", 5)                                 \
     X(INTERNAL, 500, "server_error", "internal_error", 0)                                      \
     X(LOADING, 503, "unavailable_error", "model_loading", 2)                                   \
     X(SHUTDOWN, 503, "unavailable_error", "shutting_down", 5)                                  \
     X(WORKER_LOST, 503, "unavailable_error", "worker_lost", 1)                                 \
     X(MEMORY, 503, "unavailable_error", "out_of_memory", 1)                                    \
+    X(JOURNAL, 503, "unavailable_error", "journal_unavailable", 5)                             \
     X(DEADLINE, 503, "unavailable_error", "deadline_exceeded", 0)
 #define X(name, status, type, code, retry) MXD_FAULT_##name,
     MXD_FAULT_MAP(X)

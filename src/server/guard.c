@@ -52,20 +52,21 @@ static const char *header(const mxd_req *r, const char *name) {
 
 /* Hashed first, so that the comparison tells nothing about the key, whatever its length; every key
  * is compared. */
-static bool key_is_known(const mxd_server *s, const char *key) {
-    unsigned char hash[32];
-    SHA256((const unsigned char *)key, strlen(key), hash);
+static bool key_is_known(mxd_req *r, const char *key) {
+    const mxd_server *s = r->server;
+    SHA256((const unsigned char *)key, strlen(key), r->key);
     int known = 0;
-    for (int i = 0; i < s->n_keys; i++) known |= CRYPTO_memcmp(hash, s->keys[i], sizeof hash) == 0;
+    for (int i = 0; i < s->n_keys; i++)
+        known |= CRYPTO_memcmp(r->key, s->keys[i], sizeof r->key) == 0;
     return known;
 }
 
 bool mxd_guard_key(mxd_req *r) {
     if (!r->server->n_keys || !r->route->needs_key) return true;
     const char *bearer = header(r, "Authorization"), *plain = header(r, "x-api-key");
-    if (bearer && strncasecmp(bearer, "Bearer ", 7) == 0 && key_is_known(r->server, bearer + 7))
+    if (bearer && strncasecmp(bearer, "Bearer ", 7) == 0 && key_is_known(r, bearer + 7))
         return true;
-    if (plain && key_is_known(r->server, plain)) return true;
+    if (plain && key_is_known(r, plain)) return true;
     mxd_req_fail(r, MXD_FAULT_KEY, NULL,
                  "%s: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
                  bearer || plain ? "the API key is wrong" : "an API key is needed");

@@ -15,6 +15,7 @@ void mxd_readyz_handle(mxd_req *r);
 void mxd_metrics_handle(mxd_req *r);
 void mxd_cluster_state_handle(mxd_req *r);
 void mxd_cluster_plan_handle(mxd_req *r);
+void mxd_stream_handle(mxd_req *r);
 void mxd_cancel_handle(mxd_req *r);
 void mxd_openapi_handle(mxd_req *r);
 void mxd_index_handle(mxd_req *r);

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/rand.h"
 #include "server/openai/job.h"
+#include "server/resume.h"
 
 static const char json_mime[] = "application/json";
 static const char sse_type[] = "text/event-stream; charset=utf-8";
@@ -131,13 +132,14 @@ static void add_headers(mxd_req *r, struct MHD_Response *resp) {
     if (r->streaming) {
         MHD_add_response_header(resp, "Cache-Control", "no-cache");
         MHD_add_response_header(resp, "X-Accel-Buffering", "no");
+        if (r->resume) MHD_add_response_header(resp, "X-Stream-Id", mxd_resume_id(r));
     }
     if (r->params && r->params->ignored[0])
         MHD_add_response_header(resp, "x-mlxd-ignored-params", r->params->ignored);
     if (r->origin) {
         MHD_add_response_header(resp, "Access-Control-Allow-Origin", r->origin);
         MHD_add_response_header(resp, "Access-Control-Expose-Headers",
-                                "X-Request-Id, x-mlxd-ignored-params, Retry-After");
+                                "X-Request-Id, X-Stream-Id, x-mlxd-ignored-params, Retry-After");
         MHD_add_response_header(resp, "Vary", "Origin");
     }
     if (r->allow[0]) MHD_add_response_header(resp, "Allow", r->allow);
@@ -153,7 +155,8 @@ static void add_headers(mxd_req *r, struct MHD_Response *resp) {
 static void add_preflight(struct MHD_Response *resp) {
     MHD_add_response_header(resp, "Access-Control-Allow-Methods", "GET, POST, OPTIONS");
     MHD_add_response_header(resp, "Access-Control-Allow-Headers",
-                            "Authorization, Content-Type, X-Api-Key, X-Request-Id, X-Stainless-OS, "
+                            "Authorization, Content-Type, X-Api-Key, X-Request-Id, X-Resumable, "
+                            "Last-Event-ID, X-Stainless-OS, "
                             "X-Stainless-Lang, X-Stainless-Arch, X-Stainless-Runtime, "
                             "X-Stainless-Runtime-Version, X-Stainless-Package-Version, "
                             "X-Stainless-Retry-Count, X-Stainless-Timeout");
@@ -181,7 +184,7 @@ static enum MHD_Result queue(mxd_req *r, struct MHD_Response *resp, int status) 
 }
 
 /* The bytes stay in the request, which lives until on_completed. */
-static enum MHD_Result send_reply(mxd_req *r) {
+enum MHD_Result mxd_req_send(mxd_req *r) {
     const mxd_buf *b = r->job && !r->failed ? &r->job->out : &r->out;
     return queue(
         r, MHD_create_response_from_buffer(b->len, (void *)mxd_buf_str(b), MHD_RESPMEM_PERSISTENT),
@@ -190,7 +193,7 @@ static enum MHD_Result send_reply(mxd_req *r) {
 
 /* ---- streams ---- */
 
-static bool is_silent(mxd_req *r) {
+bool mxd_req_is_silent(mxd_req *r) {
     return mxd_now_ms() - atomic_load(&r->last_out_ms) >= r->server->opts.keepalive_ms;
 }
 
@@ -224,18 +227,18 @@ static ssize_t on_read(void *cls, uint64_t pos, char *buf, size_t max) {
         if (j->failed || j->finished) return MHD_CONTENT_READER_END_OF_STREAM;
         if (atomic_load(&r->server->ending)) end_for_shutdown(j);
         if (mxd_job_pump(j)) continue;
-        if (is_silent(r))
+        if (mxd_req_is_silent(r))
             mxd_buf_puts(&j->out, ":\n\n");
         else if (mxd_req_park(r))
             return 0;
     }
 }
 
-static enum MHD_Result start_stream(mxd_req *r) {
+enum MHD_Result mxd_req_stream(mxd_req *r,
+                               ssize_t (*read)(void *r, uint64_t pos, char *buf, size_t max)) {
     r->streaming = true;
     r->status = 200;
-    return queue(r, MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 16384, on_read, r, NULL),
-                 200);
+    return queue(r, MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 16384, read, r, NULL), 200);
 }
 
 /* A job that has not answered yet: fails as an ordinary error, or becomes a stream or a reply. */
@@ -247,15 +250,15 @@ static enum MHD_Result wait_job(mxd_req *r) {
         bool news = mxd_job_pump(j);
         if (j->failed) {
             mxd_req_fail_fault(r, &j->fault);
-            return send_reply(r);
+            return mxd_req_send(r);
         }
-        if (j->streamed && j->out.len) return start_stream(r);
+        if (j->streamed && j->out.len) return mxd_req_stream(r, on_read);
         if (j->finished) {
             mxd_req_done(r, 200, json_mime);
-            return send_reply(r);
+            return mxd_req_send(r);
         }
         if (news) continue;
-        if (is_silent(r)) {
+        if (mxd_req_is_silent(r)) {
             if (j->streamed) mxd_buf_puts(&j->out, ":\n\n");
             atomic_store(&r->last_out_ms, mxd_now_ms());
         } else if (mxd_req_park(r)) {
@@ -362,9 +365,10 @@ static bool check_head(mxd_req *r, header_sums *h) {
 }
 
 static void free_req(mxd_req *r) {
+    mxd_resume_leave(r);
     mxd_job_free(r->job);
     json_decref(r->json);
-    mxd_free(r->al, r->params);
+    if (!r->lent) mxd_free(r->al, r->params);
     mxd_free(r->al, r->path);
     mxd_free(r->al, r->method);
     mxd_buf_deinit(&r->body);
@@ -410,7 +414,7 @@ static enum MHD_Result begin(mxd_server *s, struct MHD_Connection *c, const char
     r->drop_body = true;
     if (small && !r->close_after) return MHD_YES;
     r->close_after = true;
-    return send_reply(r);
+    return mxd_req_send(r);
 }
 
 static void take_body(mxd_req *r, const char *data, size_t n) {
@@ -433,10 +437,10 @@ static void take_body(mxd_req *r, const char *data, size_t n) {
 static enum MHD_Result answer(mxd_req *r) {
     mxd_conn_received(r);
     if (!r->status) r->route->handle(r);
-    if (!r->job) return send_reply(r);
+    if (!r->job && !r->resume) return mxd_req_send(r);
     atomic_store(&r->last_out_ms, mxd_now_ms());
     atomic_store(&r->waits, true);
-    return wait_job(r);
+    return r->resume ? mxd_resume_wait(r) : wait_job(r);
 }
 
 enum MHD_Result mxd_on_request(void *cls, struct MHD_Connection *c, const char *url,
@@ -450,6 +454,7 @@ enum MHD_Result mxd_on_request(void *cls, struct MHD_Connection *c, const char *
         *n_data = 0;
         return r->close_after ? MHD_NO : MHD_YES;
     }
+    if (r->resume) return mxd_resume_wait(r);
     return r->job ? wait_job(r) : answer(r);
 }
 
@@ -463,7 +468,7 @@ void mxd_on_completed(void *cls, struct MHD_Connection *c, void **state,
     bool counted = atomic_load(&r->gone); /* by the ticker */
     if (why == MHD_REQUEST_TERMINATED_TIMEOUT_REACHED && !counted)
         atomic_fetch_add(&r->server->metrics.stalls, 1);
-    else if (why != MHD_REQUEST_TERMINATED_COMPLETED_OK && r->job && !counted)
+    else if (why != MHD_REQUEST_TERMINATED_COMPLETED_OK && (r->job || r->resume) && !counted)
         atomic_fetch_add(&r->server->metrics.disconnects, 1);
     atomic_store(&r->waits, false);
     mxd_conn_end(r);

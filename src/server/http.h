@@ -31,6 +31,7 @@ enum {
     MXD_HTTP_STREAM_BYTES = 256 << 10, /* not yet sent of one stream; tokens wait in the engine */
     MXD_HTTP_REPLY_BYTES = 64 << 20,
     MXD_HTTP_ID_BYTES = 40,
+    MXD_HTTP_REQUEST_ID = 129,
     MXD_HTTP_BODY_MS = 600000,      /* for a whole body, however lively */
     MXD_HTTP_IDLE_MS = 60000,       /* between requests of one connection */
     MXD_HTTP_SEND_BYTES = 128 << 10 /* of the kernel per connection */
@@ -57,7 +58,7 @@ struct mxd_req {
     const mxd_route *route;
     const char *tail; /* what {id} matched, borrowed from path */
     char *path, *method;
-    char id[129];       /* X-Request-Id */
+    char id[MXD_HTTP_REQUEST_ID]; /* X-Request-Id */
     const char *origin; /* to be allowed in the reply; borrowed from the headers, or NULL */
     int64_t start_ms;
 
@@ -74,6 +75,13 @@ struct mxd_req {
     char allow[64];
 
     mxd_job *job;
+    struct mxd_resume *resume; /* instead of a job: a stream that it reads (resume.h) */
+    struct mxd_req *next_reader;
+    size_t cursor; /* bytes of that stream's log already given to the client */
+    int64_t after; /* the client has the events up to this one; its place is not known yet */
+    bool placed;   /* now it is: cursor counts */
+    bool lent;     /* params are the stream's */
+    unsigned char key[32]; /* SHA-256 of the key it came with; zero: none */
     atomic_bool streaming;
 
     pthread_mutex_t lock;
@@ -110,7 +118,9 @@ struct mxd_server {
     pthread_t ticker;
     struct pollfd *poll_fds; /* [MXD_HTTP_MAX_CONNECTIONS], with poll_conns: the ticker's */
     mxd_conn **poll_conns;
-    bool ticking; /* lock */
+    bool ticking;               /* lock */
+    struct mxd_resume *resumes; /* resume_lock */
+    pthread_mutex_t resume_lock;
     atomic_bool draining, ending;
     atomic_int running;
     mxd_metrics metrics;
@@ -130,6 +140,11 @@ void mxd_req_fail_rc(mxd_req *r, mxd_rc rc, const mxd_err *err);
 /* Parses body and fields against the table; false: the reply is set. */
 bool mxd_req_params(mxd_req *r);
 bool mxd_server_knows_model(const mxd_server *s, const char *name);
+
+bool mxd_req_is_silent(mxd_req *r);       /* a keep-alive comment is due */
+enum MHD_Result mxd_req_send(mxd_req *r); /* the reply that is set */
+enum MHD_Result mxd_req_stream(mxd_req *r,
+                               ssize_t (*read)(void *r, uint64_t pos, char *buf, size_t max));
 
 void mxd_req_wake(mxd_req *r); /* any thread */
 bool mxd_req_park(mxd_req *r); /* HTTP thread; false: there is news, look again */

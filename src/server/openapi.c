@@ -52,6 +52,14 @@ static json_t *body_schema(unsigned where) {
     return json_pack("{s:s, s:o, s:o}", "type", "object", "properties", fields, "required", must);
 }
 
+static void add_parameter(json_t *op, const char *name, const char *in, const char *type) {
+    json_t *list = json_object_get(op, "parameters");
+    if (!list) json_object_set_new(op, "parameters", list = json_array());
+    json_array_append_new(list,
+                          json_pack("{s:s, s:s, s:b, s:{s:s}}", "name", name, "in", in, "required",
+                                    strcmp(in, "path") == 0, "schema", "type", type));
+}
+
 static json_t *operation(const mxd_route *t) {
     json_t *op = json_pack("{s:s, s:{s:{s:s}, s:{s:s, s:{s:{s:{s:s}}}}}}", "summary", t->help, //
                            "responses", "200", "description", "the answer", "default",         //
@@ -59,10 +67,12 @@ static json_t *operation(const mxd_route *t) {
                            "$ref", "#/components/schemas/Error");
     if (!op) return NULL;
     if (!t->needs_key) json_object_set_new(op, "security", json_array());
-    if (strchr(t->path, '{'))
-        json_object_set_new(op, "parameters",
-                            json_pack("[{s:s, s:s, s:b, s:{s:s}}]", "name", "id", "in", "path",
-                                      "required", 1, "schema", "type", "string"));
+    if (strchr(t->path, '{')) add_parameter(op, "id", "path", "string");
+    if (t->handle == mxd_stream_handle) {
+        add_parameter(op, "Last-Event-ID", "header", "integer");
+        add_parameter(op, "after", "query", "integer");
+    }
+    if (t->works) add_parameter(op, "X-Resumable", "header", "boolean");
     if (t->params)
         json_object_set_new(op, "requestBody",
                             json_pack("{s:b, s:{s:{s:o}}}", "required", 1, "content",

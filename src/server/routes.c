@@ -14,6 +14,8 @@ static const mxd_route table[] = {
      "list the models"},
     {"GET",  "/v1/models/{id}",        mxd_model_handle,          true,  false, 0,
      "describe a model"},
+    {"GET",  "/v1/streams/{id}",       mxd_stream_handle,         true,  false, 0,
+     "go on with a resumable stream, behind Last-Event-ID or ?after=N"},
     {"POST", "/v1/cancel/{id}",        mxd_cancel_handle,         true,  false, 0,
      "end a running request by the id of its reply"},
     {"GET",  "/v1/cluster/state",      mxd_cluster_state_handle,  true,  false, 0,

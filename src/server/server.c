@@ -15,6 +15,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "server/http.h"
+#include "server/resume.h"
 
 enum { DEFAULT_THREADS = 4, BACKLOG = 511, CLOSE_WAIT_MS = 1000 };
 
@@ -47,6 +48,8 @@ static void take_numbers(mxd_server *s, const mxd_server_opts *o) {
     if (m->keepalive_ms <= 0) m->keepalive_ms = 5000;
     if (m->stall_ms <= 0) m->stall_ms = 30000;
     if (m->header_ms <= 0) m->header_ms = 10000;
+    if (m->resume_ms <= 0) m->resume_ms = 300000;
+    if (m->max_resumes <= 0) m->max_resumes = MXD_HTTP_MAX_RESUMES;
 }
 
 static bool is_loopback(const struct sockaddr *sa) {
@@ -150,11 +153,13 @@ mxd_rc mxd_server_open(mxd_server **out, const mxd_alloc *al, const mxd_server_o
     s->listen_fd = -1;
     s->start_ms = mxd_now_ms();
     pthread_mutex_init(&s->lock, NULL);
+    pthread_mutex_init(&s->resume_lock, NULL);
     mxd_cond_init(&s->tick);
     take_numbers(s, opts);
     s->opts.host = NULL;
     mxd_rc rc = take_texts(s, opts, err);
     if (!rc) rc = listen_at(s, err);
+    if (!rc) mxd_resume_restore(s);
     if (!rc) rc = mxd_ticker_start(s, err);
     if (!rc) rc = start_daemon(s, err);
     if (rc) {
@@ -186,6 +191,7 @@ static void stop_daemon(mxd_server *s) {
     if (!s->mhd) return;
     if (MHD_quiesce_daemon(s->mhd) == MHD_INVALID_SOCKET) s->listen_fd = -1;
     mxd_conn_wake_all(s);
+    mxd_resume_stop(s);
     int64_t end = mxd_now_ms() + CLOSE_WAIT_MS;
     while (atomic_load(&s->running) > 0 && mxd_now_ms() < end) mxd_sleep_ms(5);
     mxd_conn_wake_all(s);
@@ -198,10 +204,12 @@ void mxd_server_close(mxd_server *s) {
     atomic_store(&s->ending, true);
     stop_daemon(s);
     mxd_ticker_stop(s);
+    mxd_resume_close(s);
     if (s->listen_fd >= 0) close(s->listen_fd);
     mxd_guard_close(s);
     mxd_free(s->al, (void *)s->opts.host);
     pthread_cond_destroy(&s->tick);
+    pthread_mutex_destroy(&s->resume_lock);
     pthread_mutex_destroy(&s->lock);
     mxd_free(s->al, s);
 }

@@ -2,6 +2,8 @@
  *
  *   OPEN --mxd_server_drain--> DRAINING --mxd_server_close--> gone
  *   DRAINING: listeners stay open, new work gets 503 shutting_down, running requests end.
+ *   Opening takes up the resumable streams that the engine has kept of an earlier life; closing
+ *   leaves those that still run to the next one.
  *
  * Trust: everything that arrives is hostile. Threads: open, drain, close from one owner; the rest
  * from any. Lifetime: the engine outlives the server. Nothing here prints or exits.
@@ -44,6 +46,8 @@ typedef struct mxd_server_opts { /* zero: default; everything is copied */
     int keepalive_ms;    /* silence before a comment in a stream; 0: 5000 */
     int stall_ms;        /* a client that takes or sends nothing is closed; 0: 30000 */
     int header_ms;       /* for all of a request's headers; 0: 10000 */
+    int resume_ms;       /* a resumable stream lives so long without a reader; 0: 300000 */
+    int max_resumes;     /* of one key; 0: MXD_HTTP_MAX_RESUMES */
 } mxd_server_opts;
 
 /* Listens and answers from now on; until the engine is ready with 503 model_loading.

@@ -98,7 +98,11 @@ def start_real(*options):
     binary = real_binary()
     if not binary:
         pytest.skip("mlx-dist-server is not built (MXD_BIN_DIR)")
-    return Server([binary, "demo", "--port", "0", "--local-workers", "3", *options])
+    state = tempfile.TemporaryDirectory(prefix="mxd-state-")  # nobody's own keys and journal
+    s = Server([binary, "demo", "--port", "0", "--local-workers", "3", "--state-dir", state.name,
+                *options])
+    s.state = state
+    return s
 
 
 @pytest.fixture(scope="session", params=["fake", "real"])

@@ -18,6 +18,7 @@ static void draw(sim_client *c) {
     c->min_tokens = sim_chance(.3) ? sim_pick(0, 6) : 0;
     c->n_stop = sim_chance(.5) ? sim_pick(1, 2) : 0;
     c->ignore_eos = sim_chance(.1);
+    c->resumable = sim_chance(.8);
     c->seed = sim_chance(.5) ? sim_rnd() : 0;
     c->n_turns = sim_pick(0, 3);
     for (int i = 0; i < c->n_prompt; i++) c->prompt[i] = sim_pick(0, SIM_VOCAB - 1);
@@ -59,8 +60,8 @@ static void feed(sim_client *c, int32_t id) {
 
 static void submit(sim_client *c) {
     c->id = ++W.next_request;
-    c->ended = c->last_stop = c->wants_cancel = false;
-    c->n_out = c->n_journal = 0;
+    c->ended = c->last_stop = c->wants_cancel = c->accepted = c->restoring = false;
+    c->n_out = c->n_next = c->n_journal = 0;
     c->submit_ms = c->token_ms = W.now;
     c->cancel_at = W.faults && sim_chance(W.swarm.crowd ? .4 : .1)
                        ? W.now + sim_pick(1, sim_chance(.5) ? 300 : 3000)
@@ -77,6 +78,7 @@ static void submit(sim_client *c) {
                                   .n_stop_ids = c->n_stop,
                                   .ignore_eos = c->ignore_eos,
                                   .how = {.seed = c->seed},
+                                  .resumable = c->resumable,
                                   .deadline_ms = c->deadline_ms};
     sim_coord_give(&(mxd_coord_event){.kind = MXD_COORD_SUBMIT, .submit = &c->submit});
 }
@@ -84,10 +86,15 @@ static void submit(sim_client *c) {
 /* A client that failed asks again; one that gave up does so too, until an answer is complete. */
 void sim_client_event(sim_event *e) {
     sim_client *c = &W.clients[e->node];
+    if (W.coord_down) {
+        sim_event_again(e, W.now + 50);
+        return;
+    }
     if (!c->ever_ok && (!c->id || c->ended)) submit(c);
     if (!c->ended && c->cancel_at && W.now >= c->cancel_at) {
         c->wants_cancel = true;
         c->cancel_at = 0;
+        if (c->restoring) c->ended = true, c->restoring = false;
         sim_coord_give(&(mxd_coord_event){.kind = MXD_COORD_CANCEL, .request = c->id});
     }
     if (c->ever_ok)
@@ -112,22 +119,36 @@ static bool is_stop(const sim_client *c, int32_t token) {
     return false;
 }
 
-static void on_token(sim_client *c, const mxd_coord_action *a) {
-    int32_t token = a->sampled->token;
-    if (c->ended) sim_fail("SAFETY: a token after the end");
-    if (c->last_stop) sim_fail("SAFETY: a token after a stop id");
-    if (a->index != (uint32_t)c->n_out) sim_fail("SAFETY: a gap or a double");
-    if (c->n_journal <= c->n_out) sim_fail("SAFETY: a token that is not in the journal");
-    if (c->n_out >= c->max_tokens || c->n_prompt + c->n_out >= W.cfg.ctx)
-        sim_fail("SAFETY: too many tokens");
-    if (W.failure) return;
+/* One more token, whose place was checked. */
+void sim_client_sees(sim_client *c, int32_t token) {
     if (token != sim_sample(c->act, c->seed, (uint32_t)(c->n_prompt + c->n_out)))
         sim_fail("SAFETY: a wrong token");
     c->out[c->n_out++] = token;
+    c->n_next = c->n_out;
     c->token_ms = W.now;
     c->last_stop = is_stop(c, token);
-    if (a->stop != c->last_stop) sim_fail("SAFETY: a stop id is not seen as one");
     feed(c, token);
+}
+
+static void on_token(sim_client *c, const mxd_coord_action *a) {
+    int32_t token = a->sampled->token;
+    bool again = c->n_next < c->n_out;
+    if (c->ended) sim_fail("SAFETY: a token after the end");
+    if (c->last_stop && !again) sim_fail("SAFETY: a token after a stop id");
+    if (a->index != (uint32_t)c->n_next) sim_fail("SAFETY: a gap or a double");
+    if (c->resumable && c->n_journal <= c->n_next)
+        sim_fail("SAFETY: a token that is not in the journal");
+    if (c->n_next >= c->max_tokens || c->n_prompt + c->n_next >= W.cfg.ctx)
+        sim_fail("SAFETY: too many tokens");
+    if (W.failure) return;
+    if (again) { /* its record was torn off: the client has it already */
+        if (token != c->out[c->n_next]) sim_fail("SAFETY: another token the second time");
+        c->n_next++;
+        c->token_ms = W.now;
+        return;
+    }
+    sim_client_sees(c, token);
+    if (a->stop != c->last_stop) sim_fail("SAFETY: a stop id is not seen as one");
 }
 
 static bool all_nodes_gone(void) {
@@ -148,10 +169,16 @@ static void on_error(const sim_client *c, const mxd_coord_action *a) {
         sim_fail("SAFETY: failed although it could have gone on");
 }
 
+void sim_client_ended(sim_client *c, mxd_core_end how) {
+    if (how == MXD_CORE_STOP || how == MXD_CORE_LENGTH) c->ever_ok = !next_turn(c);
+}
+
 static void on_done(sim_client *c, const mxd_coord_action *a) {
     bool full = c->n_out == c->max_tokens || c->n_prompt + c->n_out == W.cfg.ctx;
     if (c->ended) sim_fail("SAFETY: two ends");
-    if (a->done.n_out != c->n_out) sim_fail("SAFETY: tokens are missing at the end");
+    bool whole = a->done.how == MXD_CORE_STOP || a->done.how == MXD_CORE_LENGTH;
+    if (a->done.n_out != (whole ? c->n_out : c->n_next))
+        sim_fail("SAFETY: tokens are missing at the end");
     c->ended = true;
     switch (a->done.how) {
     case MXD_CORE_STOP:
@@ -171,7 +198,7 @@ static void on_done(sim_client *c, const mxd_coord_action *a) {
         sim_fail("SAFETY: nothing is left to sample from");
     W.n_prompt_tokens += (uint64_t)c->n_prompt;
     W.n_cached_tokens += (uint64_t)a->done.n_cached;
-    if (a->done.how == MXD_CORE_STOP || a->done.how == MXD_CORE_LENGTH) c->ever_ok = !next_turn(c);
+    sim_client_ended(c, a->done.how);
 }
 
 static sim_client *client_of(uint64_t request) {
@@ -180,16 +207,24 @@ static sim_client *client_of(uint64_t request) {
     return NULL;
 }
 
-static void on_journal(const mxd_core_journal *j) {
+static void on_journal(const mxd_core_journal *j, const mxd_coord_action *next) {
     sim_client *c = client_of(j->request);
+    sim_disk_write(j, next);
     if (j->kind != MXD_JOURNAL_TOKEN || !c) return;
+    if (!c->resumable) sim_fail("SAFETY: what nobody can resume is journalled");
     if (j->index != (uint32_t)c->n_journal) sim_fail("SAFETY: the journal has a gap");
     c->n_journal++;
 }
 
-void sim_client_action(const mxd_coord_action *a) {
+static void on_accepted(sim_client *c) {
+    if (!c->restoring && c->resumable) sim_disk_open(c->id);
+    c->accepted = true;
+    c->restoring = false;
+}
+
+void sim_client_action(const mxd_coord_action *a, const mxd_coord_action *next) {
     if (a->kind == MXD_ACT_JOURNAL) {
-        on_journal(&a->journal);
+        on_journal(&a->journal, next);
         return;
     }
     sim_client *c = client_of(a->request);
@@ -197,9 +232,10 @@ void sim_client_action(const mxd_coord_action *a) {
         sim_fail("SAFETY: news for nobody");
         return;
     }
+    if (a->kind == MXD_ACT_ACCEPTED) on_accepted(c);
     if (a->kind == MXD_ACT_TOKEN) on_token(c, a);
     if (a->kind == MXD_ACT_DONE) on_done(c, a);
     if (a->kind != MXD_ACT_REFUSED) return;
-    c->ended = true;
     if (a->rc != MXD_E_PEER) sim_fail("SAFETY: refused for no reason");
+    c->ended = !c->restoring; /* it waits for somebody who can compute */
 }

@@ -6,6 +6,21 @@ static const char *const local_ids[] = {"A", "B", "C", "D", "E", "F"};
 
 /* ------------------------------------------------------------------------------------- planner */
 
+/* Stage `out` of the nodes from k on, as many as hold layers together, from layer `at` on. */
+static int add_stage(mxd_plan *out, const int *share, int n, int k, int at) {
+    mxd_plan_stage *g = &out->stages[out->n_stages++];
+    *g = (mxd_plan_stage){.layer0 = at, .layer1 = at, .embed = k == 0};
+    for (; k < n && g->n_ranks < W.ranks; k++) {
+        int i = (k + W.plan_turn) % n;
+        g->ranks[g->n_ranks++] = (mxd_plan_rank){.node = i, .weight_bytes = (uint64_t)share[i]};
+        g->layer1 += share[i];
+    }
+    for (int r = 0; r < g->n_ranks; r++)
+        g->ranks[r].share = (double)g->ranks[r].weight_bytes / (g->layer1 - g->layer0);
+    g->head = g->layer1 == SIM_LAYERS;
+    return k;
+}
+
 /* Memory is counted in layers. Every node gets at least one; the order turns with the seed. */
 static mxd_rc plan(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_link *avoid,
                    int n_avoid, mxd_plan *out, mxd_err *err) {
@@ -17,17 +32,8 @@ static mxd_rc plan(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_
     for (int i = 0; left > 0; i = (i + 1) % n)
         if (share[i] < (int)nodes[i].free_bytes) share[i]++, left--;
     memset(out, 0, offsetof(mxd_plan, reasons));
-    for (int k = 0, at = 0; k < n; k++) {
-        int i = (k + W.plan_turn) % n;
-        out->stages[out->n_stages++] = (mxd_plan_stage){
-            .n_ranks = 1,
-            .ranks[0] = {.node = i, .share = 1, .weight_bytes = (uint64_t)share[i]},
-            .layer0 = at,
-            .layer1 = at + share[i],
-            .embed = k == 0,
-            .head = k == n - 1};
-        at += share[i];
-    }
+    for (int k = 0, at = 0; k < n; at = out->stages[out->n_stages - 1].layer1)
+        k = add_stage(out, share, n, k, at);
     return MXD_OK;
 }
 
@@ -55,6 +61,8 @@ static void drop(const mxd_coord_action *a) {
     }
     int p = a->node >= 0 ? local_proc(a->node) : -1;
     if (p < 0 || a->rc != MXD_E_TIMEOUT) return;
+    if (strcmp(a->text, "its step hangs") == 0 && mxd_coord_node(W.coord, a->node)->beat.waits)
+        sim_fail("SAFETY: a rank that waits for another is blamed");
     W.procs[p].spawn = 0; /* also one that is about to start */
     sim_proc_kill(p, false);
 }
@@ -68,6 +76,7 @@ static void spawn(const mxd_coord_action *a) {
     e->node = a->node;
     e->link = a->spawn;
     e->proc = p;
+    e->incarnation = W.coord_life;
     sim_event_push(e);
 }
 
@@ -97,6 +106,15 @@ static void step(const mxd_coord_action *a) {
         e->n_rows += r->n;
     }
     if (e->n_rows != a->n_rows) sim_fail("SAFETY: rows do not add up");
+    mxd_coord_view v;
+    mxd_coord_view_get(W.coord, &v);
+    for (int r = 1; r < v.plan->stages[0].n_ranks; r++) {
+        sim_event *copy = sim_event_new(M_FRAME, 0);
+        if (W.failure) return;
+        *copy = *e;
+        copy->link = mxd_coord_node(W.coord, v.plan->stages[0].ranks[r].node)->link;
+        sim_send(copy, LANE_STEP, true);
+    }
     sim_send(e, LANE_STEP, true);
 }
 
@@ -113,7 +131,7 @@ static void left_out(const mxd_coord_action *a) {
     if (a->node < 0 || !any) sim_fail("SAFETY: the canary is wrong about a node");
 }
 
-static void act(const mxd_coord_action *a) {
+static void act(const mxd_coord_action *a, const mxd_coord_action *next) {
     switch (a->kind) {
     case MXD_ACT_WELCOME:
         sim_send(to_link(a, M_WELCOME), LANE_DOWN, true);
@@ -140,7 +158,7 @@ static void act(const mxd_coord_action *a) {
     case MXD_ACT_DRAINED:
         break;
     default:
-        sim_client_action(a);
+        sim_client_action(a, next);
         break;
     }
 }
@@ -148,12 +166,17 @@ static void act(const mxd_coord_action *a) {
 void sim_coord_give(const mxd_coord_event *given) {
     mxd_coord_event e = *given;
     mxd_coord_actions out;
+    if (W.coord_down) return;
     e.now_ms = W.now;
     mxd_coord_step(W.coord, &e, &out);
     mxd_coord_check(W.coord);
     for (int i = 0; i < out.n && !W.failure; i++) {
+        if (W.crash_after >= 0 && W.crash_after-- == 0) {
+            sim_coord_crash();
+            return;
+        }
         sim_trace((uint64_t)out.list[i].kind * 977 + out.list[i].epoch + out.list[i].request);
-        act(&out.list[i]);
+        act(&out.list[i], i + 1 < out.n ? &out.list[i + 1] : NULL);
     }
 }
 
@@ -253,7 +276,7 @@ static void boot(const sim_event *e) {
 
 /* Nobody is taken for alive long after its death, whether or not its link told. */
 static void check_dead(void) {
-    for (int i = 0; i < MXD_MAX_NODES && !W.faults; i++) {
+    for (int i = 0; i < MXD_MAX_NODES && !W.faults && !W.coord_down; i++) {
         const mxd_node_view *n = mxd_coord_node(W.coord, i);
         if (!n->link || n->state == MXD_NODE_SUSPECT) continue;
         int64_t died_ms = sim_link_of(n->link)->died_ms;
@@ -262,12 +285,23 @@ static void check_dead(void) {
 }
 
 void sim_coord_event(sim_event *e) {
+    bool own = e->kind == EV_COORD_TICK || e->kind == EV_BOOT || e->kind == EV_EXITED;
+    if (e->kind == EV_COORD_START) {
+        sim_coord_restart();
+        sim_event_free(e);
+        return;
+    }
+    if (W.coord_down || (own && e->incarnation != W.coord_life)) {
+        sim_event_free(e); /* lost with the life that it was for */
+        return;
+    }
     if (W.coord_paused_until > W.now) {
         sim_event_again(e, W.coord_paused_until);
         return;
     }
     if (e->kind == EV_COORD_TICK) {
         sim_coord_give(&(mxd_coord_event){.kind = MXD_COORD_TICK});
+        sim_restore_tick();
         check_dead();
         sim_event_again(e, W.now + W.swarm.tick_ms);
         return;
@@ -320,6 +354,16 @@ void sim_coord_boot(void) {
     W.cfg.recurrent = sim_chance(.2);
     W.cfg.canary = true;
     W.cfg.known = known_answer();
+    sim_disk_reset();
+    sim_coord_begin(0);
+}
+
+/* A life of the coordinator. */
+void sim_coord_begin(uint64_t epoch0) {
+    W.cfg.epoch0 = epoch0;
+    W.cfg.local_ids = local_ids;
     W.coord = mxd_coord_init(W.coord_memory, &W.cfg);
-    sim_event_push(sim_event_new(EV_COORD_TICK, 1));
+    sim_event *e = sim_event_new(EV_COORD_TICK, W.now);
+    e->incarnation = W.coord_life;
+    sim_event_push(e);
 }

@@ -41,6 +41,8 @@ static void draw_swarm(void) {
     s->load_fails = rare(10, .02);
     s->silent_death = rare(10, .1);
     s->wrong = rare(20, .01);
+    s->coord_crash = sim_chance(.6) ? 0 : sim_pick(1, 30) * .003;
+    s->torn = rare(10, .1);
     s->delay_min_ms = sim_pick(0, 5);
     s->delay_max_ms = s->delay_min_ms + sim_pick(0, 40);
     s->faults_ms = sim_chance(.1) ? 1 : sim_pick(500, 10000);
@@ -57,7 +59,6 @@ static void draw_procs(void) {
                                 .local = i < W.n_local ? i : -1,
                                 .speed_ms = sim_pick(1, sim_chance(.1) ? 200 : 20),
                                 .load_ms = sim_pick(1, 200),
-                                .next_proc = -1,
                                 .capacity = tight ? (SIM_LAYERS + W.n_procs - 1) / W.n_procs
                                                   : sim_pick(SIM_LAYERS / 2, SIM_LAYERS)};
     }
@@ -68,6 +69,7 @@ static void draw_procs(void) {
         W.procs[W.n_procs - 1].capacity = W.procs[W.n_procs - 2].capacity = SIM_LAYERS;
     }
     W.plan_turn = sim_pick(0, 5);
+    W.ranks = sim_chance(.5) ? 1 : sim_pick(2, 4);
 }
 
 static void reset(uint64_t seed) {
@@ -80,6 +82,9 @@ static void reset(uint64_t seed) {
     W.now = 1;
     W.failure = NULL;
     W.coord_paused_until = 0;
+    W.coord_life = 0;
+    W.coord_down = false;
+    W.crash_after = -1;
     W.n_heap = W.n_left = 0;
     W.faults = true;
     for (W.n_free = 0; W.n_free < SIM_EVENTS; W.n_free++) W.free_list[W.n_free] = W.n_free;
@@ -99,6 +104,11 @@ static bool listed_once(int p) { /* not a second process with an id that is in u
 }
 
 static bool of_use(int p) { return W.procs[p].up && !W.procs[p].wrong && listed_once(p); }
+static int planned_nodes(const mxd_plan *p) {
+    int n = 0;
+    for (int s = 0; s < p->n_stages; s++) n += p->stages[s].n_ranks;
+    return n;
+}
 
 /* Everything that lives works, and nothing is left over. */
 static bool settled(void) {
@@ -108,7 +118,7 @@ static bool settled(void) {
     for (int i = 0; i < W.n_procs; i++) live += of_use(i);
     mxd_coord_view_get(W.coord, &v);
     if (!live) return true;
-    return v.state == MXD_COORD_SERVING && v.plan->n_stages == live && !v.in_flight;
+    return v.state == MXD_COORD_SERVING && planned_nodes(v.plan) == live && !v.in_flight;
 }
 
 static void check_end(void) {

@@ -107,7 +107,9 @@ static void forward_rows(sim_proc *q, sim_event *f) {
 }
 
 static int64_t job_ms(const sim_proc *q, const sim_job *j) {
-    if (j->kind == MXD_WACT_LOAD) return (j->layer1 - j->layer0) * q->load_ms + sim_pick(0, 20);
+    bool same = j->layer0 == q->layer0 && j->layer1 == q->layer1 && j->group.n == q->group.n;
+    if (j->kind == MXD_WACT_LOAD)
+        return (same ? 0 : (j->layer1 - j->layer0) * q->load_ms) + sim_pick(0, 20);
     if (j->kind != MXD_WACT_COMPUTE) return 0;
     return q->speed_ms + sim_pick(0, q->speed_ms);
 }
@@ -135,6 +137,7 @@ static void queue_job(int p, const mxd_wcore_action *a, const sim_event *frame) 
     if (a->kind == MXD_WACT_LOAD) {
         j->layer0 = a->stage->layer0;
         j->layer1 = a->stage->layer1;
+        sim_group_of(&j->group, a->stage->ranks, a->stage->n_ranks, a->stage->rank);
     }
     if (a->kind == MXD_WACT_COMPUTE) j->frame = *frame;
     next_job(p);
@@ -148,20 +151,23 @@ static void say(int p, sim_event *e) {
 }
 
 static void pass_on(int p, const mxd_wcore_action *a, const sim_event *frame) {
-    sim_proc *q = &W.procs[p];
-    sim_event *e = sim_event_new(a->kind == MXD_WACT_RESULT ? M_RESULT : M_FRAME, 0);
-    uint64_t seq = e->seq;
-    sim_kind kind = e->kind;
-    *e = *frame;
-    e->seq = seq;
-    e->kind = kind;
-    e->epoch = a->epoch;
-    e->has_hidden = true;
-    if (kind == M_RESULT) {
+    const sim_proc *q = &W.procs[p];
+    bool result = a->kind == MXD_WACT_RESULT;
+    if (q->group.rank) sim_fail("SAFETY: a rank that does not lead speaks");
+    for (int r = 0; r < (result ? 1 : q->next.n); r++) {
+        sim_event *e = sim_event_new(result ? M_RESULT : M_FRAME, 0);
+        uint64_t seq = e->seq;
+        sim_kind kind = e->kind;
+        *e = *frame;
+        e->seq = seq;
+        e->kind = kind;
+        e->epoch = a->epoch;
+        e->has_hidden = true;
         e->link = q->link;
-        sim_send(e, LANE_RESULT, false);
-    } else {
-        sim_send_data(e, p, q->next_proc);
+        if (result)
+            sim_send(e, LANE_RESULT, false);
+        else
+            sim_send_data(e, p, q->next.proc[r], q->next.node[r]);
     }
 }
 
@@ -176,6 +182,7 @@ static void simple(int p, sim_kind kind, const mxd_wcore_action *a) {
     e->rc = (int)a->rc;
     e->node = a->node;
     if (kind == M_BEAT) e->beat = a->beat;
+    if (kind == M_BEAT) e->beat.waits = W.procs[p].waits;
     say(p, e);
 }
 
@@ -194,12 +201,6 @@ static void nack(int p, const mxd_wcore_action *a) {
     say(p, e);
 }
 
-static void link_next(int p, const mxd_stage *s) {
-    sim_proc *q = &W.procs[p];
-    q->next_proc = s->next[0].address[0] - 'A';
-    q->next_node = s->next[0].node;
-}
-
 static void act(int p, const mxd_wcore_action *a, const sim_event *frame) {
     switch (a->kind) {
     case MXD_WACT_LOAD:
@@ -213,7 +214,9 @@ static void act(int p, const mxd_wcore_action *a, const sim_event *frame) {
         pass_on(p, a, frame);
         break;
     case MXD_WACT_DISCARD:
-    case MXD_WACT_ABORT: /* no stage here has several ranks */
+        break;
+    case MXD_WACT_ABORT:
+        if (a->epoch > W.procs[p].over) W.procs[p].over = a->epoch;
         break;
     case MXD_WACT_NACK:
         nack(p, a);
@@ -237,7 +240,7 @@ static void act(int p, const mxd_wcore_action *a, const sim_event *frame) {
         dial_later(p);
         break;
     case MXD_WACT_LINK_NEXT:
-        link_next(p, a->stage);
+        sim_group_of(&W.procs[p].next, a->stage->next, a->stage->n_next, 0);
         break;
     case MXD_WACT_EXIT:
         proc_exit(p);
@@ -263,7 +266,8 @@ static void give_kind(int p, mxd_wcore_event_kind kind) {
 
 /* ------------------------------------------------------------------------------ life and death */
 
-/* One at a time, and none that shares its id: whom else could the core blame? */
+/* One at a time, and none that shares its id: whom else could the core blame? The ranks of a stage
+ * mix their numbers, which this model does not. */
 static bool may_be_wrong(int p) {
     for (int i = 0; i < W.n_procs; i++) {
         if (W.procs[i].up && W.procs[i].wrong) return false;
@@ -277,13 +281,17 @@ void sim_proc_boot(int p) {
     q->up = true;
     q->left = q->hangs = q->busy = false;
     q->wrong = false;
-    q->wrong = W.faults && sim_chance(W.swarm.wrong) && may_be_wrong(p);
+    q->wrong = W.faults && W.ranks == 1 && sim_chance(W.swarm.wrong) && may_be_wrong(p);
     q->life++;
     q->incarnation = ++W.next_incarnation;
     q->paused_until = q->backoff_ms = q->data_ms = 0;
     q->link = 0;
     q->first_job = q->n_jobs = 0;
-    q->layer0 = q->layer1 = 0;
+    q->layer0 = q->layer1 = q->waits = 0;
+    q->group = q->next = (sim_group){.n = 0};
+    q->arrived = false;
+    q->joined = q->sums_epoch = q->sums_step = q->over = 0;
+    q->missed_ms = 0;
     q->dirty = false;
     q->ready_epoch = 0;
     empty_slots(q);
@@ -293,14 +301,20 @@ void sim_proc_boot(int p) {
     sim_event_push(to_self(p, EV_TICK, W.swarm.tick_ms));
 }
 
+static int index_in(const sim_group *g, int p) {
+    for (int r = 0; r < g->n; r++)
+        if (g->proc[r] == p) return r;
+    return -1;
+}
+
 /* The neighbours' data links end with the process; they may notice at once. */
 static void tell_neighbours(int p) {
     for (int i = 0; i < W.n_procs; i++) {
         sim_proc *q = &W.procs[i];
-        bool before = q->next_proc == p, after = W.procs[p].next_proc == i;
-        if (i == p || !q->up || (!before && !after) || sim_chance(.3)) continue;
+        int before = index_in(&q->next, p), after = index_in(&W.procs[p].next, i);
+        if (i == p || !q->up || (before < 0 && after < 0) || sim_chance(.3)) continue;
         sim_event *e = to_self(i, EV_NEIGHBOUR, sim_pick(0, 40));
-        e->node = before ? q->next_node : q->prev_node;
+        e->node = before >= 0 ? q->next.node[before] : q->prev_node;
         sim_event_push(e);
     }
 }
@@ -319,6 +333,7 @@ void sim_proc_kill(int p, bool silent) {
     tell_neighbours(p);
     if (q->local < 0) return;
     sim_event *e = sim_event_new(EV_EXITED, W.now + sim_pick(0, 20));
+    e->incarnation = W.coord_life;
     e->node = q->local;
     e->link = q->spawn;
     sim_event_push(e);
@@ -331,7 +346,7 @@ void sim_proc_drain(int p) { give_kind(p, MXD_WCORE_DRAIN); }
 static void dial(int p) {
     sim_proc *q = &W.procs[p];
     if (q->link) return;
-    if (W.cut[p][SIM_COORD] || W.cut[SIM_COORD][p]) {
+    if (W.cut[p][SIM_COORD] || W.cut[SIM_COORD][p] || W.coord_down) {
         dial_later(p);
         return;
     }
@@ -380,12 +395,13 @@ static void on_frame(int p, const sim_event *e) {
     give(p, &ev, e);
 }
 
-static void load_done(int p, const sim_job *j) {
+static void load_done(int p, const sim_job *j, mxd_rc rc, int peer) {
     sim_proc *q = &W.procs[p];
     mxd_wcore_event e = {.kind = MXD_WCORE_LOADED};
-    bool fails = W.faults && sim_chance(W.swarm.load_fails);
+    bool fails = W.faults && !rc && sim_chance(W.swarm.load_fails);
     e.loaded.epoch = j->epoch;
-    e.loaded.rc = fails ? (sim_chance(.5) ? MXD_E_NOMEM : MXD_E_IO) : MXD_OK;
+    e.loaded.rc = fails ? (sim_chance(.5) ? MXD_E_NOMEM : MXD_E_IO) : rc;
+    e.loaded.peer = peer;
     e.loaded.text = "the disk says no";
     e.loaded.bytes = (uint64_t)(j->layer1 - j->layer0);
     empty_slots(q);
@@ -394,16 +410,32 @@ static void load_done(int p, const sim_job *j) {
     give(p, &e, NULL);
 }
 
-static void compute_done(int p, sim_job *j) {
+static void compute_done(int p, sim_job *j, mxd_rc rc, int peer) {
     static sim_event frame; /* the ring may be written while the actions are done */
     frame = j->frame;
-    forward_rows(&W.procs[p], &frame);
     mxd_wcore_event e = {.kind = MXD_WCORE_COMPUTED};
     e.computed.epoch = j->epoch;
     e.computed.step = j->step;
-    e.computed.rc = W.faults && sim_chance(W.swarm.load_fails / 50) ? MXD_E_NOMEM : MXD_OK;
+    e.computed.rc = rc;
+    e.computed.peer = peer;
+    if (W.faults && !rc && sim_chance(W.swarm.load_fails / 50)) e.computed.rc = MXD_E_NOMEM;
     e.computed.ms = (float)W.procs[p].speed_ms;
     give(p, &e, &frame);
+}
+
+/* The job's own work is done; of a group, the others may take it. */
+static void arrive(sim_proc *q, sim_job *j) {
+    q->arrived = true;
+    q->missed_ms = 0;
+    if (j->kind == MXD_WACT_LOAD) {
+        q->group = j->group;
+        q->joined = j->epoch < q->over ? 0 : j->epoch;
+    }
+    if (j->kind != MXD_WACT_COMPUTE) return;
+    forward_rows(q, &j->frame);
+    q->sums_epoch = j->epoch;
+    q->sums_step = j->step;
+    q->sums_hash = sim_group_hash(&j->frame);
 }
 
 static void job_done(int p, sim_event *e) {
@@ -414,15 +446,24 @@ static void job_done(int p, sim_event *e) {
     }
     uint64_t life = q->life;
     sim_job *j = job_at(p, 0);
+    mxd_rc rc = MXD_OK;
+    int peer = -1;
+    if (!q->arrived) arrive(q, j);
+    bool together = j->kind == MXD_WACT_LOAD || j->kind == MXD_WACT_COMPUTE;
+    if (together && q->group.n > 1 && !sim_group_met(p, j, &rc, &peer)) {
+        sim_event_again(e, W.now + sim_pick(1, 4));
+        return;
+    }
+    q->arrived = false;
     q->first_job = (q->first_job + 1) % SIM_JOBS;
     q->n_jobs--;
     q->busy = false;
     switch (j->kind) {
     case MXD_WACT_LOAD:
-        load_done(p, j);
+        load_done(p, j, rc, peer);
         break;
     case MXD_WACT_COMPUTE:
-        compute_done(p, j);
+        compute_done(p, j, rc, peer);
         break;
     case MXD_WACT_UNLOAD:
         q->layer0 = q->layer1 = 0;

@@ -2,7 +2,9 @@
  *
  *   world.c    random numbers, the event heap, the network with its faults
  *   process.c  a worker process: the driver around mxd_wcore, and a mock of what computes
+ *   group.c    ranks of a stage: each computes when all of them have computed
  *   control.c  the coordinator: the driver around mxd_coord, and the planner
+ *   restart.c  the coordinator's crash and its disk
  *   client.c   requests, and the oracle: what they see is compared with a model of their own
  *   main.c     seeds, verdicts
  *
@@ -39,6 +41,7 @@ enum {
 
 typedef enum sim_kind {
     EV_COORD_TICK,
+    EV_COORD_START,
     EV_FAULT,
     EV_CLIENT,
     EV_BOOT,
@@ -107,10 +110,17 @@ typedef struct sim_link { /* of a process to the coordinator */
     int64_t last_ms[LANE_COUNT]; /* each lane is first-in first-out */
 } sim_link;
 
+typedef struct sim_group { /* the ranks of a stage, by process; n 1: alone */
+    int n, rank;
+    int proc[SIM_PROCS], node[SIM_PROCS];
+    uint64_t life[SIM_PROCS]; /* those that came together */
+} sim_group;
+
 typedef struct sim_job {
     mxd_wcore_action_kind kind;
     uint64_t epoch, step;
     int layer0, layer1;
+    sim_group group; /* LOAD */
     sim_event frame;
 } sim_job;
 
@@ -126,10 +136,18 @@ typedef struct sim_proc {
     int64_t paused_until, backoff_ms;
     uint64_t link; /* 0: none */
     mxd_wcore *core;
-    int next_proc, next_node, prev_node;
+    sim_group next; /* the ranks of the next stage; n 0: none */
+    int prev_node;
     int64_t data_ms; /* first-in first-out to the next stage */
     /* what computes */
     int layer0, layer1;
+    sim_group group;
+    bool arrived;                              /* the job in hand waits for the other ranks */
+    uint64_t joined;                           /* the epoch whose group it waits for, or is in */
+    uint64_t sums_epoch, sums_step, sums_hash; /* what the others may take */
+    uint64_t over;                             /* groups of older epochs are over */
+    int64_t missed_ms;                         /* since when a rank is out of reach; 0: none is */
+    int waits;                                 /* as mxd_core_beat.waits */
     uint64_t kv[SIM_POSITIONS][SIM_LAYERS];
     mxd_pages pages; /* the product's own */
     uint16_t page_refs[SIM_POSITIONS];
@@ -150,7 +168,11 @@ typedef struct sim_client {
     uint64_t id; /* of the present request; 0: not submitted */
     bool ended, wants_cancel, ever_ok;
     int n_prompt, max_tokens, min_tokens, n_stop, n_out, n_journal, n_turns;
-    bool ignore_eos;
+    int n_next; /* index of the next token that comes: below n_out when a torn tail is made again */
+    bool ignore_eos, resumable;
+    bool accepted;  /* by the coordinator */
+    bool restoring; /* a new life of the coordinator has yet to take it */
+    int32_t past[SIM_CTX];
     int32_t prompt[SIM_CTX], out[SIM_CTX], stop[2];
     uint64_t seed;
     bool last_stop;
@@ -161,7 +183,7 @@ typedef struct sim_client {
 
 typedef struct sim_swarm { /* drawn anew for every seed, so that runs differ in kind */
     double lose, dup, late, cut, heal, crash, restart, pause, hang, link_break, leave, spawn_fails,
-        load_fails, silent_death, wrong;
+        load_fails, silent_death, coord_crash, torn, wrong;
     int delay_min_ms, delay_max_ms, faults_ms, tick_ms;
     bool crowd; /* requests come together, much alike, in small chunks, and are often cancelled */
 } sim_swarm;
@@ -185,7 +207,10 @@ typedef struct sim_world {
     mxd_coord_cfg cfg;
     void *coord_memory, *proc_memory[SIM_PROCS];
     int64_t coord_paused_until;
-    int n_left, plan_turn;
+    uint64_t coord_life; /* events of an earlier one are not for this one */
+    bool coord_down;
+    int crash_after;              /* so many actions; -1: not */
+    int n_left, plan_turn, ranks; /* ranks of a stage */
     uint64_t epochs_at_heal, n_prompt_tokens, n_cached_tokens;
 } sim_world;
 
@@ -208,7 +233,7 @@ uint64_t sim_link_new(int proc);
 void sim_link_close(uint64_t link, bool silent); /* silent: the coordinator is not told */
 /* Takes e. */
 void sim_send(sim_event *e, sim_lane lane, bool from_coord);
-void sim_send_data(sim_event *e, int from, int to);
+void sim_send_data(sim_event *e, int from, int to, int node);
 void sim_faults(void);
 void sim_heal(void);
 
@@ -218,15 +243,32 @@ void sim_proc_kill(int p, bool silent);
 void sim_proc_event(sim_event *e);
 void sim_proc_drain(int p);
 
+/* group.c */
+void sim_group_of(sim_group *g, const mxd_stage_peer *peers, int n, int rank);
+uint64_t sim_group_hash(const sim_event *frame);
+/* The job in hand is done but for the other ranks. False: it must wait. *rc, *peer: how it ends. */
+bool sim_group_met(int p, const sim_job *j, mxd_rc *rc, int *peer);
+
 /* control.c */
 void sim_coord_boot(void);
+void sim_coord_begin(uint64_t epoch0);
 void sim_coord_event(sim_event *e);
 void sim_coord_give(const mxd_coord_event *e);
 
+/* restart.c */
+void sim_disk_reset(void);
+void sim_disk_open(uint64_t request);
+void sim_disk_write(const mxd_core_journal *j, const mxd_coord_action *next);
+void sim_coord_crash(void);
+void sim_coord_restart(void);
+void sim_restore_tick(void);
+
 /* client.c */
+void sim_client_sees(sim_client *c, int32_t token);
+void sim_client_ended(sim_client *c, mxd_core_end how);
 void sim_clients_draw(void);
 void sim_client_event(sim_event *e);
-void sim_client_action(const mxd_coord_action *a);
+void sim_client_action(const mxd_coord_action *a, const mxd_coord_action *next);
 bool sim_clients_done(void);
 
 /* The model. */

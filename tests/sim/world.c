@@ -188,7 +188,7 @@ void sim_send(sim_event *e, sim_lane lane, bool from_coord) {
 }
 
 /* Between workers: whoever cannot send may hear of it, or not. */
-void sim_send_data(sim_event *e, int from, int to) {
+void sim_send_data(sim_event *e, int from, int to, int node) {
     sim_proc *p = &W.procs[from];
     e->proc = to;
     e->life = W.procs[to].life;
@@ -197,7 +197,7 @@ void sim_send_data(sim_event *e, int from, int to) {
             sim_event *n = sim_event_new(EV_NEIGHBOUR, W.now + sim_pick(0, 1000));
             n->proc = from;
             n->life = p->life;
-            n->node = p->next_node;
+            n->node = node;
             sim_event_push(n);
         }
         sim_event_free(e);
@@ -235,8 +235,10 @@ static void fault_proc(int i) {
 
 void sim_faults(void) {
     for (int i = 0; i < W.n_procs; i++) fault_proc(i);
-    if (W.coord_paused_until < W.now && sim_chance(W.swarm.pause / 4))
+    if (!W.coord_down && W.coord_paused_until < W.now && sim_chance(W.swarm.pause / 4))
         W.coord_paused_until = W.now + sim_pick(1, 3000);
+    if (!W.coord_down && W.crash_after < 0 && sim_chance(W.swarm.coord_crash))
+        W.crash_after = sim_chance(.5) ? 0 : sim_pick(0, 40);
     for (int i = 0; i <= SIM_PROCS; i++)
         for (int k = 0; k <= SIM_PROCS; k++) {
             if (i == k) continue;
@@ -248,8 +250,9 @@ void sim_faults(void) {
 void sim_heal(void) {
     mxd_coord_view v;
     mxd_coord_view_get(W.coord, &v);
-    W.epochs_at_heal = v.n_epochs;
+    W.epochs_at_heal = W.coord_down ? 0 : v.n_epochs;
     W.faults = false;
+    W.crash_after = -1;
     memset(W.cut, 0, sizeof W.cut);
     for (uint64_t i = 0; i < W.n_links; i++)
         if (W.links[i].died_ms) W.links[i].died_ms = W.now;

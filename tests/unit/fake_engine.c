@@ -17,7 +17,7 @@ struct mxd_stream {
     mxd_ids say;
     size_t n_prompt;
     int max_tokens, n_stop, n_made, fail_after, delay_ms;
-    bool ignore_eos, logprobs, cancelled, ended, told;
+    bool ignore_eos, logprobs, cancelled, ended, told, single;
     uint8_t n_top;
     char *stop[MXD_MAX_STOP_STRINGS];
     int32_t stop_ids[MXD_MAX_STOP_STRINGS];
@@ -50,6 +50,8 @@ struct mxd_engine {
     int64_t cancel_ms;
     mxd_gen last;
     mxd_engine_metrics m;
+    const char *journal_problem;
+    uint64_t n_forgotten;
 };
 
 /* ---- one token ---- */
@@ -126,7 +128,7 @@ static void step(mxd_stream *s, int64_t now) {
 static int64_t step_all(mxd_engine *e) {
     int64_t now = mxd_now_ms(), wait = 1000;
     for (mxd_stream *s = e->streams; s; s = s->next) {
-        if (s->ended) continue;
+        if (s->ended || (s->single && (s->toks.len || s->ready.len))) continue;
         if (s->due_ms <= now || s->cancelled) {
             step(s, now);
             if (s->fn) s->fn(s->ctx);
@@ -367,6 +369,7 @@ static void copy_gen(mxd_stream *s, const mxd_gen *g) {
     s->n_prompt = g->n_prompt;
     s->max_tokens = g->max_tokens;
     s->ignore_eos = g->ignore_eos;
+    s->single = g->keep != NULL;
     s->logprobs = g->sampling.logprobs;
     s->n_top = g->sampling.n_top;
     for (int i = 0; i < g->n_stop; i++) s->stop[s->n_stop++] = mxd_strdup(s->al, g->stop[i]);
@@ -387,6 +390,8 @@ mxd_rc mxd_engine_submit(mxd_engine *e, const mxd_gen *g, mxd_stream **out, mxd_
     mxd_rc rc = read_prompt(s, g, err);
     pthread_mutex_lock(&e->lock);
     if (!rc && e->state == MXD_ENGINE_DRAINING) rc = mxd_fail(err, MXD_E_SHUTDOWN, "draining");
+    if (!rc && g->keep && e->journal_problem)
+        rc = mxd_fail(err, MXD_E_IO, "%s", e->journal_problem);
     if (!rc && e->live >= QUEUE) rc = mxd_fail(err, MXD_E_BUSY, "the queue is full");
     if (!rc) {
         s->next = e->streams;
@@ -450,6 +455,7 @@ mxd_rc mxd_stream_next(mxd_stream *s, int64_t timeout_ms, mxd_stream_event *ev, 
     } else {
         rc = mxd_fail(err, MXD_E_TIMEOUT, "nothing yet");
     }
+    if (s->single) pthread_cond_signal(&s->e->work);
     pthread_mutex_unlock(&s->e->lock);
     return rc;
 }
@@ -491,7 +497,51 @@ void mxd_stream_free(mxd_stream *s) {
     free_stream(s);
 }
 
+/* ---- requests that are kept: as long as the engine lives ---- */
+
+void mxd_stream_leave(mxd_stream *s) { mxd_stream_free(s); }
+uint64_t mxd_stream_request(const mxd_stream *s) { return s ? 1 : 0; }
+
+bool mxd_engine_kept_at(mxd_engine *e, int i, mxd_engine_kept *out) {
+    (void)e, (void)i, (void)out;
+    return false;
+}
+
+mxd_rc mxd_engine_restore(mxd_engine *e, uint64_t id, const mxd_gen *gen, mxd_stream **out,
+                          mxd_err *err) {
+    (void)e, (void)id, (void)gen, (void)out;
+    return mxd_fail(err, MXD_E_NOTFOUND, "nothing is kept");
+}
+
+void mxd_engine_forget(mxd_engine *e, uint64_t id) {
+    (void)id;
+    pthread_mutex_lock(&e->lock);
+    e->n_forgotten++;
+    pthread_mutex_unlock(&e->lock);
+}
+
+bool mxd_engine_journal_problem(mxd_engine *e, char *text, size_t cap) {
+    pthread_mutex_lock(&e->lock);
+    const char *why = e->journal_problem;
+    pthread_mutex_unlock(&e->lock);
+    if (why && cap) snprintf(text, cap, "%s", why);
+    return why != NULL;
+}
+
 /* ---- for tests ---- */
+
+void fake_engine_set_journal_problem(mxd_engine *e, const char *text) {
+    pthread_mutex_lock(&e->lock);
+    e->journal_problem = text;
+    pthread_mutex_unlock(&e->lock);
+}
+
+uint64_t fake_engine_forgotten(mxd_engine *e) {
+    pthread_mutex_lock(&e->lock);
+    uint64_t n = e->n_forgotten;
+    pthread_mutex_unlock(&e->lock);
+    return n;
+}
 
 void fake_engine_set_state(mxd_engine *e, mxd_engine_state state) {
     pthread_mutex_lock(&e->lock);

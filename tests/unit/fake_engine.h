@@ -18,6 +18,8 @@ void fake_engine_set_state(mxd_engine *e, mxd_engine_state state);
 int fake_engine_live(mxd_engine *e);          /* streams not yet freed */
 int64_t fake_engine_cancel_ms(mxd_engine *e); /* when the last stream was cancelled; 0 never */
 uint64_t fake_engine_submitted(mxd_engine *e);
+void fake_engine_set_journal_problem(mxd_engine *e, const char *text); /* NULL: none; borrowed */
+uint64_t fake_engine_forgotten(mxd_engine *e);
 const mxd_gen *fake_engine_last(mxd_engine *e); /* the last gen; its pointers are gone */
 
 #endif

@@ -146,7 +146,8 @@ static void submit(uint64_t request, int n_prompt, int max_tokens) {
                                    .n_prompt = n_prompt,
                                    .max_tokens = max_tokens,
                                    .stop_ids = stops,
-                                   .n_stop_ids = 1};
+                                   .n_stop_ids = 1,
+                                   .resumable = true};
     give((mxd_coord_event){.kind = MXD_COORD_SUBMIT, .submit = &s[request]});
 }
 
@@ -521,6 +522,90 @@ TEST(core_queue_at_the_limit) {
     cancel(100);
     submit(401, 4, 4);
     CHECK_EQ(did(MXD_ACT_ACCEPTED)->request, 401);
+    end();
+}
+
+static int journalled(mxd_journal_kind kind) {
+    int n = 0;
+    for (int i = 0; i < t.n; i++)
+        n += t.list[i].kind == MXD_ACT_JOURNAL && t.list[i].journal.kind == kind;
+    return n;
+}
+
+static const int32_t accepted[] = {21, 22, 99};
+
+static void restore(uint64_t request, int n_accepted, int max_tokens, int min_tokens) {
+    static mxd_core_submit s;
+    s = (mxd_core_submit){.request = request,
+                          .prompt = prompt,
+                          .n_prompt = 4,
+                          .max_tokens = max_tokens,
+                          .min_tokens = min_tokens,
+                          .stop_ids = stops,
+                          .n_stop_ids = 1,
+                          .resumable = true,
+                          .accepted = accepted,
+                          .n_accepted = n_accepted};
+    clear();
+    give((mxd_coord_event){.kind = MXD_COORD_SUBMIT, .submit = &s});
+}
+
+/* Prompt and accepted tokens are prefilled as one list; what comes next has the next index. */
+TEST(core_a_restored_request_goes_on) {
+    serving_two();
+    restore(7, 2, 4, 0);
+    CHECK_EQ(count(MXD_ACT_TOKEN), 0); /* the client has those */
+    int step = find(MXD_ACT_STEP);
+    CHECK_EQ(t.runs[step].pos, 0);
+    CHECK_EQ(t.runs[step].n, 6);
+    const int32_t list[] = {1, 2, 3, 4, 21, 22};
+    assert_memory_equal(t.runs[step].ids, list, sizeof list);
+    answer(30);
+    CHECK_EQ(did(MXD_ACT_TOKEN)->index, 2);
+    answer(31);
+    CHECK_EQ(did(MXD_ACT_TOKEN)->index, 3);
+    CHECK_EQ(did(MXD_ACT_DONE)->done.how, MXD_CORE_LENGTH);
+    CHECK_EQ(did(MXD_ACT_DONE)->done.n_out, 4);
+    CHECK_EQ(journalled(MXD_JOURNAL_TOKEN), 2);
+    CHECK_EQ(journalled(MXD_JOURNAL_END), 1);
+    end();
+}
+
+TEST(core_a_restored_request_that_was_over_ends) {
+    serving_two();
+    restore(7, 3, 9, 0); /* its last token is a stop id */
+    CHECK_EQ(did(MXD_ACT_DONE)->done.how, MXD_CORE_STOP);
+    CHECK_EQ(did(MXD_ACT_DONE)->done.n_out, 3);
+    restore(8, 3, 9, 3); /* which counts only behind min_tokens */
+    CHECK(did(MXD_ACT_STEP) && !did(MXD_ACT_DONE));
+    restore(9, 2, 2, 0);
+    CHECK_EQ(did(MXD_ACT_DONE)->done.how, MXD_CORE_LENGTH);
+    restore(10, 3, 2, 0);
+    CHECK_EQ(did(MXD_ACT_REFUSED)->rc, MXD_E_INVAL);
+    end();
+}
+
+TEST(core_only_resumable_requests_are_journalled) {
+    static mxd_core_submit s = {.request = 7, .prompt = prompt, .n_prompt = 4, .max_tokens = 1};
+    serving_two();
+    clear();
+    give((mxd_coord_event){.kind = MXD_COORD_SUBMIT, .submit = &s});
+    answer(5);
+    CHECK_EQ(did(MXD_ACT_DONE)->done.n_out, 1);
+    CHECK_EQ(count(MXD_ACT_JOURNAL), 0);
+    end();
+}
+
+TEST(core_epochs_go_on_above_the_journals) {
+    serving_two();
+    t.cfg.epoch0 = 41;
+    t.c = mxd_coord_init(t.memory, &t.cfg);
+    clear();
+    give((mxd_coord_event){.kind = MXD_COORD_TICK});
+    hello(1, "X", 11);
+    CHECK_EQ(did(MXD_ACT_INSTALL)->epoch, 42);
+    CHECK(find(MXD_ACT_JOURNAL) < find(MXD_ACT_INSTALL));
+    CHECK_EQ(did(MXD_ACT_JOURNAL)->journal.epoch, 42);
     end();
 }
 

@@ -563,23 +563,26 @@ static void *failing_resize(void *ctx, void *p, size_t old_bytes, size_t new_byt
 /* The k-th allocation after a request has arrived fails, for every k: an error or a closed
  * connection, and the server lives. */
 TEST(server_survives_every_failing_allocation) {
+    static const char *const headers[] = {"", "", "X-Resumable: true\r\n"};
     static const char *const bodies[] = {
         CHAT("[[say:<think>a</think>b<tool_call>{\\\"name\\\":\\\"f\\\"}</tool_call>]]",
              ",\"stream\":true,\"stop\":[\"zz\"],\"tools\":[{\"type\":\"function\",\"function\":"
              "{\"name\":\"f\"}}]"),
-        CHAT("hello", ",\"n\":2,\"logprobs\":true,\"top_logprobs\":2")};
+        CHAT("hello", ",\"n\":2,\"logprobs\":true,\"top_logprobs\":2"),
+        CHAT("[[say:<think>a</think>b]]", ",\"stream\":true,\"logprobs\":true")};
     failing f = {.left = -1};
     mxd_alloc al = {failing_resize, &f};
     kit k;
-    mxd_server_opts o = {.threads = 1};
-    static char out[65536];
+    mxd_server_opts o = {.threads = 1, .resume_ms = 1};
+    static char out[65536], head[64];
     open_kit(&k, &o, &al);
     for (size_t i = 0; i < MXD_COUNT(bodies); i++) {
         int n = 0;
         for (bool whole = false; !whole && n < 2000; n++) {
             int fd = dial(&k);
+            snprintf(head, sizeof head, "Connection: close\r\n%s", headers[i]);
             atomic_store(&f.left, n);
-            post(fd, "/v1/chat/completions", "Connection: close\r\n", bodies[i]);
+            post(fd, "/v1/chat/completions", head, bodies[i]);
             hear(fd, out, sizeof out, NULL);
             whole = atomic_load(&f.left) >= 0;
             atomic_store(&f.left, -1);

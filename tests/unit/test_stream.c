@@ -386,6 +386,95 @@ TEST(stream_refuses_bad_stop_strings) {
 }
 
 /* A shortage anywhere ends the answer with E_NOMEM: never a gap in the text. */
+/* ---- of requests that are kept: what an event holds may not depend on when it is read ---- */
+
+static mxd_stream *open_kept(const char *const *stop, int n_stop) {
+    mxd_stream *s;
+    mxd_err err = {0};
+    open_tokenizer();
+    mxd_gen g = {.n_prompt = 5, .stop = stop, .n_stop = n_stop, .keep = ""};
+    CHECK_OK(mxd_stream_new(&s, &mxd_alloc_libc, NULL, NULL, &g, &err), &err);
+    mxd_stream_submitted(s, 42);
+    return s;
+}
+
+/* Appends "text/tokens|" for every event that is there now. */
+static void note_events(mxd_stream *s, char out[2048]) {
+    mxd_stream_event ev;
+    mxd_err err = {0};
+    while (mxd_stream_next(s, 0, &ev, &err) == MXD_OK) {
+        size_t n = strlen(out);
+        bool done = ev.kind == MXD_STREAM_DONE;
+        snprintf(out + n, 2048 - n, "%s/%d|", done ? "DONE" : ev.text,
+                 done ? ev.n_generated : ev.n_tokens);
+        if (done) return;
+    }
+}
+
+TEST(stream_kept_gives_the_same_events_however_it_is_read) {
+    static const struct {
+        const char *text, *stop;
+        bool by_id;
+    } rows[] = {{"A short tale of two \xe2\x9a\xa1 robots", NULL, false},
+                {"ends by an id", NULL, true},
+                {"ends by a string, xx and more", "xx", false},
+                {"held back: half a stop x", "xy", false}};
+    for (size_t i = 0; i < MXD_COUNT(rows); i++) {
+        const char *stops[] = {rows[i].stop};
+        int32_t ids[256];
+        char got[3][2048] = {"", "", ""};
+        open_tokenizer();
+        size_t n = ids_of(rows[i].text, ids);
+        mxd_stream *now = open_kept(stops, rows[i].stop != NULL);   /* read after each token */
+        mxd_stream *later = open_kept(stops, rows[i].stop != NULL); /* read at the end */
+        mxd_stream *past = open_kept(stops, rows[i].stop != NULL);  /* half of it is of before */
+        mxd_sampled before[256];
+        for (size_t k = 0; k < n; k++) {
+            bool stop = rows[i].by_id && k == n - 1;
+            before[k] = (mxd_sampled){.token = ids[k], .logprob = -0.5f};
+            feed_id(now, ids[k], stop);
+            note_events(now, got[0]);
+            feed_id(later, ids[k], stop);
+        }
+        mxd_err err = {0};
+        const mxd_kept half = {.id = 42, .tokens = before, .n_tokens = (int)n / 2};
+        CHECK_OK(mxd_stream_past(past, &half, &err), &err);
+        for (size_t k = n / 2; k < n; k++) feed_id(past, ids[k], rows[i].by_id && k == n - 1);
+        mxd_stream *all[] = {now, later, past};
+        for (int k = 0; k < 3; k++) {
+            end(all[k], rows[i].by_id ? MXD_END_STOP : MXD_END_LENGTH, MXD_OK);
+            note_events(all[k], got[k]);
+            CHECK(strstr(got[k], "DONE"));
+            CHECK_STR(got[k], got[0]);
+            mxd_stream_free(all[k]);
+        }
+    }
+}
+
+TEST(stream_of_an_ended_request) {
+    char got[2048] = "";
+    mxd_err err = {0};
+    const mxd_sampled token = {.token = 100};
+    const mxd_kept k = {.id = 42,
+                        .tokens = &token,
+                        .n_tokens = 1,
+                        .ended = true,
+                        .end = {.how = MXD_END_LENGTH, .text = ""}};
+    mxd_stream *s = open_kept(NULL, 0);
+    CHECK_EQ(mxd_stream_request(s), 42);
+    CHECK_OK(mxd_stream_past(s, &k, &err), &err);
+    mxd_stream_settled(s);
+    note_events(s, got);
+    CHECK(strstr(got, "DONE/1|"));
+    mxd_stream_free(s);
+    CHECK_EQ(atomic_load(&n_cancels), 0);
+    s = open_kept(NULL, 0); /* left, not cancelled */
+    mxd_stream_leave(s);
+    CHECK_EQ(atomic_load(&n_cancels), 0);
+    feed_id(s, 100, false);
+    end(s, MXD_END_LENGTH, MXD_OK);
+}
+
 TEST_OOM(stream_out_of_memory) {
     static const char *const stop[] = {"~~", "never"};
     mxd_stream *s;

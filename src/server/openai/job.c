@@ -5,8 +5,9 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/rand.h"
+#include "server/resume.h"
 
-enum { OUT_SLACK_BYTES = 16 << 20, MAX_STOP_IDS = MXD_MAX_STOP_STRINGS };
+enum { OUT_SLACK_BYTES = 16 << 20 };
 
 /* ---- from text to pieces ---- */
 
@@ -34,7 +35,7 @@ static void on_thought(void *ctx, bool reasoning, const char *s, size_t n) {
 
 static void note_times(mxd_job *j, int n_tokens) {
     int64_t now = mxd_now_ms();
-    mxd_metrics *m = &j->req->server->metrics;
+    mxd_metrics *m = &j->server->metrics;
     if (!j->first_ms) {
         j->first_ms = now;
         mxd_histogram_add(&m->first_token, (double)(now - j->begin_ms) / 1e3);
@@ -53,7 +54,7 @@ static void drop(void *ctx, bool reasoning, const char *s, size_t n) {
 
 /* Tags count as reasoning. Token by token, because an event may hold several. */
 static void count_reasoning(mxd_choice *c, const mxd_stream_event *ev) {
-    const mxd_tokenizer *t = mxd_engine_tokenizer(c->job->req->server->engine);
+    const mxd_tokenizer *t = mxd_engine_tokenizer(c->job->server->engine);
     for (int i = 0; i < ev->n_tokens && c->counter.state != MXD_THINK_SAID; i++) {
         size_t n;
         const char *s = mxd_tokenizer_bytes(t, ev->tokens[i].token, &n);
@@ -111,7 +112,7 @@ void mxd_job_fail(mxd_job *j, const mxd_fault *f) {
 }
 
 static bool has_room(const mxd_job *j) {
-    return !j->streamed || j->out.len - j->sent < MXD_HTTP_STREAM_BYTES;
+    return !j->streamed || j->log || j->out.len - j->sent < MXD_HTTP_STREAM_BYTES;
 }
 
 /* One event of one choice. False: none waits. */
@@ -123,8 +124,8 @@ static bool pump_one(mxd_choice *c) {
     mxd_rc rc = mxd_stream_next(c->stream, 0, &ev, &err);
     if (rc == MXD_E_TIMEOUT && !mxd_stream_ended(c->stream)) return false; /* nothing yet */
     if (rc) {
-        mxd_fault_from(&f, rc, &err, c->job->req->id);
-        mxd_log(MXD_LOG_WARN, "request_failed", "request=%s rc=%s cause=\"%s\"", c->job->req->id,
+        mxd_fault_from(&f, rc, &err, c->job->request);
+        mxd_log(MXD_LOG_WARN, "request_failed", "request=%s rc=%s cause=\"%s\"", c->job->request,
                 mxd_rc_name(rc), err.msg);
         mxd_job_fail(c->job, &f);
     } else if (ev.kind == MXD_STREAM_TEXT) {
@@ -161,7 +162,7 @@ bool mxd_job_pump(mxd_job *j) {
     if (rc && !j->failed) {
         mxd_fault f;
         mxd_err err = {0};
-        mxd_fault_from(&f, MXD_E_NOMEM, &err, j->req->id);
+        mxd_fault_from(&f, MXD_E_NOMEM, &err, j->request);
         mxd_job_fail(j, &f);
         news = true;
     }
@@ -191,13 +192,6 @@ static void take_sampling(mxd_sampling *s, const mxd_params *p, bool has_seed) {
                          mxd_param_int(p, MXD_P_LOGPROBS_TEXT, 0));
 }
 
-typedef struct gen_kit { /* what an mxd_gen points to */
-    mxd_gen gen;
-    const char *stop[MXD_MAX_STOP_STRINGS];
-    int32_t stop_ids[MAX_STOP_IDS];
-    mxd_logit_bias bias[MXD_MAX_LOGIT_BIAS];
-} gen_kit;
-
 static void take_lists(gen_kit *k, const mxd_params *p) {
     size_t i;
     json_t *v, *stop = p->v[MXD_P_STOP].j;
@@ -221,15 +215,15 @@ static void take_lists(gen_kit *k, const mxd_params *p) {
 /* -1: the rest of the context. */
 static int64_t max_tokens(const mxd_job *j) {
     const mxd_params *p = j->params;
-    int own = mxd_engine_info_get(j->req->server->engine)->max_tokens;
+    int own = mxd_engine_info_get(j->server->engine)->max_tokens;
     if (!j->chat) return mxd_param_int(p, MXD_P_MAX_TOKENS_TEXT, own > 0 ? own : 16);
     int64_t older = mxd_param_int(p, MXD_P_MAX_TOKENS, own > 0 ? own : -1);
     return mxd_param_int(p, MXD_P_MAX_COMPLETION_TOKENS, older);
 }
 
-static void fill_gen(gen_kit *k, const mxd_job *j) {
+void mxd_job_fill_gen(gen_kit *k, const mxd_job *j) {
     const mxd_params *p = j->params;
-    const mxd_engine_info *info = mxd_engine_info_get(j->req->server->engine);
+    const mxd_engine_info *info = mxd_engine_info_get(j->server->engine);
     k->gen = (mxd_gen){.sampling = info->defaults};
     k->gen.sampling.n_bias = 0;
     take_sampling(&k->gen.sampling, p, info->has_seed);
@@ -240,19 +234,19 @@ static void fill_gen(gen_kit *k, const mxd_job *j) {
 }
 
 /* Lengths against the context; the reply is set when they do not fit. */
-static bool check_lengths(mxd_job *j) {
-    int ctx = mxd_engine_info_get(j->req->server->engine)->ctx;
+static bool check_lengths(mxd_req *r, const mxd_job *j) {
+    int ctx = mxd_engine_info_get(j->server->engine)->ctx;
     const char *field = j->chat ? "messages" : "prompt";
     int64_t most = max_tokens(j), least = mxd_param_int(j->params, MXD_P_MIN_TOKENS, 0);
     if (most >= 0 && least > most) {
-        mxd_req_fail(j->req, MXD_FAULT_INVALID_VALUE, "min_tokens",
+        mxd_req_fail(r, MXD_FAULT_INVALID_VALUE, "min_tokens",
                      "'min_tokens' must not be more than the most tokens of the answer");
         return false;
     }
     for (int i = 0; i < j->n_prompts; i++) {
         size_t n = j->prompts[i].ids.n;
         if (n == 0 && most != 0) {
-            mxd_req_fail(j->req, MXD_FAULT_INVALID_VALUE, field, "the prompt has no tokens");
+            mxd_req_fail(r, MXD_FAULT_INVALID_VALUE, field, "the prompt has no tokens");
             return false;
         }
         if (n < (size_t)ctx || (most == 0 && n == (size_t)ctx)) continue;
@@ -263,7 +257,7 @@ static bool check_lengths(mxd_job *j) {
                       n, ctx);
         f.n_prompt = (long long)n;
         f.n_ctx = ctx;
-        mxd_req_fail_fault(j->req, &f);
+        mxd_req_fail_fault(r, &f);
         return false;
     }
     return true;
@@ -271,7 +265,7 @@ static bool check_lengths(mxd_job *j) {
 
 static mxd_rc submit(mxd_choice *c, gen_kit *k, int64_t most, mxd_err *err) {
     mxd_job *j = c->job;
-    mxd_engine *e = j->req->server->engine;
+    mxd_engine *e = j->server->engine;
     int64_t rest = mxd_engine_info_get(e)->ctx - (int64_t)c->prompt->ids.n;
     k->gen.prompt = c->prompt->ids.ptr;
     k->gen.n_prompt = c->prompt->ids.n;
@@ -287,7 +281,7 @@ static void init_choice(mxd_choice *c, mxd_job *j, int index) {
     const mxd_params *p = j->params;
     *c = (mxd_choice){.job = j, .index = index};
     c->prompt = &j->prompts[index / (j->n_choices / j->n_prompts)];
-    bool split = c->prompt->has_reasoning && j->req->server->opts.reasoning != MXD_REASONING_NONE;
+    bool split = c->prompt->has_reasoning && j->server->opts.reasoning != MXD_REASONING_NONE;
     mxd_think_init(&c->think, al, split, split && c->prompt->ends_in_reasoning, on_thought, c);
     mxd_think_init(&c->counter, al, split, split && c->prompt->ends_in_reasoning, drop, NULL);
     mxd_tool_parser_init(&c->tools, al, c->prompt->family,
@@ -319,10 +313,26 @@ void mxd_job_free(mxd_job *j) {
     free_prompts(j->al, j->prompts, j->n_prompts);
     mxd_buf_deinit(&j->head);
     mxd_buf_deinit(&j->out);
-    mxd_metrics *m = &j->req->server->metrics;
-    mxd_histogram_add(&m->duration, (double)(mxd_now_ms() - j->begin_ms) / 1e3);
-    atomic_fetch_sub(&j->req->server->running, 1);
+    mxd_buf_deinit(&j->starts);
+    json_decref(j->own_json);
+    mxd_free(j->al, j->own_params);
+    mxd_job_uncount(j);
     mxd_free(j->al, j);
+}
+
+void mxd_job_uncount(mxd_job *j) {
+    if (!j->counted) return;
+    j->counted = false;
+    mxd_histogram_add(&j->server->metrics.duration, (double)(mxd_now_ms() - j->begin_ms) / 1e3);
+    atomic_fetch_sub(&j->server->running, 1);
+}
+
+size_t mxd_job_events(const mxd_job *j) { return j->starts.len / sizeof(size_t); }
+
+size_t mxd_job_event_at(const mxd_job *j, size_t i) {
+    size_t at = j->out.len;
+    if (i < mxd_job_events(j)) memcpy(&at, j->starts.ptr + i * sizeof at, sizeof at);
+    return at;
 }
 
 static void make_id(mxd_job *j) {
@@ -333,13 +343,17 @@ static void make_id(mxd_job *j) {
         snprintf(j->id + at, sizeof j->id - (size_t)at, "%02x", raw[i]);
 }
 
-static mxd_job *make_job(mxd_req *r, mxd_prompt *prompts, int n_prompts) {
-    const mxd_params *p = r->params;
-    mxd_job *j = MXD_NEW(r->al, 1, mxd_job);
+mxd_job *mxd_job_new(const mxd_job_begin *b) {
+    const mxd_alloc *al = b->server->al;
+    const mxd_params *p = b->params;
+    mxd_job *j = MXD_NEW(al, 1, mxd_job);
     if (!j) return NULL;
-    *j = (mxd_job){.req = r, .al = r->al, .params = p, .prompts = prompts, .n_prompts = n_prompts};
-    atomic_fetch_add(&r->server->running, 1);
-    j->begin_ms = r->start_ms;
+    *j = (mxd_job){.server = b->server, .al = al, .params = p, .log = b->log, .counted = true};
+    j->prompts = b->prompts;
+    j->n_prompts = b->n_prompts;
+    snprintf(j->request, sizeof j->request, "%s", b->request);
+    atomic_fetch_add(&b->server->running, 1);
+    j->begin_ms = b->start_ms;
     j->chat = (p->where & MXD_AT_CHAT) != 0;
     j->streamed = mxd_param_bool(p, MXD_P_STREAM, false);
     j->include_usage = json_is_true(json_object_get(p->v[MXD_P_STREAM_OPTIONS].j, "include_usage"));
@@ -348,11 +362,13 @@ static mxd_job *make_job(mxd_req *r, mxd_prompt *prompts, int n_prompts) {
     j->created = mxd_wall_ms() / 1000;
     j->model = p->v[MXD_P_MODEL].s;
     make_id(j);
-    mxd_buf_init(&j->head, r->al, 64 << 10);
-    size_t most = j->streamed ? MXD_HTTP_STREAM_BYTES + OUT_SLACK_BYTES : MXD_HTTP_REPLY_BYTES;
-    mxd_buf_init(&j->out, r->al, most);
-    j->n_choices = n_prompts * (int)mxd_param_int(p, MXD_P_N, 1);
-    j->choices = MXD_NEW(r->al, (size_t)j->n_choices, mxd_choice);
+    mxd_buf_init(&j->head, al, 64 << 10);
+    bool bounded = j->streamed && !j->log;
+    mxd_buf_init(&j->out, al,
+                 bounded ? MXD_HTTP_STREAM_BYTES + OUT_SLACK_BYTES : MXD_HTTP_REPLY_BYTES);
+    mxd_buf_init(&j->starts, al, MXD_HTTP_REPLY_BYTES);
+    j->n_choices = b->n_prompts * (int)mxd_param_int(p, MXD_P_N, 1);
+    j->choices = MXD_NEW(al, (size_t)j->n_choices, mxd_choice);
     if (!j->choices) {
         j->prompts = NULL; /* still the caller's */
         j->n_prompts = 0;
@@ -360,15 +376,18 @@ static mxd_job *make_job(mxd_req *r, mxd_prompt *prompts, int n_prompts) {
         return NULL;
     }
     for (int i = 0; i < j->n_choices; i++) init_choice(&j->choices[i], j, i);
-    mxd_reply_head(j);
     return j;
 }
 
-static mxd_rc submit_all(mxd_job *j, mxd_err *err) {
+static mxd_rc submit_all(mxd_job *j, const mxd_buf *keep, mxd_err *err) {
     int64_t most = max_tokens(j);
     gen_kit *k = MXD_NEW(j->al, 1, gen_kit);
     if (!k) return mxd_fail(err, MXD_E_NOMEM, "no memory for a request");
-    fill_gen(k, j);
+    mxd_job_fill_gen(k, j);
+    if (j->log) {
+        k->gen.keep = mxd_buf_str(keep);
+        k->gen.n_keep = keep->len;
+    }
     mxd_rc rc = MXD_OK;
     for (int i = 0; i < j->n_choices && !rc && most != 0; i++)
         rc = submit(&j->choices[i], k, most, err);
@@ -378,25 +397,59 @@ static mxd_rc submit_all(mxd_job *j, mxd_err *err) {
 
 static void on_news(void *ctx) { mxd_req_wake(ctx); }
 
-bool mxd_job_start(mxd_req *r, mxd_prompt *prompts, int n_prompts) {
-    mxd_err err = {0};
-    mxd_job *j = make_job(r, prompts, n_prompts);
-    if (!j) {
-        free_prompts(r->al, prompts, n_prompts);
-        mxd_req_fail(r, MXD_FAULT_MEMORY, NULL, "out of memory");
-        return false;
-    }
-    mxd_rc rc = check_lengths(j) ? submit_all(j, &err) : MXD_OK;
-    if (rc) mxd_req_fail_rc(r, rc, &err);
-    if (r->status) {
-        mxd_job_free(j);
-        return false;
-    }
+void mxd_job_open(mxd_job *j) {
     bool echo = mxd_param_bool(j->params, MXD_P_ECHO, false);
+    mxd_reply_head(j);
     for (int i = 0; i < j->n_choices; i++) {
         mxd_choice *c = &j->choices[i];
         if (echo) mxd_reply_text(c, false, mxd_buf_str(&c->prompt->text), c->prompt->text.len);
         if (!c->stream) finish_choice(c, "length");
+    }
+}
+
+/* Submits; the reply is set when that fails. */
+static void begin(mxd_req *r, mxd_job *j) {
+    mxd_err err = {0};
+    mxd_buf keep;
+    if (!check_lengths(r, j)) return;
+    mxd_buf_init(&keep, j->al, 2 * MXD_HTTP_MAX_BODY);
+    if (j->log) mxd_job_keep(j, r, r->resume, &keep);
+    mxd_rc rc = mxd_buf_rc(&keep, "the request", &err);
+    if (!rc) rc = submit_all(j, &keep, &err);
+    mxd_buf_deinit(&keep);
+    if (rc == MXD_E_IO && j->log)
+        mxd_req_fail(r, MXD_FAULT_JOURNAL, NULL,
+                     "the server cannot write its journal at present, so the stream could not be "
+                     "resumed: leave out X-Resumable, or try again later");
+    else if (rc)
+        mxd_req_fail_rc(r, rc, &err);
+}
+
+bool mxd_job_start(mxd_req *r, mxd_prompt *prompts, int n_prompts) {
+    bool resumable = mxd_resume_asked(r);
+    mxd_job *j = r->status ? NULL
+                           : mxd_job_new(&(mxd_job_begin){.server = r->server,
+                                                          .params = r->params,
+                                                          .prompts = prompts,
+                                                          .n_prompts = n_prompts,
+                                                          .request = r->id,
+                                                          .start_ms = r->start_ms,
+                                                          .log = resumable});
+    if (!j) {
+        free_prompts(r->al, prompts, n_prompts);
+        if (!r->status) mxd_req_fail(r, MXD_FAULT_MEMORY, NULL, "out of memory");
+        return false;
+    }
+    if (!resumable || mxd_resume_new(r, j)) begin(r, j);
+    if (r->status) {
+        mxd_resume_drop(r);
+        mxd_job_free(j);
+        return false;
+    }
+    mxd_job_open(j);
+    if (resumable) {
+        mxd_resume_begin(r, j);
+        return true;
     }
     r->job = j;
     for (int i = 0; i < j->n_choices; i++)

@@ -3,8 +3,9 @@
  *   engine event -> reasoning split -> tool calls -> reply.c: chunks (streamed) or collected text
  *   choice: RUNNING --DONE event--> DONE;  --error--> the whole job FAILED, other choices cancelled
  *
- * Threads: the HTTP thread of the request; mxd_job_cancel and mxd_job_id also from others while the
- * request is registered. Lifetime: request. Memory: the request's allocator; sticky in `rc`.
+ * Threads: the HTTP thread of the request, or of a resumable one whoever holds its lock (resume.h);
+ * mxd_job_cancel and mxd_job_id also from others while it is registered. Lifetime: request. Memory:
+ * the request's allocator; sticky in `rc`.
  */
 #ifndef MXD_SERVER_OPENAI_JOB_H
 #define MXD_SERVER_OPENAI_JOB_H
@@ -32,9 +33,15 @@ typedef struct mxd_choice {
 } mxd_choice;
 
 struct mxd_job {
-    mxd_req *req;
+    mxd_server *server;
     const mxd_alloc *al;
     const mxd_params *params;
+    char request[MXD_HTTP_REQUEST_ID]; /* X-Request-Id of the request */
+    bool counted;                      /* in server->running */
+    bool log;         /* resumable: `out` keeps every event with its number; one choice only */
+    mxd_buf starts;   /* size_t of each event in `out` */
+    json_t *own_json; /* resumable: what params point into, and params */
+    mxd_params *own_params;
     char id[MXD_HTTP_ID_BYTES];
     int64_t created;
     const char *model; /* as asked for */
@@ -62,6 +69,44 @@ void mxd_job_free(mxd_job *j); /* NULL is fine */
 /* Takes waiting events until there are none, or the client is too far behind. True: something new
  * is in `out`, or the job finished or failed. */
 bool mxd_job_pump(mxd_job *j);
+
+/* No longer among server->running. */
+void mxd_job_uncount(mxd_job *j);
+
+/* Of a resumable job: its number of events, and where event i begins (i == n: the end). */
+size_t mxd_job_events(const mxd_job *j);
+size_t mxd_job_event_at(const mxd_job *j, size_t i);
+
+/* ---- kept.c: resumable requests in the engine's journal ---- */
+
+/* The bytes that come back after a restart. */
+void mxd_job_keep(const mxd_job *j, const mxd_req *r, const struct mxd_resume *e, mxd_buf *out);
+
+/* The job of such bytes, and the id and key of its stream, with all that was said before and the
+ * engine's stream going on. NULL: it cannot be made any more; *f says why. */
+mxd_job *mxd_job_restore(mxd_server *s, const mxd_engine_kept *k, struct mxd_resume *e,
+                         mxd_fault *f);
+
+/* ---- for kept.c ---- */
+typedef struct gen_kit { /* what an mxd_gen points to */
+    mxd_gen gen;
+    const char *stop[MXD_MAX_STOP_STRINGS];
+    int32_t stop_ids[MXD_MAX_STOP_STRINGS];
+    mxd_logit_bias bias[MXD_MAX_LOGIT_BIAS];
+} gen_kit;
+
+typedef struct mxd_job_begin {
+    mxd_server *server;
+    const mxd_params *params;
+    mxd_prompt *prompts;
+    int n_prompts;
+    const char *request; /* its X-Request-Id */
+    int64_t start_ms;
+    bool log;
+} mxd_job_begin;
+mxd_job *mxd_job_new(const mxd_job_begin *b); /* NULL: no memory; prompts are the caller's still */
+void mxd_job_fill_gen(gen_kit *k, const mxd_job *j);
+void mxd_job_open(mxd_job *j); /* what is said before the first token */
 
 /* Ends the job from outside: the rest of a stream is an error event. */
 void mxd_job_fail(mxd_job *j, const mxd_fault *f);

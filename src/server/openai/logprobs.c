@@ -30,7 +30,7 @@ static double or_floor(float x) { return isfinite(x) ? (double)x : -9999.0; }
 
 static void put_entry(mxd_choice *c, int32_t id, float logprob) {
     size_t n;
-    const char *s = mxd_tokenizer_bytes(mxd_engine_tokenizer(c->job->req->server->engine), id, &n);
+    const char *s = mxd_tokenizer_bytes(mxd_engine_tokenizer(c->job->server->engine), id, &n);
     mxd_buf *out = &c->logprobs;
     mxd_buf_puts(out, "{\"token\":");
     put_token(out, c->job->al, s, n);
@@ -67,7 +67,7 @@ static bool named_before(const mxd_tokenizer *tok, const mxd_sampled *t, int at,
 }
 
 static void add_text(mxd_choice *c, const mxd_sampled *t) {
-    const mxd_tokenizer *tok = mxd_engine_tokenizer(c->job->req->server->engine);
+    const mxd_tokenizer *tok = mxd_engine_tokenizer(c->job->server->engine);
     const char *comma = c->lp_tokens.len ? "," : "";
     size_t n;
     const char *s = mxd_tokenizer_bytes(tok, t->token, &n);
@@ -89,7 +89,7 @@ static void add_text(mxd_choice *c, const mxd_sampled *t) {
 
 /* The token that ended the answer is not part of it. */
 static bool is_end(const mxd_job *j, int32_t id) {
-    const mxd_engine_info *info = mxd_engine_info_get(j->req->server->engine);
+    const mxd_engine_info *info = mxd_engine_info_get(j->server->engine);
     if (mxd_param_bool(j->params, MXD_P_IGNORE_EOS, false)) return false;
     for (int i = 0; i < info->n_eos; i++)
         if (info->eos[i] == id) return true;

@@ -1,8 +1,8 @@
 #include <inttypes.h>
 #include <math.h>
+#include <openssl/sha.h>
 #include <stdio.h>
 #include <string.h>
-#include "base/rand.h"
 #include "server/openai/job.h"
 
 static void put_text(mxd_buf *out, const char *s, size_t n) {
@@ -29,8 +29,17 @@ void mxd_reply_head(mxd_job *j) {
 
 /* ---- chunks ---- */
 
+/* Every `data:` line of a stream comes behind this. */
+static void begin_event(mxd_job *j) {
+    size_t at = j->out.len;
+    if (!j->log) return;
+    mxd_buf_printf(&j->out, "id: %zu\n", mxd_job_events(j));
+    mxd_buf_put(&j->starts, &at, sizeof at);
+}
+
 static void begin_chunk(mxd_choice *c) {
     mxd_job *j = c->job;
+    begin_event(j);
     mxd_buf_put(&j->out, mxd_buf_str(&j->head), j->head.len);
     mxd_buf_printf(&j->out, "{\"index\":%d,", c->index);
 }
@@ -81,7 +90,7 @@ void mxd_reply_text(mxd_choice *c, bool reasoning, const char *s, size_t n) {
     begin_chunk(c);
     if (j->chat) mxd_buf_puts(&j->out, "\"delta\":{");
     if (reasoning) {
-        put_reasoning(&j->out, j->req->server->opts.reasoning, s, n);
+        put_reasoning(&j->out, j->server->opts.reasoning, s, n);
     } else {
         mxd_buf_puts(&j->out, j->chat ? "\"content\":" : "\"text\":");
         put_text(&j->out, s, n);
@@ -90,10 +99,13 @@ void mxd_reply_text(mxd_choice *c, bool reasoning, const char *s, size_t n) {
     end_chunk(c);
 }
 
-static void make_call_id(char out[32]) {
+/* A function of the answer's id, so that a stream that is made again has the same. */
+static void make_call_id(const mxd_choice *c, char out[32]) {
     static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
-    unsigned char raw[24] = {0};
-    (void)!mxd_rand_secret(raw, sizeof raw, NULL);
+    unsigned char raw[32];
+    char of[MXD_HTTP_ID_BYTES + 32];
+    int n = snprintf(of, sizeof of, "%s/%d/%d", c->job->id, c->index, c->n_calls);
+    SHA256((const unsigned char *)of, (size_t)n, raw);
     memcpy(out, "call_", 5);
     for (int i = 0; i < 24; i++) out[5 + i] = letters[raw[i] % (sizeof letters - 1)];
     out[29] = '\0';
@@ -110,7 +122,7 @@ static void put_call(mxd_buf *out, const char *id, const char *name, const char 
 void mxd_reply_call(mxd_choice *c, const char *name, const char *args, size_t n_args) {
     mxd_job *j = c->job;
     char id[32];
-    make_call_id(id);
+    make_call_id(c, id);
     int index = c->n_calls++;
     if (!j->streamed) {
         mxd_buf_puts(&c->calls, index ? ",{" : "{");
@@ -183,7 +195,7 @@ static void put_message(mxd_choice *c, mxd_buf *out) {
     mxd_buf_puts(out, ",\"refusal\":null");
     if (c->reasoning.len) {
         mxd_buf_putc(out, ',');
-        put_reasoning(out, c->job->req->server->opts.reasoning, mxd_buf_str(&c->reasoning),
+        put_reasoning(out, c->job->server->opts.reasoning, mxd_buf_str(&c->reasoning),
                       c->reasoning.len);
     }
     if (c->n_calls) mxd_buf_printf(out, ",\"tool_calls\":[%s]", mxd_buf_str(&c->calls));
@@ -206,12 +218,14 @@ static void put_choice(mxd_choice *c, mxd_buf *out) {
 void mxd_reply_end(mxd_job *j) {
     if (j->streamed) {
         if (j->include_usage) {
+            begin_event(j);
             mxd_buf_put(&j->out, mxd_buf_str(&j->head), j->head.len);
             mxd_buf_puts(&j->out, "],");
             put_usage(j, &j->out);
             put_timings(j, &j->out);
             mxd_buf_puts(&j->out, "}\n\n");
         }
+        begin_event(j);
         mxd_buf_puts(&j->out, "data: [DONE]\n\n");
         return;
     }
@@ -225,6 +239,7 @@ void mxd_reply_end(mxd_job *j) {
 }
 
 void mxd_reply_error(mxd_job *j) {
+    begin_event(j);
     mxd_buf_puts(&j->out, "data: ");
     mxd_fault_write(&j->out, &j->fault);
     mxd_buf_puts(&j->out, "\n\n");
