@@ -3,6 +3,7 @@
  *   coord_act.c     what the core says, done
  *   coord_journal.c what outlives the process
  *   coord_ca.c      the cluster's CA, certificates, enrolment
+ *   coord_canary.c  the answer that every plan must give, over restarts
  *   coord_state.c   what people see: JSON, counters
  */
 #ifndef MXD_CLUSTER_COORD_PRIVATE_H
@@ -21,6 +22,7 @@
 
 enum {
     MXD_COORD_TICK_MS = 25,
+    MXD_COORD_READ_AHEAD = 1024, /* items that may be taken before the clock */
     MXD_COORD_DIAL_MS = 3000,
     MXD_COORD_HELD_STEPS = 16, /* steps that wait until the first stage is reached */
     MXD_COORD_HANGUPS = 64,    /* links whose last word is still on its way */
@@ -73,10 +75,12 @@ struct mxd_cluster {
     mxd_welcome welcome;
     mxd_model_sizes *sizes;
     int n_vocab;
-    bool recurrent;        /* the model */
-    mxd_pem ca, own;       /* PEM texts; cert and key */
-    mxd_loopback_hub *hub; /* in-process worker; NULL with processes or remote workers */
-    mxd_worker *worker;    /* that worker */
+    bool recurrent;         /* the model */
+    char canary_key[65];    /* the model and what its numbers depend on; "": not kept */
+    mxd_core_canary canary; /* what an earlier run learned */
+    mxd_pem ca, own;        /* PEM texts; cert and key */
+    mxd_loopback_hub *hub;  /* in-process worker; NULL with processes or remote workers */
+    mxd_worker *worker;     /* that worker */
     int port;
     char join[MXD_CORE_ADDRESS];          /* the address local workers dial */
     char worker_listen[MXD_CORE_ADDRESS]; /* where they listen for the stage before them */
@@ -101,6 +105,7 @@ struct mxd_cluster {
     mxd_coord *core;
     void *core_memory;
     bool draining;
+    int split_told; /* of so many nodes it was said that the layer split does not fit them */
     int64_t last_tick_ms, renew_at_ms;
     mxd_live_request *requests;   /* list */
     mxd_submit_answer *answering; /* while its request is being given to the core */
@@ -180,6 +185,10 @@ void mxd_coord_renew_own(mxd_cluster *c, int64_t now_ms);
 /* The bootstrap text of a local worker: its certificate, key, CA and where to join, as JSON. */
 mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out,
                            mxd_err *err) MXD_MUST_USE;
+
+/* The canary's answer for the model whose tensors these are; and to keep a new one. */
+void mxd_coord_canary_open(mxd_cluster *c, const mxd_st *st);
+void mxd_coord_canary_keep(mxd_cluster *c, const mxd_core_canary *answer);
 
 /* A local worker ended, or could not be started; `how` says it for people. */
 void mxd_coord_start_failed(mxd_cluster *c, const char *how);

@@ -171,10 +171,13 @@ static void state_call(mxd_cluster *c, void *arg) {
     *(json_t **)arg =
         json_pack("{s:I, s:o, s:s, s:b, s:b, s:s?, s:o, s:o, s:o, s:{s:I, s:I, s:I}}", "epoch",
                   (json_int_t)v.epoch, "model", model, "state", state_names[v.state], "degraded",
-                  v.degraded, "draining", v.draining, "problem", v.why[0] ? v.why : NULL, "plan",
-                  v.planned ? plan_json(c, v.plan) : json_null(), "nodes", nodes, "links", links,
-                  "requests", "running", (json_int_t)v.running, "queued", (json_int_t)v.waiting,
-                  "slots", (json_int_t)v.slots);
+                  v.degraded, "draining", v.draining, "problem",
+                  v.why[0]        ? v.why
+                  : v.left_out[0] ? v.left_out
+                                  : NULL,
+                  "plan", v.planned ? plan_json(c, v.plan) : json_null(), "nodes", nodes, "links",
+                  links, "requests", "running", (json_int_t)v.running, "queued",
+                  (json_int_t)v.waiting, "slots", (json_int_t)v.slots);
 }
 
 json_t *mxd_cluster_state_json(mxd_cluster *c) {
