@@ -66,8 +66,8 @@ typedef struct mxd_model_sizes {
     /* What is only looked up `cpu` leaves in files; for `mlx` these come on top, the latter where
      * embed_bytes counts. */
     uint64_t layer_table_bytes[MXD_MAX_LAYERS], embed_table_bytes;
-    bool tied;                                  /* one node with both holds them once */
-    bool reembed;                               /* every stage holds the embedding */
+    bool tied;                  /* one node with both holds them once */
+    bool reembed;               /* every stage holds the embedding */
     int last_cut;               /* layers from here on stay on one stage; 0: cut anywhere;
                                  * -1: all layers stay together */
     uint64_t scratch_bytes;     /* per node: registers, buffers */
