@@ -135,16 +135,16 @@ X(CLUSTER_LISTEN, "cluster-listen", "", ON(SERVER), CLUSTER, TEXT, "HOST:PORT", 
   "Where workers of other machines join; without it only this machine's can.") \
 X(HOSTFILE, "hostfile", "--hosts", ON(SERVER), CLUSTER, PATH, "FILE", 0, 0, NULL, NULL, \
   "MLX's JSON list of hosts; the server waits for as many workers as it names.") \
-X(TENSOR_PARALLEL_SIZE, "tensor-parallel-size", "-tp", ON(SERVER) | ON(PLAN), CLUSTER, INT, "N", 0, \
+X(TENSOR_PARALLEL_SIZE, "tensor-parallel-size", "-tp", MXD_ON_MODEL, CLUSTER, INT, "N", 0, \
   MXD_MAX_NODES, "0", NULL, \
   "Nodes that share each layer; 0: the planner decides.") \
-X(PIPELINE_PARALLEL_SIZE, "pipeline-parallel-size", "-pp", ON(SERVER) | ON(PLAN), CLUSTER, INT, "N", \
+X(PIPELINE_PARALLEL_SIZE, "pipeline-parallel-size", "-pp", MXD_ON_MODEL, CLUSTER, INT, "N", \
   0, MXD_MAX_NODES, "0", NULL, \
   "Stages that the layers are cut into; 0: the planner decides.") \
-X(LAYER_SPLIT, "layer-split", "", ON(SERVER) | ON(PLAN), CLUSTER, INTS, "N,...", 0, \
+X(LAYER_SPLIT, "layer-split", "", MXD_ON_MODEL, CLUSTER, INTS, "N,...", 0, \
   MXD_MAX_LAYERS, NULL, NULL, \
   "Layers of each node, in node order, for example 10,10,8; with --tensor-parallel-size, of each stage.") \
-X(TENSOR_SPLIT, "tensor-split", "", ON(SERVER) | ON(PLAN), CLUSTER, INTS, "N,...", 0, 1000000, NULL, NULL, \
+X(TENSOR_SPLIT, "tensor-split", "", MXD_ON_MODEL, CLUSTER, INTS, "N,...", 0, 1000000, NULL, NULL, \
   "Parts of each layer, in node order, for example 3,5; 0 leaves a node out.") \
 X(JOIN, "join", "", ON(WORKER), CLUSTER, TEXT, "HOST:PORT", 0, 0, NULL, NULL, \
   "The server's cluster address.") \

@@ -10,8 +10,9 @@ import time
 import pytest
 
 from test_faults import SEEDED, stage_pids, stall_ms
-from test_programs import (DEMO, LONG_PROMPT, PROMPT, Answer, Worker, all_serve, free_port, nodes, places, run,
-                           start, state, wait_until)
+from test_faults_cluster import box, new_cluster, while_starting
+from test_programs import (DEMO, LONG_PROMPT, PROMPT, Answer, all_serve, nodes, places, run, start,
+                           state, wait_until)
 
 assert places  # nobody's own configuration, caches or keys
 
@@ -118,14 +119,12 @@ def test_rank_that_stands_still(group, alone):
 
 def test_ranks_on_remote_workers(alone, tmp_path):
     """Two machines that join by token share every layer; one is killed, the other leaves."""
-    join, keys = f"127.0.0.1:{free_port()}", ["--state-dir", str(tmp_path / "server")]
-    s = start("--local-workers", 1, "--tensor-parallel-size", 3, "--cluster-listen", join,
-              "--ctx-size", 2048, *keys)
-    token = run("config", "token", "--uses", 2, *keys).stdout.strip()
+    keys, port, token = new_cluster(tmp_path)
     found = []
-    for name in ("mini", "studio"):
-        (tmp_path / name).mkdir()
-        found.append(Worker(join, tmp_path / name, "--name", name, "--token", token))
+    while_starting(port, lambda: found.extend(
+        box(tmp_path, name, f"127.0.0.1:{port}", "--token", token()) for name in ("mini", "studio")))
+    s = start("--local-workers", 1, "--tensor-parallel-size", 3, "--cluster-listen",
+              f"127.0.0.1:{port}", "--ctx-size", 2048, *keys)
     wait_until(lambda: ranks(s) == [3], timeout=30)
     a = Answer(s)
     wait_until(lambda: a.n >= 20, every=0.001)
