@@ -1,9 +1,12 @@
 /* comm.c - how long messages and sums take between two ranks: loopback (two threads), shared
- * memory, gRPC, gRPC with TLS (two processes), and a bare TCP exchange.
+ * memory, gRPC, gRPC with TLS (two processes), and a bare TCP exchange. crowd: four ranks that
+ * share memory and two cores.
  *
- *     build/bench/mlxd-comm [loopback|shm|grpc|tls|tcp] ...
+ *     build/bench/mlxd-comm [loopback|shm|crowd|grpc|tls|tcp] ...
+ *     mpirun -n 2 build/bench/mlxd-comm mpi
  *
- * exchange: half a round trip of a message. sum: an all-reduce of so many bytes of float32; for
+ * exchange: half a round trip of a message. parts: mxd_comm_exchange, every rank brings so many
+ * bytes. sum: an all-reduce of so many bytes of float32; for
  * tcp, both sides send all they have, then read all of the other's. Microseconds; p50 and p99. */
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
@@ -20,10 +23,10 @@
 #include "net/comm.h"
 #include "net/tls.h"
 
-enum { WAIT_MS = 60000, SPIN_US = 50, MOST = 16 << 20 };
+enum { WAIT_MS = 60000, SPIN_US = 50, MOST = 16 << 20, RANKS = 4 };
 
-typedef enum way { LOOPBACK, SHM, GRPC, TLS, TCP } way;
-static const char *const ways[] = {"loopback", "shm", "grpc", "tls", "tcp"};
+typedef enum way { LOOPBACK, SHM, CROWD, GRPC, TLS, TCP, MPI } way;
+static const char *const ways[] = {"loopback", "shm", "crowd", "grpc", "tls", "tcp", "mpi"};
 static const struct {
     const char *name;
     size_t bytes;
@@ -35,7 +38,7 @@ static const struct {
 
 typedef struct side {
     way how;
-    int rank;
+    int rank, size;
     const char *const *addresses;
     mxd_loopback_hub *hub;
     mxd_identity identity;
@@ -80,13 +83,14 @@ static int tcp_open(int rank, int port) {
     return fd;
 }
 
-/* Both send all, then both add: in pieces that the sockets' buffers hold, as one thread must. */
-static void tcp_sum(int fd, float *x, float *y, size_t n) {
+/* Both send all, then both add if they shall: in pieces that the sockets' buffers hold, as one
+ * thread must. */
+static void tcp_swap(int fd, float *x, float *y, size_t n, bool add) {
     for (size_t at = 0, m; at < n; at += m) {
         m = n - at < 16384 ? n - at : 16384;
         move(fd, (char *)(x + at), m * sizeof *x, true);
         move(fd, (char *)y, m * sizeof *x, false);
-        for (size_t i = 0; i < m; i++) x[at + i] += y[i];
+        for (size_t i = 0; i < m && add; i++) x[at + i] += y[i];
     }
 }
 
@@ -122,9 +126,21 @@ static double sum(const side *s, float *x, float *y, size_t n) {
     mxd_err err = {0};
     int64_t start = mxd_now_ns();
     if (s->how == TCP)
-        tcp_sum(s->fd, x, y, n / sizeof *x);
+        tcp_swap(s->fd, x, y, n / sizeof *x, true);
     else if (mxd_comm_all_reduce(s->c, x, n / sizeof *x, MXD_REDUCE_SUM, WAIT_MS, &err))
         die("all-reduce", &err);
+    return (double)(mxd_now_ns() - start) / 1000;
+}
+
+static double parts(const side *s, float *x, float *y, size_t n) {
+    mxd_err err = {0};
+    size_t each[RANKS];
+    for (int r = 0; r < RANKS; r++) each[r] = n / sizeof *x;
+    int64_t start = mxd_now_ns();
+    if (s->how == TCP)
+        tcp_swap(s->fd, x, y, n / sizeof *x, false);
+    else if (mxd_comm_exchange(s->c, x, each, WAIT_MS, &err))
+        die("exchange", &err);
     return (double)(mxd_now_ns() - start) / 1000;
 }
 
@@ -135,7 +151,7 @@ static int order(const void *a, const void *b) {
 
 static void measure(const side *s, const char *what,
                     double (*round)(const side *, float *, float *, size_t)) {
-    float *x = calloc(1, MOST), *y = calloc(1, MOST);
+    float *x = calloc(RANKS, MOST), *y = calloc(1, MOST);
     for (size_t k = 0; k < MXD_COUNT(sizes); k++) {
         int n = sizes[k].rounds, warm = n / 10 + 1;
         double *us = calloc((size_t)n, sizeof *us);
@@ -159,18 +175,21 @@ static void *run_side(void *arg) {
     mxd_err err = {0};
     const mxd_comm_opts o = {.group = "bench",
                              .rank = s->rank,
-                             .size = 2,
+                             .size = s->size,
                              .addresses = s->addresses,
                              .identity = s->identity,
                              .insecure = s->how != TLS,
                              .hub = s->hub,
+                             .mpi = s->how == MPI,
                              .spin_us = SPIN_US,
-                             .no_shared_memory = s->how != SHM};
+                             .no_shared_memory = s->how != SHM && s->how != CROWD};
     if (s->how == TCP)
         s->fd = tcp_open(s->rank, atoi(strchr(s->addresses[0], ':') + 1));
     else if (mxd_comm_open(&s->c, &mxd_alloc_libc, &o, &err))
         die("open", &err);
-    measure(s, "exchange", exchange);
+    if (s->how == MPI) s->rank = mxd_comm_rank(s->c);
+    if (s->size == 2) measure(s, "exchange", exchange);
+    measure(s, "parts", parts);
     measure(s, "sum", sum);
     mxd_comm_close(s->c);
     return NULL;
@@ -206,7 +225,7 @@ static void pin(int rank) {
 #if defined(__linux__)
     cpu_set_t one;
     CPU_ZERO(&one);
-    CPU_SET((size_t)rank, &one);
+    CPU_SET((size_t)rank % 2, &one);
     (void)!sched_setaffinity(0, sizeof one, &one);
 #else
     (void)rank;
@@ -214,24 +233,28 @@ static void pin(int rank) {
 }
 
 /* gRPC does not survive a fork: this one is before anything opens it. */
-static void two_processes(side s[2]) {
-    for (int r = 0; r < 2; r++) {
+static void processes(side *s) {
+    for (int r = 0; r < s->size; r++) {
         if (fork() != 0) continue;
-        if (s[r].how == SHM) pin(r);
+        if (s[r].how != TCP) pin(r); /* which is faster left alone, on one core or two */
         run_side(&s[r]);
         exit(0);
     }
-    for (int status, r = 0; r < 2; r++)
+    for (int status, r = 0; r < s->size; r++)
         if (wait(&status) < 0 || status != 0) die("a rank", NULL);
 }
 
 static void run_way(way how) {
-    char text[2][32];
-    int base = 12000 + (int)(getpid() % 20000) + 2 * (int)how;
-    for (int r = 0; r < 2; r++) snprintf(text[r], sizeof text[r], "127.0.0.1:%d", base + r);
-    const char *addresses[2] = {text[0], text[1]};
-    side s[2] = {{.how = how, .rank = 0, .addresses = addresses},
-                 {.how = how, .rank = 1, .addresses = addresses}};
+    char text[RANKS][32];
+    const char *addresses[RANKS];
+    side s[RANKS];
+    int base = 12000 + (int)(getpid() % 20000) + RANKS * (int)how;
+    for (int r = 0; r < RANKS; r++) {
+        snprintf(text[r], sizeof text[r], "127.0.0.1:%d", base + r);
+        addresses[r] = text[r];
+        s[r] =
+            (side){.how = how, .rank = r, .size = how == CROWD ? RANKS : 2, .addresses = addresses};
+    }
     if (how == TLS) certify(s);
     if (how == LOOPBACK && fork() == 0) {
         two_threads(s);
@@ -239,12 +262,15 @@ static void run_way(way how) {
     }
     int status;
     if (how == LOOPBACK && (wait(&status) < 0 || status != 0)) die("loopback", NULL);
-    if (how != LOOPBACK) two_processes(s);
+    if (how == MPI)
+        run_side(&s[0]); /* mpirun has started the other */
+    else if (how != LOOPBACK)
+        processes(s);
 }
 
 int main(int argc, char **argv) {
     for (size_t w = 0; w < MXD_COUNT(ways); w++) {
-        bool wanted = argc < 2;
+        bool wanted = argc < 2 && w != MPI;
         for (int i = 1; i < argc; i++) wanted = wanted || strcmp(argv[i], ways[w]) == 0;
         if (wanted) run_way((way)w);
     }

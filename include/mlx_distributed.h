@@ -103,6 +103,13 @@ typedef struct mlxd_engine_options {
     const char *state_dir;      /* CA and keys of the cluster; needed with cluster_listen */
     int min_nodes;              /* wait for so many workers before the first plan */
     int64_t load_timeout_ms;    /* 0: 15 minutes */
+    int tensor_parallel_size;   /* nodes that share each layer; 0: the planner decides */
+    int pipeline_parallel_size; /* stages that the layers are cut into; 0: the planner decides */
+    const int *layer_split;     /* [n_layer_split] layers of each node (or stage), in node order */
+    int n_layer_split;
+    const double *tensor_split; /* [n_tensor_split] parts of each layer, in node order */
+    int n_tensor_split;
+    const char *objective; /* "latency" (one stream, the default) or "throughput" (all) */
 } mlxd_engine_options;
 
 /* Loads the model; returns when it can answer. *out: owned by the caller. */
@@ -179,9 +186,9 @@ MLXD_API void mlxd_stream_free(mlxd_stream *stream);   /* cancels if still runni
  * machine and user talk through shared memory. Sums have the same bits on every rank, over every
  * carrier. docs/api.md has an example.
  *
- * Collectives (all_reduce, broadcast, gather, barrier) are called by all ranks in the same order
- * with the same sizes; one that fails leaves the ranks out of step, and later ones return
- * MLXD_STALE.
+ * Collectives (all_reduce, exchange, broadcast, gather, barrier) are called by all ranks in the
+ * same order with the same sizes; one that fails leaves the ranks out of step, and later ones
+ * return MLXD_STALE.
  *
  * Threads: one collective at a time; send and recv from any threads, one at a time for each peer
  * and direction. Timeouts in ms, -1: for ever; MLXD_TIMEOUT when they pass, MLXD_PEER when a rank
@@ -200,6 +207,9 @@ typedef struct mlxd_comm_options {
     int64_t reconnect_timeout_ms;            /* a rank that is away longer is lost; 0: 10 s */
     int spin_us;          /* poll this long before sleeping; 0: 50, -1: not at all */
     int no_shared_memory; /* 1: the network only, also between ranks of one machine */
+    const char
+        *transport; /* NULL, "grpc"; or "mpi": a job of mpirun gives rank, size and
+                     * addresses, and needs no certificate (MLXD_UNSUPPORTED: not built in) */
 } mlxd_comm_options;
 
 /* Returns when all ranks are there. *out: owned by the caller. */
@@ -225,6 +235,10 @@ typedef enum mlxd_reduce { MLXD_SUM = 0, MLXD_MAX = 1 } mlxd_reduce;
 /* x [n] becomes the sum, or the largest, of every rank's x. */
 MLXD_API int mlxd_comm_all_reduce(mlxd_comm *comm, float *x, size_t n, int reduce,
                                   int64_t timeout_ms, mlxd_error *err);
+/* all: n_each [size] floats of every rank, one rank behind the other. This rank's are there, the
+ * others' are filled in. n_each is alike on all ranks. */
+MLXD_API int mlxd_comm_exchange(mlxd_comm *comm, float *all, const size_t *n_each,
+                                int64_t timeout_ms, mlxd_error *err);
 MLXD_API int mlxd_comm_broadcast(mlxd_comm *comm, int root, void *data, size_t bytes,
                                  int64_t timeout_ms, mlxd_error *err);
 /* Every rank's data [bytes] to out [size * bytes], on root, or with root = -1 on all. out may be

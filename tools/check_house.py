@@ -23,11 +23,15 @@ ROOMS = ["base", "formats", "tokenizer", "kernels", "backend", "model", "runtime
 HEAP = "malloc|calloc|realloc|free|strdup|strndup|asprintf|vasprintf"
 UNSAFE = "sprintf|vsprintf|strcpy|strcat|strncat|strtok|atoi|atol|atof|gets|scanf|alloca|system|popen"
 OUTER = "exit|_exit|abort|getenv|printf|puts|putchar|perror"
+# Clocks of the wall jump: what decides in a cluster has monotonic time and remaining milliseconds.
+WALL = re.compile(r"(?<![\w.>])(mxd_wall_ms|time|gettimeofday|localtime_r|gmtime_r)\s*\(|CLOCK_REALTIME")
+TIMELESS_ROOMS = {"runtime", "plan", "cluster"}
 CALL = re.compile(rf"(?<![\w.>])({HEAP}|{UNSAFE}|{OUTER})\s*\(")
 # The doors themselves; and what the C library, not we, has taken from the heap.
 ALLOWED = {
     ("src/base/alloc.c", "free"), ("src/base/alloc.c", "malloc"), ("src/base/alloc.c", "realloc"),
     ("src/base/alloc.c", "calloc"), ("src/base/err.c", "abort"),
+    ("src/cluster/coord_journal.c", "mxd_wall_ms"),  # when a kept stream ended, over restarts
 }
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|\b(?i:stub(bed)?|placeholder|for now|"
                         r"not implemented yet|simplified version)\b")
@@ -68,6 +72,14 @@ def check_calls(path, number, line):
         yield f"{path}:{number}: {name}() is banned here"
 
 
+def check_clocks(path, number, line):
+    found = WALL.search(code_of(line))
+    if not found or path.parts[0] != "src" or path.parts[1] not in TIMELESS_ROOMS:
+        return
+    if (str(path), found[1]) not in ALLOWED:
+        yield f"{path}:{number}: a clock of the wall in {path.parts[1]}: it may jump"
+
+
 def check_functions(path, lines):
     start, inside = None, False
     for number, line in enumerate(lines, 1):
@@ -95,6 +107,7 @@ def check_source(path, lines):
             yield from check_layers(path, number, line)
         if in_src and path.suffix == ".c":
             yield from check_calls(path, number, line)
+            yield from check_clocks(path, number, line)
     yield from check_functions(path, lines)
 
 

@@ -59,6 +59,8 @@ class Communicator:
     """One rank of a group. Every rank opens its own, with the same ``group`` and ``addresses``.
 
     rank, addresses    who this is, and ``"host:port"`` where each rank listens
+    transport          ``"grpc"``; or ``"mpi"``: a job of mpirun gives rank and addresses, and needs
+                       no certificate (if the library was built with MPI)
     ca, cert, key      paths of PEM files; or ``insecure=True`` on one machine or a closed network
     nodes              the names in the ranks' certificates; None: any node of the CA
     connect_timeout    seconds within which all ranks must be there
@@ -75,9 +77,10 @@ class Communicator:
 
     def __init__(
         self,
-        rank: int,
-        addresses: Sequence[str],
+        rank: int | None = None,
+        addresses: Sequence[str] = (),
         *,
+        transport: str = "grpc",
         group: str = "default",
         ca: _Path | None = None,
         cert: _Path | None = None,
@@ -97,7 +100,7 @@ class Communicator:
         options = n.CommOptions(
             struct_size=C.sizeof(n.CommOptions),
             group=group.encode(),
-            rank=rank,
+            rank=-1 if rank is None else rank,
             size=len(addresses),
             addresses=_strings(addresses),
             nodes=None if nodes is None else _strings(nodes),
@@ -109,12 +112,14 @@ class Communicator:
             reconnect_timeout_ms=_ms(reconnect_timeout),
             spin_us=spin if spin > 0 else -1,
             no_shared_memory=not shared_memory,
+            transport=transport.encode(),
         )
         handle = C.c_void_p()
         error = n.Error()
         n.check(n.lib.mlxd_comm_open(C.byref(handle), C.byref(options), C.byref(error)), error)
         self._handle = handle.value
-        self._rank, self._size = rank, len(addresses)
+        self._rank = n.lib.mlxd_comm_rank(handle)
+        self._size = n.lib.mlxd_comm_size(handle)
 
     # ------------------------------------------------------------------------------------ life
 
@@ -224,6 +229,20 @@ class Communicator:
         memory = _writable(view if copy is None else memoryview(copy))
         self._run(n.lib.mlxd_comm_all_reduce, memory, view.nbytes // 4, _REDUCE[op], _ms(timeout))
         return x if copy is None else self._back(x, copy)
+
+    def exchange(self, x: _T, counts: Sequence[int], *, timeout: float | None = 60.0) -> _T:
+        """x holds ``counts[r]`` floats of each rank r, one behind the other: this rank's are there,
+        the others' are filled in, in place and returned. The counts are alike on all ranks."""
+        view = _view(x)
+        if view.format not in ("f", "<f", "=f", "@f") and not isinstance(x, bytearray):
+            raise InvalidArgument("E_INVAL", f"elements of format {view.format!r}: must be float32")
+        if view.readonly or len(counts) != self._size or view.nbytes != 4 * sum(counts):
+            raise InvalidArgument(
+                "E_INVAL", f"{view.nbytes} bytes, writable, of {self._size} ranks: {list(counts)}"
+            )
+        each = (C.c_size_t * self._size)(*counts)
+        self._run(n.lib.mlxd_comm_exchange, _writable(view), each, _ms(timeout))
+        return x
 
     def broadcast(self, data: _T, root: int = 0, *, timeout: float | None = 60.0) -> _T:
         """The root's data, in place and returned; the others pass a buffer of the same size. Of

@@ -59,6 +59,10 @@ class DistributedMLXInference:
     context     tokens of one sequence; None: the model's, at most 4096
     parallel    sequences that are computed at the same time
     backend     ``"auto"``, ``"cpu"`` or ``"mlx"``
+    tensor_parallel_size    nodes that share each layer; None: the planner decides
+    pipeline_parallel_size  stages that the layers are cut into; None: the planner decides
+    layer_split, tensor_split  layers, or parts of each layer, of the nodes in their order
+    objective   ``"latency"`` (one stream) or ``"throughput"`` (all together)
 
     Use it as a context manager, or call :meth:`close`. Methods may be called from several threads.
     """
@@ -76,6 +80,11 @@ class DistributedMLXInference:
         backend: str = "auto",
         activations: str = "8",
         load_timeout: float = 900.0,
+        tensor_parallel_size: int | None = None,
+        pipeline_parallel_size: int | None = None,
+        layer_split: Sequence[int] | None = None,
+        tensor_split: Sequence[float] | None = None,
+        objective: str = "latency",
     ) -> None:
         self._handle: int | None = None
         self._lock = threading.Lock()
@@ -90,6 +99,7 @@ class DistributedMLXInference:
         package = n.package_dir()
         worker = os.environ.get("MLXD_WORKER_PROGRAM") or package / "bin" / "mlx-dist-worker"
         data = os.environ.get("MLXD_DATA_DIR") or package
+        layers, parts = tuple(layer_split or ()), tuple(tensor_split or ())
         options = n.EngineOptions(
             struct_size=C.sizeof(n.EngineOptions),
             model=_bytes(model),
@@ -106,6 +116,13 @@ class DistributedMLXInference:
             state_dir=_bytes(state_dir),
             min_nodes=world_size if listen is not None else 0,
             load_timeout_ms=int(load_timeout * 1000),
+            tensor_parallel_size=tensor_parallel_size or 0,
+            pipeline_parallel_size=pipeline_parallel_size or 0,
+            layer_split=(C.c_int * len(layers))(*layers),
+            n_layer_split=len(layers),
+            tensor_split=(C.c_double * len(parts))(*parts),
+            n_tensor_split=len(parts),
+            objective=objective.encode(),
         )
         handle = C.c_void_p()
         error = n.Error()

@@ -38,6 +38,13 @@ class EngineOptions(C.Structure):
         ("state_dir", C.c_char_p),
         ("min_nodes", C.c_int),
         ("load_timeout_ms", C.c_int64),
+        ("tensor_parallel_size", C.c_int),
+        ("pipeline_parallel_size", C.c_int),
+        ("layer_split", C.POINTER(C.c_int)),
+        ("n_layer_split", C.c_int),
+        ("tensor_split", C.POINTER(C.c_double)),
+        ("n_tensor_split", C.c_int),
+        ("objective", C.c_char_p),
     ]
 
 
@@ -93,6 +100,7 @@ class CommOptions(C.Structure):
         ("reconnect_timeout_ms", C.c_int64),
         ("spin_us", C.c_int),
         ("no_shared_memory", C.c_int),
+        ("transport", C.c_char_p),
     ]
 
 
@@ -149,6 +157,8 @@ def _declare(lib: C.CDLL) -> C.CDLL:
         "mlxd_stream_free": (None, [pointer]),
         "mlxd_comm_open": (C.c_int, [C.POINTER(pointer), C.POINTER(CommOptions), error]),
         "mlxd_comm_close": (None, [pointer]),
+        "mlxd_comm_rank": (C.c_int, [pointer]),
+        "mlxd_comm_size": (C.c_int, [pointer]),
         "mlxd_comm_send": (
             C.c_int,
             [pointer, C.c_int, C.c_uint32, pointer, C.c_size_t, C.c_int64, error],
@@ -169,6 +179,10 @@ def _declare(lib: C.CDLL) -> C.CDLL:
         "mlxd_comm_all_reduce": (
             C.c_int,
             [pointer, pointer, C.c_size_t, C.c_int, C.c_int64, error],
+        ),
+        "mlxd_comm_exchange": (
+            C.c_int,
+            [pointer, pointer, C.POINTER(C.c_size_t), C.c_int64, error],
         ),
         "mlxd_comm_broadcast": (
             C.c_int,

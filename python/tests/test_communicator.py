@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import os
 import pathlib
+import shutil
 import socket
 import struct
 import subprocess
@@ -220,6 +221,64 @@ def test_processes_share_memory():
         for r in range(3)
     ]
     assert [p.communicate(timeout=60)[0] for p in running] == ["6.0 6.0 2\n"] * 3
+
+
+def test_exchange_of_unequal_parts():
+    import mlx_distributed as m
+
+    counts = [3, 0, 5]
+
+    def what(c):
+        x = array.array("f", [-1.0] * 8)
+        at = sum(counts[: c.rank])
+        for i in range(counts[c.rank]):
+            x[at + i] = 10 * c.rank + i
+        with pytest.raises(m.InvalidArgument, match="3 ranks"):
+            c.exchange(x, [3, 5])
+        return list(c.exchange(x, counts))
+
+    assert run(3, what) == [[0, 1, 2, 20, 21, 22, 23, 24]] * 3
+
+
+MPI_PROGRAM = (
+    "import sys, array; sys.path.insert(0, sys.argv[1]); import mlx_distributed as m\n"
+    "with m.Communicator(transport='mpi', shared_memory=sys.argv[2] == 'shared') as c:\n"
+    "    x = array.array('f', [c.rank + 0.1] * 100000)\n"
+    "    c.all_reduce(x)\n"
+    "    y = c.exchange(array.array('f', [c.rank] * c.size), [1] * c.size)\n"
+    "    same = set(x) | {float(list(y) == list(range(c.size)))}\n"
+    "    said = c.gather(repr((c.rank, c.size, sorted(same))).encode(), root=0)\n"
+    "    if said: print(b'\\n'.join(said).decode())\n"
+)
+
+
+@pytest.mark.parametrize("how", ["shared", "mpi only"])
+def test_ranks_of_an_mpi_job(how):
+    import mlx_distributed as m
+
+    mpirun = shutil.which("mpirun")
+    if not mpirun:
+        pytest.skip("no mpirun")
+    only = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    done = subprocess.run(
+        [mpirun, "--oversubscribe", "-n", "3", sys.executable, "-c", MPI_PROGRAM]
+        + [str(ROOT / "python"), how],
+        env={**os.environ, **only},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if "this build has no MPI" in done.stderr:
+        pytest.skip("built without MPI (-Dmpi=enabled)")
+    assert done.returncode == 0, done.stderr
+
+    def sums(c):
+        return set(c.all_reduce(array.array("f", [c.rank + 0.1] * 100000)))
+
+    same = sorted(run(3, sums)[0] | {1.0})  # the bits that every other carrier gives
+    assert done.stdout.splitlines() == [repr((r, 3, same)) for r in range(3)]
+    with pytest.raises(m.InvalidArgument, match="must be grpc or mpi"):
+        m.Communicator(0, addresses(1), insecure=True, transport="carrier pigeon")
 
 
 def test_a_killed_process_is_named_and_leaves_nothing():

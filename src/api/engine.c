@@ -152,17 +152,14 @@ static mxd_rc open_cluster(mxd_engine *e, const mxd_engine_opts *o, mxd_err *err
                           .min_nodes = o->min_nodes,
                           .prefill_rows = o->prefill_rows,
                           .no_prefix_cache = o->no_prefix_cache,
-                          .n_split = o->n_split,
+                          .shape = o->shape,
                           .spend_secret = o->spend_secret,
                           .spend_ctx = o->spend_ctx,
                           .memory_total = o->memory_total,
                           .memory_free = o->memory_free,
                           .bandwidth = o->bandwidth,
-                          .ops = o->ops};
-    if (o->n_split < 0 || o->n_split > MXD_MAX_NODES)
-        return mxd_fail(err, MXD_E_INVAL, "a split over %d nodes: at most %d", o->n_split,
-                        MXD_MAX_NODES);
-    for (int i = 0; i < o->n_split; i++) c.split[i] = o->split[i];
+                          .ops = o->ops,
+                          .paces = o->paces};
     MXD_TRY(mxd_cluster_open(&e->cluster, e->al, &c, err));
     e->info.ctx = mxd_cluster_ctx(e->cluster);
     return MXD_OK;

@@ -16,6 +16,8 @@
 
 #include <jansson.h>
 #include "backend/backend.h"
+#include "hardware/paces.h"
+#include "plan/shape.h"
 #include "runtime/sampling.h"
 #include "tokenizer/template.h"
 #include "tokenizer/tokenizer.h"
@@ -41,14 +43,14 @@ typedef struct mxd_engine_opts { /* zero: default */
     int parallel;         /* sequences at once; 0: 4 */
     int prefill_rows;     /* prompt tokens per micro-batch; 0: 256 */
     bool no_prefix_cache; /* compute every prompt from its first token */
-    int n_split;          /* manual layers per node */
-    const int *split;
-    bool no_local; /* remote workers only: nothing is computed on this machine */
+    mxd_shape shape;      /* sizes, splits and objective of plans */
+    bool no_local;        /* remote workers only: nothing is computed on this machine */
     bool (*spend_secret)(void *ctx, const char *secret); /* takes one use of a join secret */
     void *spend_ctx;
     uint64_t memory_total, memory_free; /* of this machine; for the worker in this process */
     double bandwidth, ops;              /* measured; 0: unknown */
-    const char *chat_template;          /* text that replaces the repository's; NULL */
+    mxd_paces paces;
+    const char *chat_template; /* text that replaces the repository's; NULL */
 } mxd_engine_opts;
 
 /* Starts loading and returns; mxd_engine_wait tells when it can answer.

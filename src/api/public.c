@@ -125,6 +125,28 @@ static mxd_rc find_model(mlxd_engine *e, const mlxd_engine_options *o, mxd_err *
     return mxd_hub_resolve(e->folder, &mxd_alloc_libc, o->model, &places, err);
 }
 
+static mxd_rc read_shape(const mlxd_engine_options *o, mxd_shape *s, mxd_err *err) {
+    s->tensor = o->tensor_parallel_size;
+    s->pipeline = o->pipeline_parallel_size;
+    if (o->objective && strcmp(o->objective, "throughput") == 0)
+        s->objective = MXD_OBJECTIVE_THROUGHPUT;
+    else if (o->objective && strcmp(o->objective, "latency") != 0)
+        return mxd_fail(err, MXD_E_INVAL, "objective '%.40s': must be latency or throughput",
+                        o->objective);
+    if (o->n_layer_split < 0 || o->n_layer_split > MXD_MAX_NODES || o->n_tensor_split < 0 ||
+        o->n_tensor_split > MXD_MAX_NODES)
+        return mxd_fail(err, MXD_E_INVAL, "a split over %d nodes: at most %d",
+                        o->n_layer_split > o->n_tensor_split ? o->n_layer_split : o->n_tensor_split,
+                        MXD_MAX_NODES);
+    if ((o->n_layer_split && !o->layer_split) || (o->n_tensor_split && !o->tensor_split))
+        return mxd_fail(err, MXD_E_INVAL, "a split without its numbers");
+    s->n_split = o->n_layer_split;
+    s->n_tensor_split = o->n_tensor_split;
+    for (int i = 0; i < s->n_split; i++) s->split[i] = o->layer_split[i];
+    for (int i = 0; i < s->n_tensor_split; i++) s->tensor_split[i] = o->tensor_split[i];
+    return MXD_OK;
+}
+
 static mxd_rc open_engine(mlxd_engine *e, const mlxd_engine_options *o, mxd_err *err) {
     if (!o->model || !o->model[0]) return mxd_fail(err, MXD_E_INVAL, "no model was named");
     MXD_TRY(find_model(e, o, err));
@@ -140,6 +162,7 @@ static mxd_rc open_engine(mlxd_engine *e, const mlxd_engine_options *o, mxd_err 
                           .min_nodes = o->min_nodes,
                           .worker_program = e->worker};
     MXD_TRY(read_activations(o->activations, &eo.activations, err));
+    MXD_TRY(read_shape(o, &eo.shape, err));
     if (o->local_workers > 0) MXD_TRY(find_worker(e, o, err));
     mxd_hardware h;
     MXD_TRY(mxd_hardware_detect(&h, &mxd_alloc_libc, NULL, err));

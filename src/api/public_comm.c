@@ -24,8 +24,15 @@ static mxd_rc check_identity(const mlxd_comm_options *o, mxd_err *err) {
     return MXD_OK;
 }
 
+static mxd_rc check_transport(const mlxd_comm_options *o, mxd_err *err) {
+    if (!o->transport || !strcmp(o->transport, "grpc") || !strcmp(o->transport, "mpi"))
+        return MXD_OK;
+    return mxd_fail(err, MXD_E_INVAL, "transport '%.40s': must be grpc or mpi", o->transport);
+}
+
 static mxd_rc open_comm(mlxd_comm *c, const mlxd_comm_options *o, mxd_err *err) {
     MXD_TRY(check_identity(o, err));
+    MXD_TRY(check_transport(o, err));
     const mxd_comm_opts co = {
         .group = o->group ? o->group : "default",
         .rank = o->rank,
@@ -34,6 +41,7 @@ static mxd_rc open_comm(mlxd_comm *c, const mlxd_comm_options *o, mxd_err *err) 
         .nodes = o->nodes,
         .identity = {.ca = o->ca_pem, .cert = o->cert_pem, .key = o->key_pem},
         .insecure = o->insecure != 0,
+        .mpi = o->transport && strcmp(o->transport, "mpi") == 0,
         .connect_ms = o->connect_timeout_ms,
         .reconnect_ms = o->reconnect_timeout_ms,
         .spin_us = o->spin_us ? o->spin_us > 0 ? o->spin_us : 0 : SPIN_US,
@@ -87,6 +95,12 @@ int mlxd_comm_all_reduce(mlxd_comm *comm, float *x, size_t n, int reduce, int64_
                              err);
     return public_report(mxd_comm_all_reduce(comm->comm, x, n, (mxd_reduce)reduce, timeout_ms, &e),
                          &e, err);
+}
+
+int mlxd_comm_exchange(mlxd_comm *comm, float *all, const size_t *n_each, int64_t timeout_ms,
+                       mlxd_error *err) {
+    mxd_err e = {0};
+    return public_report(mxd_comm_exchange(comm->comm, all, n_each, timeout_ms, &e), &e, err);
 }
 
 int mlxd_comm_broadcast(mlxd_comm *comm, int root, void *data, size_t bytes, int64_t timeout_ms,

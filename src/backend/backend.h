@@ -79,12 +79,12 @@ typedef struct mxd_quant {
 
 enum {                   /* what a weight will be used for; may be combined */
        MXD_W_LINEAR = 1, /* y = x W^T */
-       MXD_W_LOOKUP = 2, /* rows by token id. Alone: rows may be read from the file when they are
-                          * asked for, so it stays open until close, and `embed` may fail with
-                          * E_IO or E_FORMAT */
+       MXD_W_LOOKUP = 2, /* rows by token id */
        MXD_W_VECTOR = 4, /* n floats in their order, whatever the tensor's dimensions: norms */
        MXD_W_EXACT = 8,  /* with LINEAR: activations stay float32 (routers: a rounded input can
                           * choose another expert) */
+       MXD_W_PART = 16, /* with LINEAR, cut along `out`: only `linear` will ask for the product, and
+                         * gets this rank's part */
 };
 
 typedef enum mxd_cut_along { MXD_ALONG_OUT, MXD_ALONG_IN, MXD_ALONG_EXPERTS } mxd_cut_along;
@@ -142,13 +142,14 @@ typedef struct mxd_weight_src {
     bool transposed;       /* experts: rows of the part become columns, [in, rows] */
     const mxd_cut *cut;    /* NULL: whole. Borrowed while loading. LINEAR along `out` or `in`, for
                             * linear_cut (along `in` every rank holds all of the bias); along `out`
-                            * LOOKUP too, whose `embed` asks the group; experts for `moe` */
+                            * LOOKUP too, perhaps a part of its columns, whose `embed` asks the
+                            * group; experts for `moe` */
 } mxd_weight_src;
 
-/* Bytes that `cpu` will hold for a source, without reading it, as `bytes` counts; of LOOKUP alone
- * it holds nothing. Other backends hold much the same, and those tables. 0 also: no memory to find
- * out, or the source cannot be loaded. exchange  what steps of max_rows rows need besides to
- * exchange its products; NULL: not asked */
+/* Bytes that `cpu` will hold for a source, without reading it (of a part of a table, its columns),
+ * as `bytes` counts; other backends hold much the same. 0: no memory to find out, or the source
+ * cannot be loaded. exchange  what steps of max_rows rows need besides to exchange its products;
+ * NULL: not asked */
 uint64_t mxd_weight_bytes(const mxd_alloc *al, const mxd_weight_src *src, int max_rows,
                           uint64_t *exchange);
 
@@ -309,7 +310,8 @@ typedef struct mxd_backend_ops {
     /* RMSNorm over each group of n = len(w) neighbouring values of a row (so over each head, when
      * w is as long as a head): dst = src / sqrt(mean(src^2) + eps) * w. dst may be src. */
     void (*norm)(mxd_backend *b, int dst, int src, const mxd_weight *w, float eps);
-    /* dst[i] [rows, out_i] = src [rows, in] * w[i]^T + bias_i, for n weights with one input. */
+    /* dst[i] [rows, out_i] = src [rows, in] * w[i]^T + bias_i, for n weights with one input.
+     * Of a w that is cut along `out`, not empty: the outputs of this rank, without the others. */
     void (*linear)(mxd_backend *b, int n, const int *dst, int src, const mxd_weight *const *w);
     /* reg [rows, n_heads * head_dim], in place, by the positions of the batch. */
     void (*rope)(mxd_backend *b, int reg, int n_heads, int head_dim, const mxd_rope *r);

@@ -8,6 +8,7 @@
 #include "cli/nodes_file.h"
 #include "cli/option_help.h"
 #include "cli/plan_print.h"
+#include "cli/shape.h"
 #include "cli/state.h"
 #include "formats/json.h"
 #include "hardware/hardware.h"
@@ -74,7 +75,8 @@ static mxd_rc this_machine(mxd_nodes_file *f, const mxd_alloc *al, mxd_err *err)
     f->nodes[0] = (mxd_plan_node){.memory_bytes = h.memory_total_bytes,
                                   .free_bytes = h.memory_available_bytes,
                                   .bandwidth_bytes_per_s = h.read_bytes_per_s,
-                                  .ops_per_s = h.dot_ops_per_s};
+                                  .ops_per_s = h.dot_ops_per_s,
+                                  .paces = h.paces};
     snprintf(f->nodes[0].name, sizeof f->nodes[0].name, "%.60s",
              h.host[0] ? h.host : "this machine");
     return MXD_OK;
@@ -97,14 +99,9 @@ static mxd_rc read_sizes(const mxd_options *o, mxd_model_sizes *sizes, int *ctx,
 }
 
 static mxd_rc fill_plan_opts(const mxd_options *o, int ctx, mxd_plan_opts *p, mxd_err *err) {
-    const int *split = mxd_opt_ints(o, MXD_OPT_LAYER_SPLIT, &p->n_split);
     p->ctx = ctx;
     p->parallel = (int)mxd_opt_int(o, MXD_OPT_PARALLEL);
-    p->objective = (mxd_objective)mxd_opt_int(o, MXD_OPT_OBJECTIVE);
-    if (p->n_split > MXD_MAX_NODES)
-        return mxd_fail(err, MXD_E_INVAL, "--layer-split: at most %d nodes", MXD_MAX_NODES);
-    for (int i = 0; i < p->n_split; i++) p->split[i] = split[i];
-    return MXD_OK;
+    return mxd_shape_read(&p->shape, o, err);
 }
 
 static mxd_rc print_plan(const mxd_options *o, const mxd_plan_view *v, mxd_err *err) {

@@ -7,7 +7,12 @@
 #include "formats/json.h"
 #include "model/model.h"
 
-enum { OUT_MAX = 4 << 20, DEFAULT_CTX = 4096, DEFAULT_ROWS = 256 };
+enum {
+    OUT_MAX = 4 << 20,
+    DEFAULT_CTX = 4096,
+    DEFAULT_ROWS = 256,
+    FRAME_HANDOFFS = 10 /* a frame between two processes of one machine costs as many */
+};
 
 /* The local workers, each with its part of this machine's memory, as the server would start them.
  */
@@ -18,7 +23,10 @@ static int local_nodes(const mxd_engine_opts *e, mxd_plan_node *nodes) {
                                    .free_bytes = e->memory_free / (uint64_t)n,
                                    .bandwidth_bytes_per_s = e->bandwidth,
                                    .ops_per_s = e->ops,
+                                   .paces = e->paces,
+                                   .link_us = n > 1 ? FRAME_HANDOFFS * 1e6 * e->paces.handoff_s : 0,
                                    .must = true};
+        snprintf(nodes[i].host, sizeof nodes[i].host, "this machine");
         snprintf(nodes[i].name, sizeof nodes[i].name, "local-%d", i);
     }
     return n;
@@ -56,11 +64,10 @@ mxd_rc mxd_dry_run(const mxd_engine_kit *kit, const mxd_options *o, mxd_err *err
     static mxd_model_sizes sizes; /* too big for a stack, and there is one main */
     static mxd_plan_node nodes[MXD_MAX_NODES];
     const mxd_engine_opts *e = &kit->opts;
-    mxd_plan_opts opts = {.parallel = e->parallel, .n_split = e->n_split};
+    mxd_plan_opts opts = {.parallel = e->parallel, .chunk = e->prefill_rows, .shape = e->shape};
     mxd_plan plan;
     MXD_TRY(read_sizes(e, &sizes, &opts.ctx, err));
     int n = local_nodes(e, nodes);
-    for (int i = 0; i < opts.n_split && i < MXD_MAX_NODES; i++) opts.split[i] = e->split[i];
     MXD_TRY(mxd_plan_make(&plan, &sizes, nodes, n, NULL, 0, &opts, err));
     const mxd_plan_view view = {kit->model_id, &plan, &sizes, nodes, n, opts.ctx, opts.parallel};
     return print(&view, mxd_opt_bool(o, MXD_OPT_JSON), mxd_opt_bool(o, MXD_OPT_NO_COLOR), err);

@@ -7,8 +7,10 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/proc.h"
 #include "base/rand.h"
 #include "cli/main_kit.h"
+#include "cli/shape.h"
 #include "cli/state.h"
 #include "cli/term.h"
 #include "hardware/hardware.h"
@@ -68,11 +70,15 @@ static mxd_rc check_backend(const char *name, mxd_err *err) {
  * plan may weigh it against other machines, or shows predictions: in the server. */
 static mxd_rc fill_hardware(mxd_engine_opts *e, bool probe, mxd_err *err) {
     mxd_hardware h;
-    MXD_TRY(mxd_hardware_detect(&h, &mxd_alloc_libc, &(mxd_hardware_opts){.probe = probe}, err));
+    MXD_TRY(mxd_hardware_detect(&h, &mxd_alloc_libc,
+                                &(mxd_hardware_opts){.probe = probe, .threads = e->threads}, err));
+    /* as many as a container's quota lets run */
+    if (!e->threads && h.logical_cpus < mxd_proc_cores()) e->threads = h.logical_cpus;
     e->memory_total = h.memory_total_bytes;
     e->memory_free = h.memory_available_bytes;
     e->bandwidth = h.read_bytes_per_s;
     e->ops = h.dot_ops_per_s;
+    e->paces = h.paces;
     return MXD_OK;
 }
 
@@ -104,7 +110,7 @@ static mxd_rc fill_cluster(mxd_engine_kit *kit, const mxd_options *o, mxd_err *e
     if (e->local_workers > 0) MXD_TRY(find_worker(kit, err));
     if (has(o, MXD_OPT_CLUSTER_LISTEN)) e->cluster_listen = mxd_opt_text(o, MXD_OPT_CLUSTER_LISTEN);
     fill_journal(kit, o);
-    if (has(o, MXD_OPT_LAYER_SPLIT)) e->split = mxd_opt_ints(o, MXD_OPT_LAYER_SPLIT, &e->n_split);
+    MXD_TRY(mxd_shape_read(&e->shape, o, err));
     if (!e->cluster_listen) return MXD_OK;
     e->advertise = !mxd_opt_bool(o, MXD_OPT_NO_DISCOVERY);
     MXD_TRY(mxd_main_state_dir(o, kit->state_dir, err));

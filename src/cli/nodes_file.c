@@ -33,9 +33,33 @@ static mxd_rc known_keys(const json_t *o, const char *what, const char *const *k
     return MXD_OK;
 }
 
+/* As `mlx-dist-detect --json` prints them. */
+static mxd_rc read_paces(mxd_plan_node *n, const json_t *v, const char *what, mxd_err *err) {
+    static const char *const keys[] = {
+        "near_bytes_per_s", "tile_ns",   "float_ops_per_s", "row_ops_per_s",
+        "values_per_s",     "region_us", "handoff_us",      NULL};
+    mxd_paces *p = &n->paces;
+    double tile_ns = 0, region_us = 0, handoff_us = 0;
+    if (!v || json_is_null(v)) return MXD_OK;
+    MXD_TRY(known_keys(v, what, keys, err));
+    MXD_TRY(number(v, what, "near_bytes_per_s", 1e18, &p->near_bytes_per_s, err));
+    MXD_TRY(number(v, what, "float_ops_per_s", 1e21, &p->float_ops_per_s, err));
+    MXD_TRY(number(v, what, "row_ops_per_s", 1e21, &p->row_ops_per_s, err));
+    MXD_TRY(number(v, what, "values_per_s", 1e21, &p->values_per_s, err));
+    MXD_TRY(number(v, what, "tile_ns", 1e9, &tile_ns, err));
+    MXD_TRY(number(v, what, "region_us", 1e9, &region_us, err));
+    MXD_TRY(number(v, what, "handoff_us", 1e9, &handoff_us, err));
+    p->tile_s = tile_ns * 1e-9;
+    p->region_s = region_us * 1e-6;
+    p->handoff_s = handoff_us * 1e-6;
+    return MXD_OK;
+}
+
 static mxd_rc read_node(mxd_nodes_file *f, const json_t *v, mxd_err *err) {
     static const char *const keys[] = {
-        "name", "memory_bytes", "free_bytes", "bandwidth_bytes_per_s", "ops_per_s", "must", NULL};
+        "name",      "host",    "memory_bytes",     "free_bytes", "bandwidth_bytes_per_s",
+        "ops_per_s", "link_us", "link_bytes_per_s", "paces",      "must",
+        NULL};
     char what[120];
     snprintf(what, sizeof what, "node %d", f->n_nodes);
     MXD_TRY(known_keys(v, what, keys, err));
@@ -51,10 +75,15 @@ static mxd_rc read_node(mxd_nodes_file *f, const json_t *v, mxd_err *err) {
     mxd_plan_node *n = &f->nodes[f->n_nodes++];
     *n = (mxd_plan_node){.must = json_is_true(json_object_get(v, "must"))};
     snprintf(n->name, sizeof n->name, "%s", name);
+    const char *host = json_string_value(json_object_get(v, "host"));
+    snprintf(n->host, sizeof n->host, "%s", host ? host : "");
     MXD_TRY(number(v, what, "memory_bytes", most_bytes, &memory, err));
     MXD_TRY(number(v, what, "free_bytes", most_bytes, &left, err));
     MXD_TRY(number(v, what, "bandwidth_bytes_per_s", 1e18, &n->bandwidth_bytes_per_s, err));
     MXD_TRY(number(v, what, "ops_per_s", 1e21, &n->ops_per_s, err));
+    MXD_TRY(number(v, what, "link_us", 1e9, &n->link_us, err));
+    MXD_TRY(number(v, what, "link_bytes_per_s", 1e18, &n->link_bytes_per_s, err));
+    MXD_TRY(read_paces(n, json_object_get(v, "paces"), what, err));
     if (memory < 0 && left < 0)
         return mxd_fail(err, MXD_E_CONFIG, "%s: memory_bytes is needed", what);
     n->free_bytes = (uint64_t)(left < 0 ? memory : left);

@@ -140,17 +140,17 @@ X(NO_DISCOVERY, "no-discovery", "", ON(SERVER), CLUSTER, FLAG, NULL, 0, 0, NULL,
   "Do not tell the local network where --cluster-listen is: workers then need its address.") \
 X(HOSTFILE, "hostfile", "--hosts", ON(SERVER), CLUSTER, PATH, "FILE", 0, 0, NULL, NULL, \
   "MLX's JSON list of hosts; the server waits for as many workers as it names.") \
-X(TENSOR_PARALLEL_SIZE, "tensor-parallel-size", "-tp", ON(SERVER), CLUSTER, INT, "N", 0, \
+X(TENSOR_PARALLEL_SIZE, "tensor-parallel-size", "-tp", MXD_ON_MODEL, CLUSTER, INT, "N", 0, \
   MXD_MAX_NODES, "0", NULL, \
   "Nodes that share each layer; 0: the planner decides.") \
-X(PIPELINE_PARALLEL_SIZE, "pipeline-parallel-size", "-pp", ON(SERVER), CLUSTER, INT, "N", \
+X(PIPELINE_PARALLEL_SIZE, "pipeline-parallel-size", "-pp", MXD_ON_MODEL, CLUSTER, INT, "N", \
   0, MXD_MAX_NODES, "0", NULL, \
   "Stages that the layers are cut into; 0: the planner decides.") \
-X(LAYER_SPLIT, "layer-split", "", ON(SERVER) | ON(PLAN), CLUSTER, INTS, "N,...", 0, \
+X(LAYER_SPLIT, "layer-split", "", MXD_ON_MODEL, CLUSTER, INTS, "N,...", 0, \
   MXD_MAX_LAYERS, NULL, NULL, \
-  "Layers of each node, in node order, for example 10,10,8.") \
-X(TENSOR_SPLIT, "tensor-split", "", ON(SERVER), CLUSTER, INTS, "N,...", 0, 1000000, NULL, NULL, \
-  "Shares of each layer, in node order, for example 3,5.") \
+  "Layers of each node, in node order, for example 10,10,8; with --tensor-parallel-size, of each stage.") \
+X(TENSOR_SPLIT, "tensor-split", "", MXD_ON_MODEL, CLUSTER, INTS, "N,...", 0, 1000000, NULL, NULL, \
+  "Parts of each layer, in node order, for example 3,5; 0 leaves a node out.") \
 X(JOIN, "join", "", ON(WORKER), CLUSTER, TEXT, "HOST:PORT", 0, 0, NULL, NULL, \
   "The server's cluster address; a name like mac-mini.local will do. auto looks for the server of " \
   "the token, or of this worker's certificate, on the local network.") \
@@ -176,7 +176,7 @@ X(NO_JOURNAL, "no-journal", "", ON(SERVER), CLUSTER, FLAG, NULL, 0, 0, NULL, NUL
 \
 X(NODES, "nodes", "", ON(PLAN), CLUSTER, PATH, "FILE", 0, 0, NULL, NULL, \
   "JSON file that describes the nodes and links; without it this machine alone.") \
-X(OBJECTIVE, "objective", "", ON(PLAN), CLUSTER, CHOICE, NULL, 0, 0, "latency", \
+X(OBJECTIVE, "objective", "", ON(SERVER) | ON(PLAN), CLUSTER, CHOICE, NULL, 0, 0, "latency", \
   "latency|throughput", \
   "What the plan should be best at: one stream, or all streams together.") \
 X(USES, "uses", "", ON(TOKEN), CLUSTER, INT, "N", 1, 10000, "1", NULL, \
@@ -200,7 +200,7 @@ X(JSON, "json", "", \
   GENERAL, FLAG, NULL, 0, 0, NULL, NULL, \
   "Output for programs; with the server, its --dry-run and its log.") \
 X(NO_PROBE, "no-probe", "", ON(DETECT), GENERAL, FLAG, NULL, 0, 0, NULL, NULL, \
-  "Do not measure the memory bandwidth (0.3 s).") \
+  "Do not measure its speed (0.35 s).") \
 X(QUIET, "quiet", "-q", MXD_ON_ALL, GENERAL, FLAG, NULL, 0, 0, NULL, NULL, \
   "Only data and errors: no notes, no progress.") \
 X(NO_COLOR, "no-color", "", MXD_ON_ALL, GENERAL, FLAG, NULL, 0, 0, NULL, NULL, \

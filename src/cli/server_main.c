@@ -57,15 +57,13 @@ static mxd_rc count_hosts(const char *path, int *n, mxd_err *err) {
     return mxd_fail(err, MXD_E_CONFIG, "%s: must be a list of 1 to %d hosts", path, MXD_MAX_NODES);
 }
 
-/* Options about the shape of the cluster that this program can only follow or refuse. */
+/* Enough workers for the shape that was asked for: those of this machine, or others to wait for. */
 static mxd_rc check_shape(mxd_engine_kit *kit, const mxd_options *o, mxd_err *err) {
-    int n;
-    mxd_opt_ints(o, MXD_OPT_TENSOR_SPLIT, &n);
-    if (mxd_opt_int(o, MXD_OPT_TENSOR_PARALLEL_SIZE) > 1 || n > 1)
-        return mxd_fail(err, MXD_E_UNSUPPORTED,
-                        "tensor parallelism is not in this version: layers are cut between nodes "
-                        "instead; leave out --tensor-parallel-size and --tensor-split");
-    int stages = (int)mxd_opt_int(o, MXD_OPT_PIPELINE_PARALLEL_SIZE);
+    const mxd_shape *s = &kit->opts.shape;
+    int n, parts = 0, each = s->tensor > 0 ? s->tensor : 1;
+    int wanted = each * (s->pipeline > 0 ? s->pipeline : 1), here = kit->opts.local_workers;
+    for (int i = 0; i < s->n_tensor_split; i++) parts += s->tensor_split[i] > 0;
+    if (s->n_tensor_split > wanted) wanted = s->n_tensor_split;
     const char *hostfile = mxd_opt_text(o, MXD_OPT_HOSTFILE);
     if (hostfile) {
         if (!kit->opts.cluster_listen)
@@ -75,12 +73,19 @@ static mxd_rc check_shape(mxd_engine_kit *kit, const mxd_options *o, mxd_err *er
         MXD_TRY(count_hosts(hostfile, &n, err));
         kit->opts.min_nodes = n;
     }
-    if (stages > 0 && !kit->opts.cluster_listen && stages != kit->opts.local_workers && stages != 1)
+    if (here < 1) here = 1;
+    if (!kit->opts.cluster_listen && wanted > here)
         return mxd_fail(err, MXD_E_INVAL,
-                        "%d pipeline stages need as many workers: use "
+                        "%d pipeline stages of %d node%s each need as many workers: use "
                         "--local-workers %d, or --cluster-listen",
-                        stages, stages);
-    if (stages > kit->opts.min_nodes) kit->opts.min_nodes = stages;
+                        s->pipeline > 0 ? s->pipeline : 1, parts ? parts : each,
+                        (parts ? parts : each) == 1 ? "" : "s", wanted);
+    if (!kit->opts.cluster_listen && s->pipeline > 0 && s->tensor != 0 && here > wanted)
+        return mxd_fail(err, MXD_E_INVAL,
+                        "%d local workers, but %d stage%s of %d make %d: every local worker gets a "
+                        "part, so use --local-workers %d",
+                        here, s->pipeline, s->pipeline == 1 ? "" : "s", each, wanted, wanted);
+    if (wanted > kit->opts.min_nodes && kit->opts.cluster_listen) kit->opts.min_nodes = wanted;
     return MXD_OK;
 }
 

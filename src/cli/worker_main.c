@@ -75,6 +75,12 @@ static mxd_rc serve_parent(mxd_worker *w, mxd_err *err) {
     }
 }
 
+static mxd_paces paces_of(const json_t *list) {
+    double v[7] = {0};
+    for (size_t i = 0; i < MXD_COUNT(v); i++) v[i] = json_number_value(json_array_get(list, i));
+    return (mxd_paces){v[0], v[1], v[2], v[3], v[4], v[5], v[6]};
+}
+
 static mxd_rc bootstrapped(mxd_err *err) {
     json_t *b = NULL;
     MXD_TRY(read_bootstrap(&b, err));
@@ -90,7 +96,8 @@ static mxd_rc bootstrapped(mxd_err *err) {
         .memory_total = (uint64_t)json_integer_value(json_object_get(b, "memory_total")),
         .memory_free = (uint64_t)json_integer_value(json_object_get(b, "memory_free")),
         .bandwidth = json_number_value(json_object_get(b, "bandwidth")),
-        .ops = json_number_value(json_object_get(b, "ops"))};
+        .ops = json_number_value(json_object_get(b, "ops")),
+        .paces = paces_of(json_object_get(b, "paces"))};
     mxd_worker *w = NULL;
     mxd_rc rc = mxd_worker_open(&w, &mxd_alloc_libc, &o, err);
     json_decref(b);
@@ -133,11 +140,14 @@ static mxd_rc weights_dir(const mxd_options *o, char out[MXD_PATH_MAX], mxd_err 
 
 static mxd_rc fill_hardware(const mxd_options *o, mxd_worker_opts *w, mxd_err *err) {
     mxd_hardware h;
-    MXD_TRY(mxd_hardware_detect(&h, &mxd_alloc_libc, &(mxd_hardware_opts){.probe = true}, err));
+    MXD_TRY(mxd_hardware_detect(&h, &mxd_alloc_libc,
+                                &(mxd_hardware_opts){.probe = true, .threads = w->threads}, err));
+    if (!w->threads) w->threads = h.logical_cpus; /* as many as a container's quota lets run */
     w->memory_total = h.memory_total_bytes;
     w->memory_free = h.memory_available_bytes;
     w->bandwidth = h.read_bytes_per_s;
     w->ops = h.dot_ops_per_s;
+    w->paces = h.paces;
     if (mxd_opt_given(o, MXD_OPT_MEMORY)) w->memory_free = (uint64_t)mxd_opt_int(o, MXD_OPT_MEMORY);
     return MXD_OK;
 }

@@ -219,6 +219,13 @@ void mxd_coord_act(mxd_cluster *c, const mxd_coord_action *a) {
     case MXD_ACT_DONE:
         done(c, a);
         break;
+    case MXD_ACT_CANARY:
+        if (a->node < 0)
+            mxd_coord_canary_keep(c, &a->canary);
+        else
+            mxd_log(MXD_LOG_ERROR, "node_left_out", "node=%s reason=\"%s\"",
+                    mxd_coord_node(c->core, a->node)->info.id, a->text);
+        break;
     case MXD_ACT_CHANGED:
         mxd_coord_publish(c);
         break;

@@ -115,6 +115,7 @@ static void text_field(mxd_buf *out, const char *key, const char *value) {
 /* Local workers share this machine's memory, so each is told its part. */
 mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out, mxd_err *err) {
     const mxd_cluster_opts *o = &c->opts;
+    const mxd_paces *p = &o->paces;
     mxd_pem own = {0};
     MXD_TRY(mxd_ca_issue_for(c->al, &c->ca, node, c->opts.cert_life_s, &own, err));
     mxd_buf_putc(out, '{');
@@ -127,9 +128,10 @@ mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out, mxd_e
     uint64_t part = o->memory_free / (uint64_t)(o->local_workers > 0 ? o->local_workers : 1);
     mxd_buf_printf(out,
                    "\"memory_total\":%llu,\"memory_free\":%llu,\"bandwidth\":%.0f,\"ops\":%.0f,"
-                   "\"log_level\":%d}\n",
+                   "\"paces\":[%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g],\"log_level\":%d}\n",
                    (unsigned long long)o->memory_total, (unsigned long long)part, o->bandwidth,
-                   o->ops, (int)mxd_log_level_now());
+                   o->ops, p->near_bytes_per_s, p->tile_s, p->float_ops_per_s, p->row_ops_per_s,
+                   p->values_per_s, p->region_s, p->handoff_s, (int)mxd_log_level_now());
     mxd_pem_free(c->al, &own);
     return mxd_buf_rc(out, "bootstrap", err);
 }

@@ -4,6 +4,7 @@
  *   coord_journal.c what outlives the process
  *   coord_ca.c      the cluster's CA, certificates, enrolment
  *   coord_weights.c what other nodes need for having weights
+ *   coord_canary.c  the answer that every plan must give, over restarts
  *   coord_state.c   what people see: JSON, counters
  */
 #ifndef MXD_CLUSTER_COORD_PRIVATE_H
@@ -24,6 +25,7 @@
 
 enum {
     MXD_COORD_TICK_MS = 25,
+    MXD_COORD_READ_AHEAD = 1024, /* items that may be taken before the clock */
     MXD_COORD_DIAL_MS = 3000,
     MXD_COORD_HELD_STEPS = 16, /* steps that wait until the first stage is reached */
     MXD_COORD_HANGUPS = 64,    /* links whose last word is still on its way */
@@ -76,11 +78,13 @@ struct mxd_cluster {
     mxd_welcome welcome;
     mxd_model_sizes *sizes;
     int n_vocab;
-    bool recurrent;        /* the model */
-    mxd_pem ca, own;       /* PEM texts; cert and key */
-    mxd_loopback_hub *hub; /* in-process worker; NULL with processes or remote workers */
-    mxd_worker *worker;    /* that worker */
-    mxd_speaker *speaker;  /* NULL: nothing is said about us */
+    bool recurrent;         /* the model */
+    char canary_key[65];    /* the model and what its numbers depend on; "": not kept */
+    mxd_core_canary canary; /* what an earlier run learned */
+    mxd_pem ca, own;        /* PEM texts; cert and key */
+    mxd_loopback_hub *hub;  /* in-process worker; NULL with processes or remote workers */
+    mxd_worker *worker;     /* that worker */
+    mxd_speaker *speaker;   /* NULL: nothing is said about us */
     int port;
     char join[MXD_CORE_ADDRESS];          /* the address local workers dial */
     char worker_listen[MXD_CORE_ADDRESS]; /* where they listen for the stage before them */
@@ -106,6 +110,7 @@ struct mxd_cluster {
     mxd_coord *core;
     void *core_memory;
     bool draining;
+    int split_told; /* of so many nodes it was said that the layer split does not fit them */
     int64_t last_tick_ms, renew_at_ms;
     mxd_live_request *requests;   /* list */
     mxd_submit_answer *answering; /* while its request is being given to the core */
@@ -191,6 +196,9 @@ mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out,
 void mxd_coord_weights_open(mxd_cluster *c);
 /* Tells node where else it may ask for weights: before an Install. */
 void mxd_coord_weights_sources(mxd_cluster *c, int node, mxd_link link);
+/* The canary's answer for the model whose tensors these are; and to keep a new one. */
+void mxd_coord_canary_open(mxd_cluster *c, const mxd_st *st);
+void mxd_coord_canary_keep(mxd_cluster *c, const mxd_core_canary *answer);
 
 /* A local worker ended, or could not be started; `how` says it for people. */
 void mxd_coord_start_failed(mxd_cluster *c, const char *how);

@@ -117,8 +117,9 @@ static json_t *rank_json(mxd_cluster *c, const mxd_plan_rank *r) {
 static json_t *stage_json(mxd_cluster *c, const mxd_plan_stage *s) {
     json_t *ranks = json_array();
     for (int r = 0; r < s->n_ranks; r++) json_array_append_new(ranks, rank_json(c, &s->ranks[r]));
-    return json_pack("{s:[i, i], s:b, s:b, s:f, s:o}", "layers", s->layer0, s->layer1, "embed",
-                     s->embed, "head", s->head, "decode_ms", s->decode_ms, "ranks", ranks);
+    return json_pack("{s:[i, i], s:b, s:b, s:f, s:f, s:o}", "layers", s->layer0, s->layer1, "embed",
+                     s->embed, "head", s->head, "decode_ms", s->decode_ms, "exchange_ms",
+                     s->exchange_ms, "ranks", ranks);
 }
 
 static json_t *plan_json(mxd_cluster *c, const mxd_plan *p) {
@@ -127,33 +128,56 @@ static json_t *plan_json(mxd_cluster *c, const mxd_plan *p) {
         json_array_append_new(stages, stage_json(c, &p->stages[i]));
     for (int i = 0; i < p->n_reasons; i++)
         json_array_append_new(reasons, json_string(p->reasons[i]));
-    return json_pack("{s:o, s:f, s:f, s:i, s:o}", "stages", stages, "decode_tokens_per_s",
+    return json_pack("{s:o, s:f, s:f, s:f, s:i, s:i, s:o}", "stages", stages, "decode_tokens_per_s",
                      p->decode_tokens_per_s, "prefill_tokens_per_s", p->prefill_tokens_per_s,
-                     "bottleneck", p->bottleneck, "reasons", reasons);
+                     "all_tokens_per_s", p->all_tokens_per_s, "prompt", p->prompt, "bottleneck",
+                     p->bottleneck, "reasons", reasons);
 }
 
 static const char *const state_names[] = {[MXD_COORD_FORMING] = "forming",
                                           [MXD_COORD_INSTALLING] = "installing",
                                           [MXD_COORD_SERVING] = "serving"};
 
+/* What a node measured before its hello, and what it can do: the planner's figures. */
+static json_t *link_json(const mxd_node_info *n) {
+    return json_pack("{s:s, s:s, s:f, s:f}", "a", "coordinator", "b", n->id, "latency_us",
+                     n->link_us, "bandwidth_bytes_per_s", n->link_bandwidth);
+}
+
+static json_t *speed_json(const mxd_node_info *n) {
+    const mxd_paces *p = &n->paces;
+    return json_pack("{s:f, s:f, s:{s:f, s:f, s:f, s:f, s:f, s:f, s:f}}", "bandwidth_bytes_per_s",
+                     n->bandwidth, "ops_per_s", n->ops, "paces", "near_bytes_per_s",
+                     p->near_bytes_per_s, "tile_ns", 1e9 * p->tile_s, "float_ops_per_s",
+                     p->float_ops_per_s, "row_ops_per_s", p->row_ops_per_s, "values_per_s",
+                     p->values_per_s, "region_us", 1e6 * p->region_s, "handoff_us",
+                     1e6 * p->handoff_s);
+}
+
 static void state_call(mxd_cluster *c, void *arg) {
-    json_t *nodes = json_array();
+    json_t *nodes = json_array(), *links = json_array();
     mxd_coord_view v;
     mxd_coord_view_get(c->core, &v);
     for (int i = 0; i < MXD_MAX_NODES; i++) {
         const mxd_node_view *n = mxd_coord_node(c->core, i);
-        if (n->state != MXD_NODE_NONE)
-            json_array_append_new(nodes, node_json(n, v.planned ? v.plan : NULL));
+        if (n->state == MXD_NODE_NONE) continue;
+        json_t *node = node_json(n, v.planned ? v.plan : NULL);
+        json_object_set_new(node, "speed", speed_json(&n->info));
+        json_array_append_new(nodes, node);
+        if (n->info.link_us > 0) json_array_append_new(links, link_json(&n->info));
     }
     json_t *model = json_pack("{s:s, s:i, s:i}", "id", c->welcome.model, "ctx", c->welcome.ctx,
                               "layers", c->sizes->n_layers);
     *(json_t **)arg =
-        json_pack("{s:I, s:o, s:s, s:b, s:b, s:s?, s:o, s:o, s:[], s:{s:I, s:I, s:I}}", "epoch",
+        json_pack("{s:I, s:o, s:s, s:b, s:b, s:s?, s:o, s:o, s:o, s:{s:I, s:I, s:I}}", "epoch",
                   (json_int_t)v.epoch, "model", model, "state", state_names[v.state], "degraded",
-                  v.degraded, "draining", v.draining, "problem", v.why[0] ? v.why : NULL, "plan",
-                  v.planned ? plan_json(c, v.plan) : json_null(), "nodes", nodes, "links",
-                  "requests", "running", (json_int_t)v.running, "queued", (json_int_t)v.waiting,
-                  "slots", (json_int_t)v.slots);
+                  v.degraded, "draining", v.draining, "problem",
+                  v.why[0]        ? v.why
+                  : v.left_out[0] ? v.left_out
+                                  : NULL,
+                  "plan", v.planned ? plan_json(c, v.plan) : json_null(), "nodes", nodes, "links",
+                  links, "requests", "running", (json_int_t)v.running, "queued",
+                  (json_int_t)v.waiting, "slots", (json_int_t)v.slots);
 }
 
 json_t *mxd_cluster_state_json(mxd_cluster *c) {

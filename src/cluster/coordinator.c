@@ -11,6 +11,7 @@
 #include "base/proc.h"
 #include "cluster/coord_private.h"
 #include "cluster/places.h"
+#include "cluster/worker_echo.h"
 
 enum {
     DEFAULT_CTX = 4096,
@@ -101,6 +102,14 @@ static mxd_rc on_failure(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) 
     return MXD_OK;
 }
 
+/* Sent back as it is: a node measures its way to us, before its hello. */
+static mxd_rc send_back(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) {
+    if (ev->payload && ev->payload->len > MXD_ECHO_BYTES)
+        return mxd_fail(err, MXD_E_TOOBIG, "an echo of %zu bytes", ev->payload->len);
+    return c->net->ops->send(c->net, ev->link, ev->message, ev->head->bytes, ev->head->len,
+                             ev->payload, err);
+}
+
 /* Who may have a certificate may have a new one: for the name that its link has proven. */
 static mxd_rc on_renew(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) {
     const char *csr;
@@ -149,6 +158,8 @@ static mxd_rc on_message(mxd_cluster *c, const mxd_net_event *ev, mxd_err *err) 
     case MXD_WIRE_LEAVE:
         e.kind = MXD_COORD_LEAVE;
         break;
+    case MXD_WIRE_ECHO:
+        return send_back(c, ev, err);
     case MXD_WIRE_RENEW:
         return on_renew(c, ev, err);
     default: /* of a newer version */
@@ -241,6 +252,21 @@ static void fail_requests(mxd_cluster *c) {
     }
 }
 
+/* Waits for one item; and when the clock is due, takes what has come before: silence is judged by
+ * what was said, not by what we have read. Bounded, so that a flood does not stop the clock. */
+static void take_items(mxd_cluster *c) {
+    int64_t wait_ms = MXD_COORD_TICK_MS;
+    for (int n = 0; n < MXD_COORD_READ_AHEAD && !mxd_inbox_closed(&c->inbox); n++) {
+        mxd_inbox_item *item = mxd_inbox_take(&c->inbox, wait_ms);
+        if (!item) return;
+        if (item->kind == MXD_INBOX_NET) on_net(c, &item->net);
+        if (item->kind == MXD_INBOX_OWN) on_posted(c, item);
+        mxd_inbox_free(&c->inbox, item);
+        if (mxd_now_ms() - c->last_tick_ms < MXD_COORD_TICK_MS) return;
+        wait_ms = 0;
+    }
+}
+
 static void *control_main(void *arg) {
     mxd_cluster *c = arg;
     sigset_t broken_pipes; /* of a worker that ends while its bootstrap is written */
@@ -249,10 +275,7 @@ static void *control_main(void *arg) {
     pthread_sigmask(SIG_BLOCK, &broken_pipes, NULL);
     mxd_coord_give(c, &(mxd_coord_event){.kind = MXD_COORD_TICK});
     while (!mxd_inbox_closed(&c->inbox)) {
-        mxd_inbox_item *item = mxd_inbox_take(&c->inbox, MXD_COORD_TICK_MS);
-        if (item && item->kind == MXD_INBOX_NET) on_net(c, &item->net);
-        if (item && item->kind == MXD_INBOX_OWN) on_posted(c, item);
-        if (item) mxd_inbox_free(&c->inbox, item);
+        take_items(c);
         tick(c);
     }
     fail_requests(c);
@@ -435,6 +458,19 @@ static int rows_that_fit(const mxd_hparams *hp, int slots, int wanted) {
     return rows > 0 ? rows : 1;
 }
 
+/* Nodes that the layer split is for: with groups it names stages. */
+static int split_nodes(const mxd_shape *s) { return s->n_split * (s->tensor > 1 ? s->tensor : 1); }
+
+/* Without an address to join, the nodes are known from the start. */
+static mxd_rc check_split(const mxd_cluster_opts *o, mxd_err *err) {
+    int n = o->local_workers > 0 ? o->local_workers : 1, of = split_nodes(&o->shape);
+    if (!of || o->listen || o->no_local || of == n) return MXD_OK;
+    return mxd_fail(err, MXD_E_INVAL,
+                    "the layer split is for %d nodes, and there will be %d: give one number for "
+                    "each, or let others join with --cluster-listen",
+                    of, n);
+}
+
 static mxd_rc read_model(mxd_cluster *c, mxd_err *err) {
     mxd_cluster_opts *o = &c->opts;
     mxd_welcome *w = &c->welcome;
@@ -450,6 +486,10 @@ static mxd_rc read_model(mxd_cluster *c, mxd_err *err) {
     w->activations = o->activations;
     w->kv = (int)mxd_kv_of(o->kv, o->activations);
     w->threads = o->threads;
+    if (!w->threads && o->local_workers > 1 && o->shape.tensor > 1) {
+        w->threads = mxd_proc_cores() / o->shape.tensor; /* ranks compute at the same time */
+        if (w->threads < 1) w->threads = 1;
+    }
     snprintf(w->model, sizeof w->model, "%s", o->model_id ? o->model_id : o->folder);
     snprintf(w->folder, sizeof w->folder, "%s", o->folder);
     snprintf(w->backend, sizeof w->backend, "%s", o->backend ? o->backend : "");
@@ -458,24 +498,63 @@ static mxd_rc read_model(mxd_cluster *c, mxd_err *err) {
     c->n_vocab = hp->n_vocab;
     c->recurrent = mxd_model_recurrent(m);
     mxd_model_sizes_get(m, w->max_rows, (mxd_kv_type)w->kv, c->sizes);
+    mxd_coord_canary_open(c, mxd_model_tensors(m));
     mxd_rc rc = MXD_OK;
     if (o->local_workers > hp->n_layers || o->local_workers < 0)
         rc = mxd_fail(err, MXD_E_INVAL,
                       "%d local workers for a model of %d layers: at most one each",
                       o->local_workers, hp->n_layers);
+    if (!rc) rc = check_split(o, err);
     mxd_model_close(m);
     return rc;
 }
 
+/* What was asked for by sizes holds while the nodes are there; after a loss the plan shrinks. */
+static bool nodes_are_short(const mxd_shape *s, int n) {
+    int each = s->tensor > 0 ? s->tensor : 1, stages = s->pipeline > 0 ? s->pipeline : 1;
+    return each * stages > n || (s->n_tensor_split && s->n_tensor_split > n) || split_nodes(s) > n;
+}
+
+static void shrink(mxd_shape *s, int n) {
+    s->n_split = s->n_tensor_split = 0;
+    if (s->tensor > n) s->tensor = n;
+    while (s->tensor > 1 && n % s->tensor) s->tensor--; /* everybody takes part */
+    if (s->tensor > 0 && s->pipeline * s->tensor > n) s->pipeline = n / s->tensor;
+    if (s->pipeline > n) s->pipeline = n;
+}
+
+/* A split for more nodes than there are cannot hold: said in the log, once for each number, and
+ * among the plan's reasons. */
+static void tell_split(mxd_cluster *c, const mxd_shape *used, int n, mxd_plan *out) {
+    const mxd_shape *asked = &c->opts.shape;
+    bool layers = asked->n_split && !used->n_split;
+    if (!layers && !(asked->n_tensor_split && !used->n_tensor_split)) {
+        c->split_told = 0;
+        return;
+    }
+    int of = layers ? split_nodes(asked) : asked->n_tensor_split;
+    if (out->n_reasons < (int)MXD_COUNT(out->reasons))
+        snprintf(out->reasons[out->n_reasons++], sizeof out->reasons[0],
+                 "the %s split is for %d nodes and there %s %d: the layers were cut without it",
+                 layers ? "layer" : "tensor", of, n == 1 ? "is" : "are", n);
+    if (c->split_told == n) return;
+    c->split_told = n;
+    mxd_log(MXD_LOG_WARN, "split_not_used", "nodes=%d split_nodes=%d", n, of);
+}
+
 static mxd_rc plan_call(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_link *avoid,
                         int n_avoid, mxd_plan *out, mxd_err *err) {
-    const mxd_cluster *c = ctx;
-    mxd_plan_opts o = {.ctx = c->welcome.ctx, .parallel = c->welcome.slots};
-    if (c->opts.n_split == n) { /* the user's own split holds while the nodes are there */
-        o.n_split = n;
-        memcpy(o.split, c->opts.split, (size_t)n * sizeof *o.split);
-    }
-    return mxd_plan_make(out, c->sizes, nodes, n, avoid, n_avoid, &o, err);
+    mxd_cluster *c = ctx;
+    mxd_plan_opts o = {.ctx = c->welcome.ctx,
+                       .parallel = c->welcome.slots,
+                       .chunk = c->welcome.max_rows,
+                       .shape = c->opts.shape,
+                       .avoid = avoid,
+                       .n_avoid = n_avoid};
+    if (nodes_are_short(&o.shape, n) && c->served) shrink(&o.shape, n);
+    MXD_TRY(mxd_plan_make(out, c->sizes, nodes, n, NULL, 0, &o, err));
+    tell_split(c, &o.shape, n, out);
+    return MXD_OK;
 }
 
 static mxd_rc open_core(mxd_cluster *c, mxd_err *err) {
@@ -493,11 +572,15 @@ static mxd_rc open_core(mxd_cluster *c, mxd_err *err) {
                          .max_rows = c->welcome.max_rows,
                          .recurrent = c->recurrent,
                          .no_prefix_cache = c->opts.no_prefix_cache,
+                         .canary = true,
+                         .known = c->canary,
                          .epoch0 = mxd_coord_journal_epoch(c),
                          .local_ids = c->local_id_list,
                          .n_local = n_local,
                          .min_nodes = n_local > 0 ? n_local : 1};
     if (c->opts.min_nodes > cfg.min_nodes) cfg.min_nodes = c->opts.min_nodes;
+    if (split_nodes(&c->opts.shape) > cfg.min_nodes) /* who may still come */
+        cfg.min_nodes = split_nodes(&c->opts.shape);
     size_t bytes = mxd_coord_bytes(&cfg);
     c->core_memory = bytes ? mxd_new(c->al, 1, bytes) : NULL;
     c->core = c->core_memory ? mxd_coord_init(c->core_memory, &cfg) : NULL;
@@ -561,7 +644,8 @@ static mxd_rc open_inner_worker(mxd_cluster *c, mxd_err *err) {
                          .memory_total = c->opts.memory_total,
                          .memory_free = c->opts.memory_free,
                          .bandwidth = c->opts.bandwidth,
-                         .ops = c->opts.ops};
+                         .ops = c->opts.ops,
+                         .paces = c->opts.paces};
     mxd_rc rc = mxd_worker_open(&c->worker, c->al, &o, err);
     mxd_pem_free(c->al, &own);
     return rc;

@@ -15,7 +15,9 @@
 #define MXD_CLUSTER_COORDINATOR_H
 
 #include <jansson.h>
+#include "hardware/paces.h"
 #include "model/model.h"
+#include "plan/shape.h"
 #include "runtime/sampling.h"
 
 typedef struct mxd_cluster mxd_cluster;
@@ -37,8 +39,6 @@ typedef struct mxd_cluster_opts { /* zero: default. Strings are copied */
     int min_nodes;    /* the first plan waits for so many nodes; 0: the local ones */
     int prefill_rows; /* 0: 256 */
     bool no_prefix_cache;
-    int n_split; /* layers per node, in node order */
-    int split[MXD_MAX_NODES];
     int64_t cert_life_s; /* of node certificates; they are renewed at two thirds. 0: 90 days */
     /* Takes one use of a join secret; false: not valid. On the transport's thread. NULL: nobody
      * can enrol. */
@@ -46,6 +46,8 @@ typedef struct mxd_cluster_opts { /* zero: default. Strings are copied */
     void *spend_ctx;
     uint64_t memory_total, memory_free; /* of this machine, for a worker in this process */
     double bandwidth, ops;
+    mxd_paces paces;
+    mxd_shape shape; /* of plans */
 } mxd_cluster_opts;
 
 /* Errors: E_NET the address; E_INVAL; E_NOMEM; those of mxd_model_open for the folder. Returns

@@ -25,10 +25,10 @@
  * and its link, for sending.
  *
  * Coordinator
- *   FORMING ----> INSTALLING ----> SERVING    FORMING -> INSTALLING        form, epoch_begin
- *      ^            |     ^           |       INSTALLING -> SERVING        core_on_ready, serve
- *      |            v     |           v       SERVING -> INSTALLING        improve, epoch_begin
- *      +------------+     +-----------+       any -> FORMING               core_epoch_lost
+ *   FORMING ----> INSTALLING ----> SERVING    FORMING -> INSTALLING    form, epoch_begin
+ *      ^            |     ^           |       INSTALLING -> SERVING    core_on_ready, canary: match
+ *      |            v     |           v       SERVING -> INSTALLING    improve, epoch_begin
+ *      +------------+     +-----------+       any -> FORMING           core_epoch_lost
  *      +------------------------------+
  *   a node:
  *     JOINING --hello--> READY --install--> JOINING --ready--> SERVING --uninstall--> READY
@@ -40,7 +40,7 @@
  *     WAITING --slot free--> RUNNING --stop, length, cancel, error--> gone
  *                                                            request_admit, request_end
  *   Invariants, asserted by mxd_coord_check:
- *   (C1) steps are in flight only in SERVING, and all of them belong to the current epoch;
+ *   (C1) steps of requests are in flight only in SERVING, and all belong to the current epoch;
  *   (C2) a slot belongs to one RUNNING request or is free;
  *   (C3) n_tokens = n_prompt + n_out <= ctx, and n_out < max_tokens while RUNNING;
  *   (C4) no sequence has two sampling runs in flight, and its runs in flight are neighbours;
@@ -84,7 +84,11 @@ enum {
     MXD_CORE_TEXT = 240,       /* bytes of a message for people */
     MXD_CORE_STOP_IDS = 64,    /* stop ids of one request */
     MXD_CORE_COORDINATOR = -1, /* where a stage names a node: the coordinator */
+    MXD_CORE_CANARY_ROWS = 8,  /* tokens of the canary's prompt, at most */
 };
+
+/* The request number of the canary: nobody else's. */
+#define MXD_CORE_CANARY UINT64_MAX
 
 /* Larger numbers are no epochs: they would not survive JSON. */
 #define MXD_CORE_MAX_EPOCH ((uint64_t)1 << 53)
@@ -104,6 +108,8 @@ typedef struct mxd_node_info {
     int64_t pid;
     uint64_t memory_total, memory_free; /* free as if no weights were loaded */
     double bandwidth, ops;              /* bytes/s, multiply-adds/s; 0: unknown */
+    mxd_paces paces;                    /* 0: unknown */
+    double link_us, link_bandwidth;     /* to the coordinator, as plan.h; 0: unknown */
     bool local;                         /* on the coordinator's machine */
 } mxd_node_info;
 
@@ -143,6 +149,14 @@ typedef struct mxd_core_run {
     const int32_t *ids;      /* [n] borrowed until the next step of the core */
     const mxd_sampling *how; /* borrowed likewise; its bias until DONE */
 } mxd_core_run;
+
+/* The answer to the canary, a prompt that every new plan must answer alike before it serves: the
+ * token, and a digest of its and the best ones' log probabilities. */
+typedef struct mxd_core_canary {
+    bool known;
+    int32_t token;
+    uint64_t digest;
+} mxd_core_canary;
 
 /* ----------------------------------------------------------------------- coordinator: in */
 
@@ -264,8 +278,11 @@ typedef enum mxd_coord_action_kind {
     MXD_ACT_REFUSED,  /* request, rc, text: the last one for this request */
     MXD_ACT_TOKEN,    /* request, index, sampled, stop */
     MXD_ACT_DONE,     /* request, done: the last one for this request */
-    MXD_ACT_CHANGED,  /* nodes, plan or state changed: show it */
-    MXD_ACT_DRAINED,  /* once, after DRAIN, when nothing runs or waits */
+    /* node -1: canary is the right answer from now on: keep it. Else node, rc, text: its numbers
+     * are wrong, it is left out of plans until it starts again */
+    MXD_ACT_CANARY,
+    MXD_ACT_CHANGED, /* nodes, plan or state changed: show it */
+    MXD_ACT_DRAINED, /* once, after DRAIN, when nothing runs or waits */
 } mxd_coord_action_kind;
 
 typedef enum mxd_core_end {
@@ -302,7 +319,7 @@ typedef struct mxd_coord_action {
     int node;
     mxd_rc rc;
     uint64_t link, epoch, request;
-    const char *text; /* DROP, REFUSED, DONE with ERROR, SPAWN; never NULL there */
+    const char *text; /* DROP, REFUSED, DONE with ERROR, SPAWN, CANARY; never NULL there */
     union {
         const mxd_stage *stage; /* INSTALL */
         struct {                /* STEP */
@@ -317,6 +334,7 @@ typedef struct mxd_coord_action {
         };
         mxd_core_done done;
         mxd_core_journal journal;
+        mxd_core_canary canary;
         uint64_t spawn;
     };
 } mxd_coord_action;
@@ -346,21 +364,27 @@ typedef struct mxd_coord_cfg { /* zero: default. Times in ms */
     bool recurrent; /* state that cannot be cut back: reused is all of it, or what was kept */
     const char *const *local_ids; /* [n_local] workers that SPAWN starts; copied */
     int n_local;
-    int min_nodes;       /* the first plan waits for this many nodes; 1 */
-    uint64_t epoch0;     /* the highest epoch ever used before; from the journal */
-    int64_t dead_ms;     /* silence that makes a node suspect; MXD_DEAD_AFTER_MS */
-    int64_t drop_ms;     /* silence that makes it dead; 10 s */
-    int64_t step_ms;     /* least deadline of a step; MXD_STEP_DEADLINE_MS */
-    int64_t first_ms;    /* more of it, while nothing is measured; 30 s */
-    int64_t row_ms;      /* and per row; 250 ms */
-    int64_t load_ms;     /* of an installation in which a node loads nothing more; 10 min */
-    int64_t recovery_ms; /* a request without a new token for so long of recovery fails; 60 s */
-    int64_t form_ms;     /* the first plan waits so long for missing local workers; 15 s */
-    int64_t leave_ms;    /* a leaving node that cannot be replaced serves so much longer; 30 s */
-    int64_t listed_ms;   /* dead and left nodes stay listed; 5 min */
+    bool canary;           /* bit-exact plans must answer the canary before they serve */
+    mxd_core_canary known; /* what an earlier run learned */
+    int min_nodes;         /* the first plan waits for this many nodes; 1 */
+    uint64_t epoch0;       /* the highest epoch ever used before; from the journal */
+    int64_t dead_ms;       /* silence that makes a node suspect; MXD_DEAD_AFTER_MS */
+    int64_t drop_ms;       /* silence that makes it dead; 10 s */
+    int64_t step_ms;       /* least deadline of a step; MXD_STEP_DEADLINE_MS */
+    int64_t first_ms;      /* more of it, while nothing is measured; 30 s */
+    int64_t row_ms;        /* and per row; 250 ms */
+    int64_t load_ms;       /* of an installation in which a node loads nothing more; 10 min */
+    int64_t recovery_ms;   /* a request without a new token for so long of recovery fails; 60 s */
+    int64_t form_ms;       /* the first plan waits so long for missing local workers; 15 s */
+    int64_t leave_ms;      /* a leaving node that cannot be replaced serves so much longer; 30 s */
+    int64_t listed_ms;     /* dead and left nodes stay listed; 5 min */
 } mxd_coord_cfg;
 
 typedef struct mxd_coord mxd_coord;
+
+/* The canary's prompt under a configuration, how many tokens; and the answer that a result is. */
+int mxd_core_canary_ids(const mxd_coord_cfg *cfg, int32_t ids[MXD_CORE_CANARY_ROWS]);
+mxd_core_canary mxd_core_canary_of(const mxd_sampled *s);
 
 /* Bytes that init needs; 0: the configuration is invalid. */
 size_t mxd_coord_bytes(const mxd_coord_cfg *cfg);
@@ -397,6 +421,7 @@ typedef struct mxd_node_view {
     uint64_t planned;   /* bytes, by the current plan */
     uint64_t used;      /* bytes, as it said when it was ready */
     int n_failures;     /* since the start */
+    bool left_out;      /* its numbers are wrong */
     int64_t since_ms;   /* when it entered this state */
 } mxd_node_view;
 
@@ -419,6 +444,7 @@ typedef struct mxd_coord_view {
     const mxd_plan *plan;    /* ranks[i].node is an index into the nodes of the core */
     mxd_rc rc;               /* FORMING: why there is no plan */
     const char *why;         /* likewise; "" */
+    const char *left_out;    /* why a node that lives is left out; "" none is */
     const char *determinism; /* of the plan in force: the weakest of its stages; "" unknown */
     uint64_t n_epochs, n_replays, n_steps, n_done, n_failed, n_cancelled;
     uint64_t n_prompt_tokens, n_generated_tokens;

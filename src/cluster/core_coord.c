@@ -39,11 +39,11 @@ static bool valid(const mxd_coord_cfg *d) {
     return d->epoch0 < MXD_CORE_MAX_EPOCH / 2;
 }
 
-/* The bound of one step's actions: per node at most a drop, a spawn, an (un)install and a welcome
- * or a second drop; per request accepted or refused, and the end with its journal; per sampled run
- * a token with its journal; per flight a step; a few of the whole. */
+/* The bound of one step's actions: per node at most a drop, a spawn, an (un)install, a canary
+ * and a welcome or a second drop; per request accepted or refused, and the end with its journal;
+ * per sampled run a token with its journal; per flight a step; a few of the whole. */
 static int cap_actions(const mxd_coord_cfg *d) {
-    return 6 * MXD_MAX_NODES + 4 * (d->n_slots + MXD_MAX_WAITING) + 2 * MXD_MAX_STEP_RUNS +
+    return 7 * MXD_MAX_NODES + 4 * (d->n_slots + MXD_MAX_WAITING) + 2 * MXD_MAX_STEP_RUNS +
            2 * CORE_MAX_FLIGHTS + 16;
 }
 
@@ -94,6 +94,7 @@ mxd_coord *mxd_coord_init(void *memory, const mxd_coord_cfg *cfg) {
     c->epoch = c->epoch_seen = MUTANT(EPOCH_FROM_ONE) ? 0 : d.epoch0;
     c->tick_ms = c->start_ms = -1;
     c->patience = 1;
+    c->probe = -1;
     for (int i = 0; i < MXD_MAX_NODES; i++) {
         c->nodes[i].v.stage = c->nodes[i].v.rank = -1;
         c->nodes[i].spawn_at_ms = -1;
@@ -142,14 +143,16 @@ bool core_same(const char *a, const char *b) {
 
 /* --------------------------------------------------------------------------------------- step */
 
-/* When we were stopped (SIGSTOP, a suspended laptop), what others said lies unread behind this
- * tick: the time that we did not live through is nobody's silence. */
+/* When we were stopped (SIGSTOP, a suspended laptop, a machine with too much to do), what others
+ * said lies unread behind this tick: the time that we did not live through is nobody's silence.
+ * One usual tick of it counts all the same, so that a machine that is always late still notices
+ * death, only later. */
 static void forgive_our_sleep(mxd_coord *c) {
     int64_t gap = c->tick_ms < 0 ? 0 : c->now_ms - c->tick_ms;
     c->tick_ms = c->now_ms;
-    if (gap <= c->cfg.dead_ms / 2) return;
-    for (int i = 0; i < MXD_MAX_NODES; i++) c->nodes[i].last_beat_ms += gap;
-    c->progress_ms += gap;
+    if (gap <= 2 * CORE_TICK_MS) return;
+    for (int i = 0; i < MXD_MAX_NODES; i++) c->nodes[i].last_beat_ms += gap - CORE_TICK_MS;
+    c->progress_ms += gap - CORE_TICK_MS;
 }
 
 static void on_tick(mxd_coord *c) {
@@ -189,6 +192,12 @@ static void on_node_event(mxd_coord *c, const mxd_coord_event *e) {
     }
 }
 
+/* A result is a sign of life too. */
+static void heard(mxd_coord *c, uint64_t link) {
+    int i = core_node_of(c, link);
+    if (i >= 0) c->nodes[i].last_beat_ms = c->now_ms;
+}
+
 static void on_drain(mxd_coord *c) {
     c->draining = true;
     c->changed = true;
@@ -206,6 +215,7 @@ static void dispatch(mxd_coord *c, const mxd_coord_event *e) {
         core_on_gone(c, e->link);
         break;
     case MXD_COORD_RESULT:
+        heard(c, e->link);
         core_on_result(c, &e->result);
         break;
     case MXD_COORD_SUBMIT:

@@ -6,6 +6,7 @@
 
 static void drop_work(mxd_coord *c) {
     c->n_flights = 0;
+    c->canary_step = 0;
     c->planned = false;
     for (int i = 0; i < MXD_MAX_NODES; i++) {
         core_node *n = &c->nodes[i];
@@ -65,9 +66,14 @@ static int gather(mxd_coord *c, const crowd *who) {
                              .free_bytes = n->v.info.memory_free,
                              .bandwidth_bytes_per_s = n->v.info.bandwidth,
                              .ops_per_s = n->v.info.ops,
+                             .paces = n->v.info.paces,
+                             .link_us = n->v.info.link_us,
+                             .link_bytes_per_s = n->v.info.link_bandwidth,
+                             .whole_only = memcmp(n->v.info.backend, "mlx", 4) == 0,
                              .must = n->spawned};
         if (who->cooled && n->memory_cap && n->memory_cap < p->free_bytes)
             p->free_bytes = n->memory_cap;
+        core_text(p->host, sizeof p->host, n->v.info.host);
         core_text(p->name, sizeof p->name, n->v.info.name[0] ? n->v.info.name : n->v.info.id);
         c->plan_index[k++] = i;
     }
@@ -287,10 +293,20 @@ static void form(mxd_coord *c) {
     c->replan = WHY_NONE;
     c->rejoin = false;
     mxd_rc rc = make_plan(c, true, &err);
-    if (rc)
-        no_plan(c, rc, err.msg);
-    else
+    if (!rc) {
         epoch_begin(c);
+    } else if (c->probe >= 0) {
+        c->replan = WHY_LOSS;
+        if (core_canary_next(c)) return;
+        no_plan(c, MXD_E_FORMAT,
+                "the nodes together compute other numbers than this model's first plan did, and "
+                "none of them can be done without: compare their model files and programs");
+        c->not_before_ms = c->now_ms + CORE_CANARY_PAUSE_MS;
+    } else if (core_canary_why(c)[0]) {
+        no_plan(c, MXD_E_FORMAT, c->canary_why);
+    } else {
+        no_plan(c, rc, err.msg);
+    }
 }
 
 static bool same_ranks(const mxd_plan_stage *a, const mxd_plan_stage *b) {
@@ -330,7 +346,7 @@ void core_epoch_settle(mxd_coord *c) {
 
 /* ------------------------------------------------------------------------------------ answers */
 
-static void serve(mxd_coord *c) {
+void core_epoch_serve(mxd_coord *c) {
     c->why_rc = MXD_OK;
     c->why[0] = 0;
     c->progress_ms = c->now_ms;
@@ -348,7 +364,7 @@ void core_on_ready(mxd_coord *c, int i, const mxd_core_ready *r) {
     if (!n->releases) core_node_state(c, i, MXD_NODE_SERVING);
     for (int k = 0; k < MXD_MAX_NODES && !MUTANT(NO_BARRIER); k++)
         if (c->nodes[k].v.stage >= 0 && !c->nodes[k].ready) return;
-    serve(c);
+    if (!core_canary_begin(c)) core_epoch_serve(c);
 }
 
 void core_on_failed(mxd_coord *c, int i, const mxd_core_failed *f) {
@@ -363,7 +379,8 @@ void core_on_failed(mxd_coord *c, int i, const mxd_core_failed *f) {
 }
 
 void core_on_nack(mxd_coord *c, int i, const mxd_core_nack *n) {
-    if (c->state != MXD_COORD_SERVING || n->epoch != c->epoch || MUTANT(FORGET_NACK)) return;
+    bool computes = c->state == MXD_COORD_SERVING || c->canary_step;
+    if (!computes || n->epoch != c->epoch || MUTANT(FORGET_NACK)) return;
     if (c->nodes[i].v.stage < 0) return;
     if (n->rc != MXD_E_STALE) core_node_failed(c, i);
     core_epoch_lost(c);
@@ -438,7 +455,7 @@ static void blame(mxd_coord *c, uint64_t step) {
 }
 
 static void watch_steps(mxd_coord *c) {
-    if (!c->n_flights || MUTANT(NO_STEP_DEADLINE)) return;
+    if ((!c->n_flights && !c->canary_step) || MUTANT(NO_STEP_DEADLINE)) return;
     const core_flight *f = core_flight_at(c, 0);
     if (c->now_ms - c->progress_ms <= deadline(c, f)) return;
     if (c->patience < CORE_MAX_PATIENCE) c->patience *= 2;
@@ -467,7 +484,7 @@ static void watch_leaving(mxd_coord *c) {
 }
 
 void core_epoch_tick(mxd_coord *c) {
-    if (c->state == MXD_COORD_SERVING) watch_steps(c);
+    watch_steps(c);
     if (c->state == MXD_COORD_INSTALLING) watch_install(c);
     watch_leaving(c);
 }

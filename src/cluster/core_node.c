@@ -12,7 +12,7 @@ bool core_node_lives(const core_node *n) { return n->v.link && n->v.state != MXD
 
 /* cooled: nodes that failed often lately do not count. */
 bool core_node_usable(const mxd_coord *c, const core_node *n, bool cooled) {
-    if (!core_node_lives(n) || n->stuck) return false;
+    if (!core_node_lives(n) || n->stuck || !core_canary_allows(c, n)) return false;
     return !cooled || c->now_ms >= n->cool_until_ms;
 }
 
@@ -203,6 +203,7 @@ static void welcome(mxd_coord *c, int i, uint64_t link, const mxd_node_info *inf
     core_node *n = &c->nodes[i];
     if (n->v.info.incarnation != info->incarnation) {
         n->memory_cap = 0;
+        core_canary_new_life(n);
         core_avoid_forget(c, i);
     }
     n->v.info = *info;

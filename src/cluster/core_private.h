@@ -3,6 +3,7 @@
  *   core_coord.c   memory, events in, what follows from every event (settle)
  *   core_node.c    membership: who lives, who is trusted with a stage, who is started again
  *   core_epoch.c   plan, install, serve
+ *   core_canary.c  does a plan compute what the first one did?
  *   core_request.c queue, slots, tokens
  *   core_restore.c requests of an earlier life
  *   core_prefix.c  which KV is there already
@@ -19,6 +20,7 @@ enum {
     CORE_MAX_FLIGHTS = MXD_MAX_NODES + 1,
     CORE_MAX_AVOID = 32,
     CORE_SMALL_ROWS = 8, /* so few rows take as long as one: the weights are read once */
+    CORE_TICK_MS = 50,   /* the longest usual time between two ticks */
     CORE_SPAWN_MIN_MS = 100,
     CORE_SPAWN_MAX_MS = 5000,
     CORE_SPAWN_SHORT_MS = 10000, /* a worker that dies younger than this is started later */
@@ -27,6 +29,7 @@ enum {
     CORE_COOL_MIN_MS = 500,
     CORE_COOL_MAX_MS = 60000,
     CORE_AVOID_MS = 2000,
+    CORE_CANARY_PAUSE_MS = 5000,
     CORE_RETRY_MS = 1000,   /* planning again while no plan fits */
     CORE_MAX_PATIENCE = 16, /* step deadlines grow up to so many times while nothing comes */
     CORE_EAGER_EPOCHS = 3,  /* epochs without a token between them that follow at once */
@@ -43,6 +46,9 @@ typedef struct core_node {
     bool releases; /* DRAINING: has asked to leave */
     bool stuck;    /* its step went over the deadline and is still running */
     bool cooling;
+    bool proven;    /* has been in a plan whose canary was right */
+    bool suspected; /* has been in one whose was wrong */
+    bool probed;    /* a plan without it was wrong too */
     char determinism[16];
     int64_t last_beat_ms;
     int64_t leave_by_ms;
@@ -130,7 +136,13 @@ struct mxd_coord {
     mxd_sched_step next_step;
     core_flight *flights; /* [CORE_MAX_FLIGHTS] oldest first from first_flight */
     int first_flight, n_flights;
-    uint64_t step;         /* the last one sent */
+    uint64_t step;        /* the last one sent */
+    uint64_t canary_step; /* of the canary in the pipeline, while INSTALLING; 0: none */
+    int probe;            /* the suspect that plans do without at present; -1: none */
+    bool alone;           /* of the suspects, they have only that one */
+    int32_t canary_ids[MXD_CORE_CANARY_ROWS];
+    mxd_sampling canary_how;
+    char canary_why[MXD_CORE_TEXT];
     int64_t progress_ms;   /* when the oldest flight became the oldest, or was sent */
     float slow_ms, row_ms; /* slow steps lately: small ones; others, per row. 0: none yet */
     int patience;
@@ -179,7 +191,16 @@ void core_nodes_tick(mxd_coord *c);
 void core_avoid_pair(mxd_coord *c, int a, int b);
 void core_avoid_forget(mxd_coord *c, int node);
 
+/* core_canary.c */
+bool core_canary_begin(mxd_coord *c); /* false: the plan needs none */
+void core_canary_result(mxd_coord *c, const mxd_core_result *r);
+bool core_canary_next(mxd_coord *c); /* no plan is possible for the present suspect */
+bool core_canary_allows(const mxd_coord *c, const core_node *n);
+void core_canary_new_life(core_node *n);
+const char *core_canary_why(const mxd_coord *c);
+
 /* core_epoch.c */
+void core_epoch_serve(mxd_coord *c);
 void core_epoch_lost(mxd_coord *c); /* the present epoch cannot go on */
 void core_epoch_settle(mxd_coord *c);
 void core_epoch_tick(mxd_coord *c);

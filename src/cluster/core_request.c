@@ -93,7 +93,8 @@ void core_requests_fail_all(mxd_coord *c, mxd_rc rc, const char *text) {
 
 static mxd_rc judge(mxd_coord *c, const mxd_core_submit *s, const char **text) {
     *text = "the request makes no sense";
-    if (!s->request || find(c, s->request) || s->n_prompt < 1 || s->max_tokens < 1)
+    if (!s->request || s->request == MXD_CORE_CANARY || find(c, s->request) || s->n_prompt < 1 ||
+        s->max_tokens < 1)
         return MXD_E_INVAL;
     if (s->n_stop_ids < 0 || s->n_stop_ids > MXD_CORE_STOP_IDS) return MXD_E_INVAL;
     *text = "the prompt fills the context; shorten it, or start with a larger --ctx-size";
@@ -311,6 +312,10 @@ static void flight_end(mxd_coord *c, int at) {
 }
 
 void core_on_result(mxd_coord *c, const mxd_core_result *r) {
+    if (c->canary_step && r->epoch == c->epoch && r->step == c->canary_step) {
+        core_canary_result(c, r);
+        return;
+    }
     bool current = c->state == MXD_COORD_SERVING && r->epoch == c->epoch;
     if (!current && !MUTANT(ANY_RESULT)) return;
     int at = find_flight(c, r->step);
@@ -342,9 +347,9 @@ static void watch(mxd_coord *c, core_request *r) {
     if (waits) since = r->submit_ms > c->unserved_ms ? r->submit_ms : c->unserved_ms;
     bool stalls = c->state != MXD_COORD_SERVING && (waits ? hopeless : since >= 0);
     if (!stalls || c->now_ms - since <= c->cfg.recovery_ms) return;
-    bool nofit = c->why_rc == MXD_E_NOFIT;
+    bool nofit = c->why_rc == MXD_E_NOFIT, said = c->why_rc && c->why[0];
     core_request_end(c, r, MXD_CORE_ERROR, nofit ? MXD_E_NOFIT : MXD_E_PEER,
-                     nofit ? c->why : "workers were lost and did not come back in time");
+                     said ? c->why : "workers were lost and did not come back in time");
 }
 
 void core_requests_tick(mxd_coord *c) {

@@ -54,6 +54,7 @@ void mxd_coord_view_get(const mxd_coord *c, mxd_coord_view *out) {
                             .plan = &c->plan,
                             .rc = c->why_rc,
                             .why = c->why,
+                            .left_out = core_canary_why(c),
                             .determinism = determinism(c),
                             .n_epochs = c->n_epochs,
                             .n_replays = c->n_replays,

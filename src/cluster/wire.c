@@ -24,6 +24,18 @@ void mxd_wire_put_hello(mxd_buf *out, const mxd_node_info *m) {
     h.data_address = (char *)m->address;
     h.local = m->local;
     h.epoch = m->epoch;
+    PB(Paces) paces;
+    pb(paces__init)(&paces);
+    paces.near_bytes_per_s = m->paces.near_bytes_per_s;
+    paces.tile_s = m->paces.tile_s;
+    paces.float_ops_per_s = m->paces.float_ops_per_s;
+    paces.row_ops_per_s = m->paces.row_ops_per_s;
+    paces.values_per_s = m->paces.values_per_s;
+    paces.region_s = m->paces.region_s;
+    paces.handoff_s = m->paces.handoff_s;
+    h.paces = &paces;
+    h.link_us = m->link_us;
+    h.link_bandwidth = m->link_bandwidth;
     pack(out, &h.base);
 }
 
@@ -39,6 +51,20 @@ static uint32_t common_version(uint32_t oldest, uint32_t newest) {
 
 /* A measured rate: anything absurd counts as unknown. */
 static double rate(double v) { return v >= 0 && v < 1e21 ? v : 0; }
+
+/* Seconds or microseconds: likewise. */
+static double span(double v) { return v >= 0 && v < 1e9 ? v : 0; }
+
+static mxd_paces get_paces(const PB(Paces) * p) {
+    if (!p) return (mxd_paces){0};
+    return (mxd_paces){.near_bytes_per_s = rate(p->near_bytes_per_s),
+                       .tile_s = span(p->tile_s),
+                       .float_ops_per_s = rate(p->float_ops_per_s),
+                       .row_ops_per_s = rate(p->row_ops_per_s),
+                       .values_per_s = rate(p->values_per_s),
+                       .region_s = span(p->region_s),
+                       .handoff_s = span(p->handoff_s)};
+}
 
 mxd_rc mxd_wire_get_hello(mxd_node_info *m, mxd_arena *a, const void *p, size_t n, mxd_err *err) {
     UNPACK(h, Hello, hello);
@@ -58,6 +84,9 @@ mxd_rc mxd_wire_get_hello(mxd_node_info *m, mxd_arena *a, const void *p, size_t 
                          .memory_free = h->memory_free,
                          .bandwidth = rate(h->bandwidth),
                          .ops = rate(h->ops),
+                         .paces = get_paces(h->paces),
+                         .link_us = span(h->link_us),
+                         .link_bandwidth = rate(h->link_bandwidth),
                          .local = h->local};
     TEXT(m->id, h->node, "node id");
     TEXT(m->name, h->name, "node name");

@@ -42,6 +42,7 @@ typedef enum mxd_wire_kind { /* Frame.kind; never renumbered */
                              MXD_WIRE_GIVE = 16,
                              MXD_WIRE_RENEW = 17,
                              MXD_WIRE_CERTIFICATE = 18,
+                             MXD_WIRE_ECHO = 20, /* sent back as it is: a worker measures its way */
 } mxd_wire_kind;
 
 typedef struct mxd_welcome {

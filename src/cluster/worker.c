@@ -15,6 +15,7 @@
 #include "cluster/inbox.h"
 #include "cluster/places.h"
 #include "cluster/wire.h"
+#include "cluster/worker_echo.h"
 #include "cluster/worker_engine.h"
 #include "net/address.h"
 #include "net/tls.h"
@@ -69,6 +70,8 @@ struct mxd_worker {
     int64_t backoff_ms;
     int refusals; /* of our certificate, since the last welcome */
 
+    mxd_worker_echo echo; /* before the first hello */
+
     mxd_fan next;    /* to the ranks of the next stage, when we lead ours */
     bool ready_held; /* READY waits until they are reached */
     mxd_core_ready ready;
@@ -113,6 +116,9 @@ static void say_hello(mxd_worker *w) {
                           .memory_free = o->memory_free,
                           .bandwidth = o->bandwidth,
                           .ops = o->ops,
+                          .paces = o->paces,
+                          .link_us = mxd_worker_echo_us(&w->echo),
+                          .link_bandwidth = mxd_worker_echo_rate(&w->echo),
                           .local = o->local};
     snprintf(info.id, sizeof info.id, "%s", o->node);
     snprintf(info.name, sizeof info.name, "%s", o->name ? o->name : o->node);
@@ -160,8 +166,19 @@ static void dial_later(mxd_worker *w) {
         mxd_now_ms() + w->backoff_ms / 2 + (int64_t)(jitter % (uint64_t)w->backoff_ms) / 2;
 }
 
+static void control_up(mxd_worker *w) {
+    if (!w->echo.begun_ns && mxd_worker_echo_begin(&w->echo, w->net, w->control, w->al)) return;
+    say_hello(w);
+}
+
+static void echo_came(mxd_worker *w) {
+    bool running = w->echo.running;
+    if (!mxd_worker_echo_next(&w->echo, w->net, w->control, w->al) && running) say_hello(w);
+}
+
 static void control_down(mxd_worker *w, const mxd_net_event *ev) {
     w->control = 0;
+    w->echo.running = false;
     bool was_member = w->member;
     w->member = false;
     atomic_store(&w->is_member, false);
@@ -516,6 +533,9 @@ static mxd_rc on_certificate(mxd_worker *w, const mxd_blob *head, mxd_err *err) 
 static mxd_rc on_control(mxd_worker *w, const mxd_net_event *ev, mxd_err *err) {
     const mxd_blob *h = ev->head;
     switch (ev->message) {
+    case MXD_WIRE_ECHO:
+        echo_came(w);
+        return MXD_OK;
     case MXD_WIRE_WELCOME:
         return on_welcome(w, h, err);
     case MXD_WIRE_DROP:
@@ -600,7 +620,7 @@ static void on_net(mxd_worker *w, const mxd_net_event *ev) {
         on_message(w, ev);
     } else if (ev->link == w->control) {
         if (ev->kind == MXD_NET_UP)
-            say_hello(w);
+            control_up(w);
         else
             control_down(w, ev);
     } else if (mxd_fan_event(&w->next, ev, &lost)) {
@@ -671,6 +691,10 @@ static void tick(mxd_worker *w) {
     if (now - w->last_tick_ms < TICK_MS) return;
     w->last_tick_ms = now;
     mxd_giver_busy(w->giver, now - w->computed_ms < BUSY_MS);
+    if (mxd_worker_echo_late(&w->echo)) {
+        w->echo.running = false;
+        say_hello(w);
+    }
     watch_certificate(w, now);
     if (w->core) give(w, &(mxd_wcore_event){.kind = MXD_WCORE_TICK});
 }

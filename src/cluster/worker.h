@@ -16,6 +16,7 @@
 
 #include <stdatomic.h>
 #include "backend/backend.h"
+#include "hardware/paces.h"
 #include "net/transport.h"
 
 typedef struct mxd_worker_opts { /* zero: default. Strings and texts are copied */
@@ -31,8 +32,9 @@ typedef struct mxd_worker_opts { /* zero: default. Strings and texts are copied 
     bool local;                  /* on the coordinator's machine */
     uint64_t memory_total, memory_free; /* bytes for weights and KV */
     double bandwidth, ops;              /* measured; 0: unknown */
-    const char *backend, *kernels;      /* NULL: as the coordinator says */
-    int threads;                        /* 0: as the coordinator says, else all cores */
+    mxd_paces paces;
+    const char *backend, *kernels; /* NULL: as the coordinator says */
+    int threads;                   /* 0: as the coordinator says, else all cores */
     /* For tests: before each step the engine waits so many ms, below 0 until it is changed. NULL: 0
      */
     const atomic_int *stall_ms;

@@ -143,6 +143,7 @@ static mxd_rc compute(mxd_worker_engine *e, mxd_task *job) {
     mxd_step_result result = {.tokens = job->tokens};
     if (job->hidden_out) result.hidden = (float *)(void *)job->hidden_out->bytes;
     mxd_rc rc = mxd_shard_step(e->shard, &step, &result, &job->err);
+    mxd_worker_group_rest(&e->group);
     if (rc) job->missed = mxd_worker_group_lost(&e->group);
     job->n_tokens = result.n_tokens;
     return rc;

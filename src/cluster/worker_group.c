@@ -29,20 +29,21 @@ const mxd_group *mxd_worker_group_prepare(mxd_worker_group *g, const mxd_stage *
     return &g->group;
 }
 
-/* False: the epoch is over. */
-static bool set_comm(mxd_worker_group *g, const mxd_stage *stage, mxd_comm *comm) {
+/* Events of its links come as soon as it dials, so there is no moment without it. */
+static mxd_rc new_comm(mxd_worker_group *g, const mxd_stage *stage, const mxd_comm_opts *o,
+                       mxd_err *err) {
     pthread_mutex_lock(&g->lock);
-    bool wanted = stage->epoch >= g->oldest;
-    if (wanted) g->comm = comm;
+    mxd_rc rc = stage->epoch >= g->oldest ? mxd_comm_new(&g->comm, g->al, o, err)
+                                          : mxd_fail(err, MXD_E_CANCELED, "a newer plan has come");
+    if (rc) g->comm = NULL;
     for (int r = 0; r < stage->n_ranks; r++) g->node[r] = stage->ranks[r].node;
     pthread_mutex_unlock(&g->lock);
-    return wanted;
+    return rc;
 }
 
 mxd_rc mxd_worker_group_join(mxd_worker_group *g, const mxd_stage *stage, int *rank, mxd_err *err) {
     const char *addresses[MXD_MAX_RANKS], *nodes[MXD_MAX_RANKS];
     char name[64];
-    mxd_comm *comm;
     *rank = -1;
     mxd_worker_group_leave(g);
     for (int r = 0; r < stage->n_ranks; r++) {
@@ -58,15 +59,12 @@ mxd_rc mxd_worker_group_join(mxd_worker_group *g, const mxd_stage *stage, int *r
                              .nodes = g->by_id ? nodes : NULL,
                              .transport = g->net,
                              .no_measure = true,
+                             .drives_transport = true,
                              .reconnect_ms = LOST_MS,
                              .spin_us = SPIN_US};
-    MXD_TRY(mxd_comm_new(&comm, g->al, &o, err));
-    if (!set_comm(g, stage, comm)) {
-        mxd_comm_close(comm);
-        return mxd_fail(err, MXD_E_CANCELED, "a newer plan has come");
-    }
-    mxd_rc rc = mxd_comm_join(comm, -1, err);
-    if (rc) *rank = mxd_comm_lost(comm);
+    MXD_TRY(new_comm(g, stage, &o, err));
+    mxd_rc rc = mxd_comm_join(g->comm, -1, err);
+    if (rc) *rank = mxd_comm_lost(g->comm);
     if (rc) mxd_worker_group_leave(g);
     return rc;
 }
@@ -77,6 +75,10 @@ void mxd_worker_group_leave(mxd_worker_group *g) {
     g->comm = NULL;
     pthread_mutex_unlock(&g->lock);
     mxd_comm_close(comm);
+}
+
+void mxd_worker_group_rest(mxd_worker_group *g) {
+    if (g->comm) mxd_comm_rest(g->comm);
 }
 
 int mxd_worker_group_lost(mxd_worker_group *g) { return g->comm ? mxd_comm_lost(g->comm) : -1; }

@@ -7,8 +7,9 @@
  * A group belongs to one epoch: its name carries it, so a rank of another epoch cannot come in.
  * The links are those of the worker's transport, on the group lane.
  *
- * Threads: join, leave and the exchanges on the engine thread; abort and waits on any; event on the
- *          transport's.
+ * Threads: join, leave, rest and the exchanges on the engine thread, which may then carry the
+ *          transport and deliver its events; abort and waits on any; event on whatever thread the
+ *          transport delivers on.
  */
 #ifndef MXD_CLUSTER_WORKER_GROUP_H
 #define MXD_CLUSTER_WORKER_GROUP_H
@@ -41,6 +42,9 @@ const mxd_group *mxd_worker_group_prepare(mxd_worker_group *g, const mxd_stage *
 mxd_rc mxd_worker_group_join(mxd_worker_group *g, const mxd_stage *stage, int *rank,
                              mxd_err *err) MXD_MUST_USE;
 void mxd_worker_group_leave(mxd_worker_group *g);
+
+/* Nothing is exchanged for a while: a step is over. */
+void mxd_worker_group_rest(mxd_worker_group *g);
 
 int mxd_worker_group_lost(mxd_worker_group *g); /* the rank that is lost; -1: none */
 

@@ -64,6 +64,15 @@ static json_t *isa_json(const mxd_isa *isa) {
     return list;
 }
 
+static json_t *paces_json(const mxd_hardware *h) {
+    const mxd_paces *p = &h->paces;
+    if (!(p->values_per_s > 0)) return json_null();
+    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "near_bytes_per_s", p->near_bytes_per_s,
+                     "tile_ns", 1e9 * p->tile_s, "float_ops_per_s", p->float_ops_per_s,
+                     "row_ops_per_s", p->row_ops_per_s, "values_per_s", p->values_per_s,
+                     "region_us", 1e6 * p->region_s, "handoff_us", 1e6 * p->handoff_s);
+}
+
 json_t *mxd_hardware_json(const mxd_hardware *h) {
     json_t *o = json_object();
     if (!o) return NULL;
@@ -87,7 +96,8 @@ json_t *mxd_hardware_json(const mxd_hardware *h) {
          set(o, "on_ac", json_boolean(h->on_ac)) &&
          set(o, "bandwidth_bytes_per_s",
              h->read_bytes_per_s > 0 ? json_real(h->read_bytes_per_s) : json_null()) &&
-         set(o, "ops_per_s", h->dot_ops_per_s > 0 ? json_real(h->dot_ops_per_s) : json_null());
+         set(o, "ops_per_s", h->dot_ops_per_s > 0 ? json_real(h->dot_ops_per_s) : json_null()) &&
+         set(o, "paces", paces_json(h));
     if (ok) return o;
     json_decref(o);
     return NULL;

@@ -5,7 +5,7 @@
  * ""; detection itself never fails for that. Limits of a container (cgroup quota, affinity, memory
  * limit) count as the machine.
  *
- * Threads: reentrant; the probe uses one thread per core for a fifth of a second.
+ * Threads: reentrant; the probe uses one thread per core for a third of a second.
  */
 #ifndef MXD_HARDWARE_HARDWARE_H
 #define MXD_HARDWARE_HARDWARE_H
@@ -13,6 +13,7 @@
 #include <jansson.h>
 #include <stdint.h>
 #include "base/alloc.h"
+#include "hardware/paces.h"
 
 typedef enum mxd_device {
     MXD_DEVICE_UNKNOWN,
@@ -59,11 +60,13 @@ typedef struct mxd_hardware {
     bool battery, on_ac; /* on_ac: true without a battery */
     int battery_percent;
     double read_bytes_per_s; /* measured over all cores; 0: not probed */
-    double dot_ops_per_s;    /* int8 multiply and add count as two; measured; 0: not probed */
+    double dot_ops_per_s;    /* products of 8-bit weights, as prefill runs them; multiply and add
+                              * count as two; measured; 0: not probed */
+    mxd_paces paces;         /* likewise */
 } mxd_hardware;
 
 typedef struct mxd_hardware_opts {
-    bool probe;  /* measure read_bytes_per_s and dot_ops_per_s: about 0.3 s */
+    bool probe;  /* measure speeds: about 0.35 s */
     int threads; /* of the probe; 0: logical_cpus */
 } mxd_hardware_opts;
 

@@ -38,6 +38,9 @@
 #ifndef MXD_KERNELS_KERNELS_H
 #define MXD_KERNELS_KERNELS_H
 
+/* Raised when the same model gives other bits than before: what was kept of it counts no more. */
+enum { MXD_NUMERICS = 1 };
+
 #include <stddef.h>
 #include <stdint.h>
 

@@ -11,19 +11,6 @@
 
 enum { MXD_MAX_LAYER_WEIGHTS = 32 };
 
-/* What the ranks of a tensor-parallel group divide among them: lists in mxd_shares. */
-typedef enum mxd_axis {
-    MXD_BY_KV,           /* KV heads with their query heads; query heads where K is a latent */
-    MXD_BY_FULL_KV,      /* the same of full layers, where their heads are others (Gemma 4) */
-    MXD_BY_INNER,        /* inner values of the MLP */
-    MXD_BY_WIDE_INNER,   /* of the MLP of layers that share keys and values */
-    MXD_BY_SHARED_INNER, /* of the shared expert */
-    MXD_BY_KEY,          /* key heads of a delta net with their value heads */
-    MXD_BY_EXPERT,
-    MXD_BY_TOKEN, /* token ids */
-    MXD_AXES
-} mxd_axis;
-
 /* What of a weight belongs to a rank. */
 typedef enum mxd_decl_cut {
     MXD_CUT_NONE,     /* all of it */

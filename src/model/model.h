@@ -111,21 +111,6 @@ void mxd_model_sizes_get(const mxd_model *m, int max_rows, mxd_kv_type kv, mxd_m
 
 /* ---- tensor parallelism ---- */
 
-/* How the layers are cut over a group: rank r has the KV heads [kv[r], kv[r + 1]) with their query
- * heads, and likewise of every list; none of some is fine, and all 0 is a list of what the model
- * has not. Every edge is an edge of blocks in all layers where products are summed over ranks
- * (docs/numerics.md). What no list divides, every rank has. */
-typedef struct mxd_shares {
-    int size;                     /* ranks */
-    int kv[MXD_MAX_RANKS + 1];    /* latent attention: query heads, which all read one latent */
-    int inner[MXD_MAX_RANKS + 1]; /* values of the MLP */
-    int experts[MXD_MAX_RANKS + 1], vocab[MXD_MAX_RANKS + 1];
-    int full_kv[MXD_MAX_RANKS + 1]; /* kinds: of full layers */
-    int wide_inner[MXD_MAX_RANKS + 1];
-    int shared_inner[MXD_MAX_RANKS + 1]; /* of the shared expert */
-    int keys[MXD_MAX_RANKS + 1];         /* key heads of delta nets, with their value heads */
-} mxd_shares;
-
 /* The shares nearest to the proportions weight [size]; NULL: all equal. Pure: every rank gets the
  * same. Errors: E_INVAL. */
 mxd_rc mxd_model_share(const mxd_model *m, int size, const double *weight, mxd_shares *out,
@@ -168,7 +153,8 @@ mxd_rc mxd_model_load(mxd_model *m, mxd_backend *b, const mxd_load_opts *opts,
  *   hidden_in   [rows, hidden]: wanted unless the shard embeds
  *   hidden_out  [rows, hidden]: written unless the shard has the head
  *   rows        [n_logits] rows whose logits are wanted, ascending
- *   logits      [n_logits, n_vocab]: written when the shard has the head
+ *   logits      [n_logits, n_vocab]: written when the shard has the head; of a rank of a group
+ *               [n_logits, its own ids]
  * Errors: the backend's. */
 typedef struct mxd_forward {
     const mxd_batch *batch;

@@ -56,7 +56,7 @@ static mxd_rc load_ends(loading *l, mxd_err *err) {
     bool first = m->layer0 == 0, last = m->layer1 == m->hp.n_layers;
     bool lookup = first || m->hp.reembed;
     mxd_decl embed = mxd_embed_decl(m), norm = mxd_norm_decl(m), head = mxd_head_decl(m);
-    if (m->hp.tied && last) embed.use = MXD_W_LINEAR | (lookup ? MXD_W_LOOKUP : 0);
+    if (m->hp.tied && last) embed.use = MXD_W_LINEAR | MXD_W_PART | (lookup ? MXD_W_LOOKUP : 0);
     if (m->hp.tied && !last) embed.use = MXD_W_LOOKUP;
     if (lookup || (last && m->hp.tied)) MXD_TRY(load_one(l, &embed, -1, no_span, &m->embed, err));
     if (!last) return MXD_OK;
@@ -178,17 +178,14 @@ mxd_rc mxd_model_load(mxd_model *m, mxd_backend *b, const mxd_load_opts *opts, m
 
 /* -------------------------------------------------------------------------------------- forward */
 
-/* logits [n, n_vocab] of the picked rows: final norm, then the head. */
+/* logits [n, ids of this rank] of the picked rows: final norm, then the head. */
 static mxd_rc head(mxd_model *m, const mxd_forward *f, mxd_err *err) {
     const mxd_backend_ops *op = m->backend->ops;
-    if (!f->n_logits) return MXD_OK;
+    if (!f->n_logits || !m->local.n_vocab) return MXD_OK;
     op->pick(m->backend, MXD_REG_H, MXD_REG_X, f->rows, f->n_logits);
     op->norm(m->backend, MXD_REG_H, MXD_REG_H, m->norm, m->hp.eps);
-    if (m->group)
-        op->linear_cut(m->backend, MXD_REG_LOGITS, MXD_REG_H, m->head);
-    else
-        op->linear(m->backend, 1, (const int[]){MXD_REG_LOGITS}, MXD_REG_H,
-                   (const mxd_weight *const[]){m->head});
+    op->linear(m->backend, 1, (const int[]){MXD_REG_LOGITS}, MXD_REG_H,
+               (const mxd_weight *const[]){m->head});
     if (m->hp.logit_softcap) op->softcap(m->backend, MXD_REG_LOGITS, m->hp.logit_softcap);
     return op->output(m->backend, MXD_REG_LOGITS, f->logits, err);
 }

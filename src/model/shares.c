@@ -63,6 +63,7 @@ void mxd_local_hparams(const mxd_model *m, const mxd_shares *s, int rank, mxd_hp
     }
     if (hp->kinds.full_n_kv) out->kinds.full_n_heads = hp->n_heads / hp->kinds.full_n_kv * full;
     out->kinds.full_n_kv = full;
+    out->n_vocab = share_of(s, MXD_BY_TOKEN, rank);
     out->intermediate = share_of(s, MXD_BY_INNER, rank);
     out->kinds.shared_intermediate = share_of(s, MXD_BY_WIDE_INNER, rank);
     out->moe.shared_inner = share_of(s, MXD_BY_SHARED_INNER, rank);
@@ -88,7 +89,7 @@ static int common(int a, int b, int most) {
 }
 
 /* Things of an axis that stay together: those of a block, in every layer. */
-static mxd_rc find_steps(const mxd_model *m, int step[MXD_AXES], mxd_err *err) {
+mxd_rc mxd_axis_steps(const mxd_model *m, int step[MXD_AXES], mxd_err *err) {
     mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
     for (int a = 0; a < MXD_AXES; a++) step[a] = 1;
     step[MXD_BY_TOKEN] = VOCAB_STEP;
@@ -120,8 +121,8 @@ static void cut_by(int edge[MXD_MAX_RANKS + 1], int all, int step, int size, con
     }
 }
 
-mxd_rc mxd_model_share(const mxd_model *m, int size, const double *weight, mxd_shares *out,
-                       mxd_err *err) {
+static mxd_rc cut_all(const int count[MXD_AXES], const int step[MXD_AXES], int size,
+                      const double *weight, mxd_shares *out, mxd_err *err) {
     if (size < 1 || size > MXD_MAX_RANKS)
         return mxd_fail(err, MXD_E_INVAL, "layers cut over %d nodes: must be 1 to %d", size,
                         MXD_MAX_RANKS);
@@ -136,13 +137,27 @@ mxd_rc mxd_model_share(const mxd_model *m, int size, const double *weight, mxd_s
                         "shares of %d nodes: must be numbers of 0 or more, not "
                         "all 0",
                         size);
-    int step[MXD_AXES];
-    MXD_TRY(find_steps(m, step, err));
     *out = (mxd_shares){.size = size};
     for (int a = 0; a < MXD_AXES; a++)
-        cut_by((int *)mxd_axis_edges(out, (mxd_axis)a), mxd_axis_count(&m->hp, (mxd_axis)a),
-               step[a], size, weight, total);
+        cut_by((int *)mxd_axis_edges(out, (mxd_axis)a), count[a], step[a], size, weight, total);
     return MXD_OK;
+}
+
+mxd_rc mxd_cuts_share(const mxd_model_cuts *c, int size, const double *weight, mxd_shares *out,
+                      mxd_err *err) {
+    if (!c->possible)
+        return mxd_fail(err, MXD_E_UNSUPPORTED,
+                        "the layers of this model cannot be cut over several nodes: give each node "
+                        "whole layers instead");
+    return cut_all(c->count, c->step, size, weight, out, err);
+}
+
+mxd_rc mxd_model_share(const mxd_model *m, int size, const double *weight, mxd_shares *out,
+                       mxd_err *err) {
+    int step[MXD_AXES], count[MXD_AXES];
+    MXD_TRY(mxd_axis_steps(m, step, err));
+    for (int a = 0; a < MXD_AXES; a++) count[a] = mxd_axis_count(&m->hp, (mxd_axis)a);
+    return cut_all(count, step, size, weight, out, err);
 }
 
 /* ---------------------------------------------------------------------------- a rank's weights */
@@ -192,7 +207,7 @@ mxd_rc mxd_share_source(const mxd_model *m, const mxd_decl *d, int layer, const 
                         mxd_err *err) {
     *none = false;
     MXD_TRY(mxd_source(m, d, layer, path, src, err));
-    if (!shares || d->use == MXD_W_LOOKUP) return MXD_OK; /* such tables stay in their files */
+    if (!shares) return MXD_OK;
     const share s = {d, mxd_axis_edges(shares, d->by), mxd_axis_count(&m->hp, d->by), rank,
                      shares->size};
     int mine = s.edge[rank + 1] - s.edge[rank];

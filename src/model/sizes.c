@@ -78,7 +78,7 @@ enum { MXD_LOGITS_PLANNED = 8 };
 void mxd_model_registers(const mxd_model *m, const mxd_hparams *local, mxd_regs *r) {
     *r = (mxd_regs){.n = MXD_REG_FAMILY};
     r->width[MXD_REG_X] = r->width[MXD_REG_H] = m->hp.hidden;
-    r->width[MXD_REG_LOGITS] = m->hp.n_vocab;
+    r->width[MXD_REG_LOGITS] = local->n_vocab;
     r->rows[MXD_REG_LOGITS] = MXD_LOGITS_PLANNED;
     m->family->registers(local, r);
     for (int i = 0; i < r->n; i++) /* of a rank without heads, or without inner values */
@@ -134,17 +134,6 @@ static uint64_t take(measure *t, const mxd_decl *d, int layer) {
     return bytes;
 }
 
-/* Bytes of a table that is only looked up, as in the file. */
-static uint64_t table_bytes(const mxd_model *m, const mxd_decl *d, int layer) {
-    char path[256];
-    mxd_weight_src s;
-    if (d->use != MXD_W_LOOKUP) return 0;
-    MXD_ASSERT(mxd_source(m, d, layer, path, &s, NULL) == MXD_OK);
-    uint64_t all =
-        s.weight->bytes + (s.scales ? s.scales->bytes : 0) + (s.biases ? s.biases->bytes : 0);
-    return s.cols ? all / (uint64_t)s.in * (uint64_t)s.cols : all;
-}
-
 /* What of a weight one row multiplies here: its own experts, of tables nothing. */
 static double ops_of(const measure *t, const mxd_decl *d) {
     if (d->use & MXD_W_LOOKUP) return 0;
@@ -155,15 +144,79 @@ static double ops_of(const measure *t, const mxd_decl *d) {
     return all * (edge[t->rank + 1] - edge[t->rank]) / mxd_axis_count(&t->m->hp, d->by);
 }
 
+/* Numbers that go through norms, activations, rotation and quantising: about six times the hidden
+ * state, twice the queries, three times the inner values. */
+static void add_values(const mxd_model *m, int layer, mxd_model_sizes *out) {
+    const mxd_hparams *hp = &m->hp;
+    bool sparse = hp->moe.n_experts && hp->moe.sparse[layer];
+    mxd_state_spec state = mxd_layer_state(hp, layer);
+    double inner = sparse ? (double)hp->moe.top_k * (3.0 * hp->moe.inner + 2.0 * hp->hidden)
+                          : 3.0 * hp->intermediate;
+    double queries = state.channels ? 3.0 * state.channels : 2.0 * hp->n_heads * hp->head_dim;
+    out->layer_values += 6.0 * hp->hidden / hp->n_layers;
+    out->layer_values_cut += (queries + inner) / hp->n_layers;
+}
+
+/* What a weight is for the ranks of a group. */
+static void cut_weight(const mxd_model *m, const mxd_decl *d, int l, double bytes,
+                       mxd_model_cuts *c) {
+    char path[256];
+    mxd_weight_src src;
+    int all = d->cut == MXD_CUT_NONE ? 0 : mxd_axis_count(&m->hp, d->by);
+    if (!all || d->use == MXD_W_LOOKUP) {
+        c->whole[l] += bytes;
+        return;
+    }
+    c->per[d->by][l] += bytes / all;
+    if (d->cut == MXD_CUT_EXPERTS) c->experts[l] = true;
+    if (d->cut != MXD_CUT_COLUMNS) return;
+    MXD_ASSERT(mxd_source(m, d, l, path, &src, NULL) == MXD_OK);
+    c->sum[d->by][l] = true;
+    c->in[d->by] = d->in;
+    c->block[d->by] = src.block_k;
+}
+
+/* What one row reads of a weight: of experts its own. */
+static double read_of(const mxd_model *m, const mxd_decl *d, uint64_t bytes) {
+    bool some = d->experts && !d->heads && m->hp.moe.top_k < d->experts;
+    return some ? (double)bytes * m->hp.moe.top_k / d->experts : (double)bytes;
+}
+
+static double tiles_of(const mxd_model *m, const mxd_decl *d) {
+    if (d->use & (MXD_W_VECTOR | MXD_W_LOOKUP)) return 0;
+    int copies = !d->experts ? 1 : d->heads ? d->experts : m->hp.moe.top_k;
+    return (double)d->out / 16 * copies;
+}
+
+/* What decoding and prompts cost beside bytes and products. */
+static void add_costs(const mxd_model *m, int l, mxd_kv_spec keeps, mxd_model_sizes *out) {
+    const mxd_hparams *hp = &m->hp;
+    int wide = keeps.head_dim + (keeps.v_dim ? keeps.v_dim : keeps.head_dim);
+    out->layer_attend_ops[l] = hp->delta.recurrent[l] ? 0 : (double)hp->n_heads * wide;
+    out->layer_window[l] = hp->sliding[l] ? hp->window : 0;
+    add_values(m, l, out);
+}
+
 static void measure_layer(measure *t, int layer, mxd_model_sizes *out) {
+    double read = 0;
     mxd_decl decls[MXD_MAX_LAYER_WEIGHTS];
     int n = mxd_declare(t->m, layer, decls);
     for (int i = 0; i < n; i++) {
         if (!decls[i].path) continue;
-        out->layer_bytes[layer] += take(t, &decls[i], layer);
-        out->layer_table_bytes[layer] += table_bytes(t->m, &decls[i], layer);
+        uint64_t bytes = take(t, &decls[i], layer);
+        out->layer_bytes[layer] += bytes;
+        read += read_of(t->m, &decls[i], bytes);
+        out->layer_tiles += tiles_of(t->m, &decls[i]) / out->n_layers;
+        if (!t->shares) cut_weight(t->m, &decls[i], layer, (double)bytes, &out->cuts);
         out->layer_ops += ops_of(t, &decls[i]) / out->n_layers;
     }
+    out->layer_read_bytes[layer] = (uint64_t)read;
+}
+
+static void start_cuts(const mxd_model *m, mxd_model_cuts *c) {
+    c->possible = mxd_axis_steps(m, c->step, NULL) == MXD_OK;
+    for (int a = 0; a < MXD_AXES; a++) c->count[a] = mxd_axis_count(&m->hp, (mxd_axis)a);
+    c->latent = m->hp.mla.kv_rank > 0;
 }
 
 static void measure_all(measure *t, mxd_kv_type kv, mxd_model_sizes *out) {
@@ -176,17 +229,21 @@ static void measure_all(measure *t, mxd_kv_type kv, mxd_model_sizes *out) {
                              .reembed = hp->reembed,
                              .last_cut = hp->last_cut};
     const mxd_decl embed = mxd_embed_decl(m), norm = mxd_norm_decl(m), head = mxd_head_decl(m);
-    mxd_decl first = embed; /* of a stage without the head */
-    first.use = MXD_W_LOOKUP;
-    out->embed_bytes = take(t, &first, -1);
-    out->embed_table_bytes = table_bytes(m, &first, -1);
-    out->head_bytes = take(t, &norm, -1) + take(t, hp->tied ? &embed : &head, -1);
+    out->embed_bytes = take(t, &embed, -1);
+    if (!t->shares) start_cuts(m, &out->cuts);
+    out->cuts.norm_bytes = (double)take(t, &norm, -1);
+    out->head_bytes = take(t, hp->tied ? &embed : &head, -1);
+    out->cuts.head_per_id = (double)out->head_bytes / hp->n_vocab;
+    out->head_bytes += (uint64_t)out->cuts.norm_bytes;
     for (int l = 0; l < hp->n_layers; l++) {
         measure_layer(t, l, out);
         out->layer_kv_bytes[l] = kv_bytes(kv, mxd_layer_kv(m, &local, l));
+        add_costs(m, l, mxd_layer_kv(m, &local, l), out);
         out->layer_state_bytes[l] = state_bytes(mxd_layer_state(&local, l));
     }
     out->head_ops = ops_of(t, &head);
+    out->head_values = hp->n_vocab;
+    out->top_k = hp->moe.n_experts ? hp->moe.top_k : 0;
     out->scratch_bytes = registers_bytes(m, &local, t->max_rows) +
                          buffer_bytes(m, t->max_rows, t->max_in) + t->exchange;
     out->hidden_bytes = (uint64_t)hp->hidden * sizeof(float);

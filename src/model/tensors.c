@@ -8,8 +8,9 @@
 
 /* ----------------------------------------------------------------------------- declarations */
 
+/* Of the head's product a rank only makes the logits of its own ids. */
 mxd_decl mxd_embed_decl(const mxd_model *m) {
-    unsigned use = MXD_W_LOOKUP | (m->hp.tied ? MXD_W_LINEAR : 0);
+    unsigned use = MXD_W_LOOKUP | (m->hp.tied ? MXD_W_LINEAR | MXD_W_PART : 0);
     return (mxd_decl){"model.embed_tokens",    use,
                       m->hp.n_vocab,           m->hp.hidden,
                       .cut = MXD_CUT_GATHERED, .by = MXD_BY_TOKEN};
@@ -18,9 +19,8 @@ mxd_decl mxd_norm_decl(const mxd_model *m) {
     return (mxd_decl){"model.norm", MXD_W_VECTOR, 1, m->hp.hidden, .add = m->hp.norm_add};
 }
 mxd_decl mxd_head_decl(const mxd_model *m) {
-    return (mxd_decl){
-        "lm_head",         MXD_W_LINEAR, m->hp.n_vocab, m->hp.hidden, .cut = MXD_CUT_GATHERED,
-        .by = MXD_BY_TOKEN};
+    return (mxd_decl){"lm_head",    MXD_W_LINEAR | MXD_W_PART, m->hp.n_vocab,
+                      m->hp.hidden, .cut = MXD_CUT_GATHERED,   .by = MXD_BY_TOKEN};
 }
 
 /* The module path of a declaration. layer < 0: the path stands alone. */

@@ -40,8 +40,9 @@ mxd_rc mxd_check_tensors(mxd_model *m, mxd_err *err) MXD_MUST_USE;
 
 /* All things of an axis; 0: the model has none. */
 int mxd_axis_count(const mxd_hparams *hp, mxd_axis by);
-const int *mxd_axis_edges(const mxd_shares *s, mxd_axis by);
 /* The numbers of the model with what a rank has of each axis. */
+/* Things of each axis, and how many of them stay together. */
+mxd_rc mxd_axis_steps(const mxd_model *m, int step[MXD_AXES], mxd_err *err) MXD_MUST_USE;
 void mxd_local_hparams(const mxd_model *m, const mxd_shares *s, int rank, mxd_hparams *out);
 
 /* ---- sizes.c ---- */

@@ -11,6 +11,7 @@
 
 enum { CONNECT_MS = 30000, RECONNECT_MS = 10000, DIAL_MS = 3000, CLOSE_MS = 1000 };
 enum { DIRECT_MAX = 256 << 10 };
+enum { TURN_NS = 50000, RETRY_NS = 100000 };
 enum { POLL_NS = 1000000 }; /* rings that no sleeper sleeps on are looked into this often */
 
 /* ------------------------------------------------------------------------------------- waiting */
@@ -19,6 +20,26 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 int64_t comm_deadline(int64_t timeout_ms) {
     return timeout_ms < 0 ? INT64_MAX : mxd_now_ns() + timeout_ms * 1000000;
+}
+
+/* In the place of the transport's own thread, if that is possible just now: polls for spin_us,
+ * then sleeps a little. False: others have the turn. The lock is given up. */
+static bool drive(mxd_comm *c, int64_t most_ns) {
+    unsigned seen = atomic_load(&c->news);
+    int64_t until = mxd_now_ns() + least((int64_t)c->spin_us * 1000, most_ns);
+    pthread_mutex_unlock(&c->lock);
+    while (atomic_load(&c->news) == seen && mxd_now_ns() < until) {
+        (void)c->t->ops->drive(c->t, 0);
+        if (atomic_load(&c->news) == seen) sched_yield(); /* who sends may want this very core */
+    }
+    bool done = false; /* the own thread needs a moment to leave its turn to us */
+    for (int64_t give_up = until + TURN_NS; atomic_load(&c->news) == seen && !done;) {
+        done = c->t->ops->drive(c->t, least(POLL_NS, most_ns));
+        if (!done && mxd_now_ns() >= give_up) break;
+        if (!done) sched_yield();
+    }
+    pthread_mutex_lock(&c->lock);
+    return done || atomic_load(&c->news) != seen;
 }
 
 /* Polls for news from the transport's thread; gives up the lock meanwhile. True: there are some. */
@@ -42,7 +63,9 @@ bool comm_wait(mxd_comm *c, comm_peer *p, int64_t deadline_ns) {
     int64_t left = deadline_ns - now;
     if (ring && p->ring == ring)
         comm_shm_wait(c, p, m, left);
-    else if (c->spin_us <= 0 || !spin(c, left))
+    else if (c->drives) { /* if not now, soon: the own thread leaves the turn to us, and rests */
+        if (!drive(c, left)) mxd_cond_wait(&c->changed, &c->lock, least(left, RETRY_NS));
+    } else if (c->spin_us <= 0 || !spin(c, left))
         mxd_cond_wait(&c->changed, &c->lock, least(left, comm_shm_any(c) ? POLL_NS : 1000000000));
     return true;
 }
@@ -128,7 +151,7 @@ static mxd_rc check(const mxd_comm_opts *o, mxd_err *err) {
         if (!o->addresses || !o->addresses[i] || strlen(o->addresses[i]) > 127 ||
             (o->nodes && strlen(o->nodes[i]) >= MXD_MAX_NODE_NAME))
             return mxd_fail(err, MXD_E_INVAL, "rank %d has no address, or one that is too long", i);
-    if (!o->transport && !o->hub && !o->identity.ca && !o->insecure)
+    if (!o->transport && !o->hub && !o->mpi && !o->identity.ca && !o->insecure)
         return mxd_fail(
             err, MXD_E_INVAL,
             "group '%s': no certificate; take one from the cluster's CA, or say that it "
@@ -141,6 +164,7 @@ static void own_sink(void *ctx, const mxd_net_event *ev) { mxd_comm_event(ctx, e
 
 static mxd_rc open_transport(mxd_comm *c, const mxd_comm_opts *o, mxd_err *err) {
     c->t = o->transport;
+    c->drives = c->t && o->drives_transport && c->t->ops->drive;
     if (c->t) return MXD_OK;
     const mxd_transport_opts to = {.al = c->al,
                                    .identity = o->identity,
@@ -149,9 +173,12 @@ static mxd_rc open_transport(mxd_comm *c, const mxd_comm_opts *o, mxd_err *err) 
                                    .spin_us = o->spin_us};
     if (o->hub)
         MXD_TRY(mxd_loopback_open(&c->t, o->hub, &to, o->addresses[o->rank], err));
+    else if (o->mpi)
+        MXD_TRY(mxd_mpi_open(&c->t, &to, err));
     else
         MXD_TRY(mxd_grpc_open(&c->t, &to, err));
     c->owns_transport = true;
+    c->drives = c->t->ops->drive != NULL;
     int port;
     return c->t->ops->listen(c->t, c->addresses[c->rank], &port, err);
 }
@@ -222,7 +249,8 @@ static mxd_rc start(mxd_comm *c, const mxd_comm_opts *o, mxd_err *err) {
     return MXD_OK;
 }
 
-mxd_rc mxd_comm_new(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *opts, mxd_err *err) {
+static mxd_rc new_comm(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *opts,
+                       mxd_err *err) {
     MXD_TRY(check(opts, err));
     mxd_comm *c = MXD_NEW(al, 1, mxd_comm);
     if (!c) return mxd_fail(err, MXD_E_NOMEM, "group '%s'", opts->group);
@@ -237,6 +265,21 @@ mxd_rc mxd_comm_new(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *op
     }
     *out = c;
     return MXD_OK;
+}
+
+mxd_rc mxd_comm_new(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *opts, mxd_err *err) {
+    if (!opts->mpi) return new_comm(out, al, opts, err);
+    char text[MXD_COMM_MAX_RANKS][16];
+    const char *addresses[MXD_COMM_MAX_RANKS];
+    mxd_comm_opts o = *opts;
+    MXD_TRY(mxd_mpi_place(&o.rank, &o.size, err));
+    for (int r = 0; r < MXD_COMM_MAX_RANKS; r++) {
+        snprintf(text[r], sizeof text[r], "mpi:%d", r);
+        addresses[r] = text[r];
+    }
+    o.addresses = addresses;
+    o.nodes = NULL;
+    return new_comm(out, al, &o, err);
 }
 
 mxd_rc mxd_comm_join(mxd_comm *c, int64_t timeout_ms, mxd_err *err) {
@@ -256,6 +299,10 @@ mxd_rc mxd_comm_open(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *o
     return rc;
 }
 
+void mxd_comm_rest(mxd_comm *c) {
+    if (c->drives) c->t->ops->rest(c->t);
+}
+
 void mxd_comm_abort(mxd_comm *c) {
     pthread_mutex_lock(&c->lock);
     c->aborted = true;
@@ -263,27 +310,32 @@ void mxd_comm_abort(mxd_comm *c) {
     pthread_mutex_unlock(&c->lock);
 }
 
-/* Nothing is on its way any more, or it is no use to wait. */
-static void linger(mxd_comm *c) {
-    int64_t deadline = comm_deadline(CLOSE_MS);
-    for (bool more = true; more;) {
-        more = false;
-        for (int r = 0; r < c->size; r++) {
-            const comm_peer *p = &c->peers[r];
-            more = more || (r != c->rank && p->up && p->out);
-        }
-        if (more && !comm_wait(c, NULL, deadline)) return;
+/* The lock is held. Until nothing is on its way to p any more, or it is no use to wait. */
+static mxd_rc flush(mxd_comm *c, comm_peer *p, int64_t deadline, mxd_err *err) {
+    comm_ack(c, p, true); /* it may be waiting for that */
+    for (;;) {
+        if (c->aborted) return comm_canceled(c, err);
+        if (!p->out || !p->up) return MXD_OK;
+        if (!comm_wait_for(c, p, deadline)) return comm_late("sending to", p->rank, err);
     }
+}
+
+mxd_rc mxd_comm_flush(mxd_comm *c, int64_t timeout_ms, mxd_err *err) {
+    int64_t deadline = comm_deadline(timeout_ms);
+    mxd_rc rc = MXD_OK;
+    pthread_mutex_lock(&c->lock);
+    for (int r = 0; r < c->size && !rc; r++)
+        if (r != c->rank) rc = flush(c, &c->peers[r], deadline, err);
+    pthread_mutex_unlock(&c->lock);
+    return rc;
 }
 
 void mxd_comm_close(mxd_comm *c) {
     if (!c) return;
     pthread_mutex_lock(&c->lock);
-    if (c->service_runs && c->owns_transport && !c->aborted) {
-        for (int r = 0; r < c->size; r++)
-            if (r != c->rank) comm_ack(c, &c->peers[r], true);
-        linger(c);
-    }
+    int64_t deadline = comm_deadline(CLOSE_MS);
+    for (int r = 0; r < c->size && c->service_runs && c->owns_transport; r++)
+        if (r != c->rank) (void)!flush(c, &c->peers[r], deadline, NULL);
     c->closing = true;
     pthread_cond_signal(&c->tick);
     pthread_mutex_unlock(&c->lock);
@@ -300,6 +352,7 @@ void mxd_comm_close(mxd_comm *c) {
     pthread_cond_destroy(&c->changed);
     pthread_cond_destroy(&c->tick);
     pthread_mutex_destroy(&c->lock);
+    mxd_free(c->al, c->scratch);
     mxd_free(c->al, c->peers);
     mxd_free(c->al, c->addresses);
     mxd_free(c->al, c->nodes);

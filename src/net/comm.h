@@ -55,9 +55,14 @@ typedef struct mxd_comm_opts {
     mxd_identity identity;    /* all NULL with `insecure` only */
     bool insecure;            /* no TLS: ranks on one machine, or a closed network */
     mxd_loopback_hub *hub;    /* ranks in one process instead of gRPC */
-    mxd_transport *transport; /* the owner's, which listens already: the comm dials and hangs up its
-                               * own links, no more, and must be closed before it. identity, hub and
-                               * insecure are not looked at. NULL: a transport of the comm's own */
+    bool mpi;                 /* the ranks of an MPI job instead of gRPC: rank, size and addresses
+                               * are the job's, and nobody proves who he is */
+    mxd_transport *transport; /* the owner's, which listens already: the comm dials and hangs up
+                               * its own links, no more, and must be closed before it. identity, hub
+                               * and insecure are not looked at. NULL: one of the comm's own */
+    bool drives_transport;    /* with `transport`: a call that waits may deliver its events itself,
+                               * of all lanes, which saves a change of threads; the owner's sink
+                               * must bear that. A comm's own is always driven */
     int64_t connect_ms;       /* all ranks must be there within; 0: 30 s */
     int64_t reconnect_ms;     /* a peer that is away longer is LOST; 0: 10 s */
     int spin_us;              /* poll this long before sleeping; 0: none */
@@ -85,13 +90,22 @@ mxd_rc mxd_comm_open(mxd_comm **out, const mxd_alloc *al, const mxd_comm_opts *o
  * of links that are not ours (an earlier comm's) do no harm. */
 void mxd_comm_event(mxd_comm *c, const mxd_net_event *ev);
 
+/* No call will wait soon (a step has ended): the transport's own thread takes over again at once,
+ * and not a millisecond later. Worth it with drives_transport only. */
+void mxd_comm_rest(mxd_comm *c);
+
 /* Ends every call, those that wait now and those that come later, with E_CANCELED. The comm can
  * then only be closed. Any thread. */
 void mxd_comm_abort(mxd_comm *c);
 
-/* Hangs up and frees. No call may run. With a transport of its own it waits a moment for what was
- * sent; on its owner's it does not (a barrier before makes sure), no mxd_comm_event may run or come
- * any more, and late events of its links may go to nobody or to another comm. NULL is fine. */
+/* Waits until every rank has what was sent to it, or is not there (any more): the last thing before
+ * close. Errors: E_TIMEOUT, E_CANCELED. */
+mxd_rc mxd_comm_flush(mxd_comm *c, int64_t timeout_ms, mxd_err *err) MXD_MUST_USE;
+
+/* Hangs up and frees. No call may run. With a transport of its own it flushes for a moment; on its
+ * owner's it waits for nothing (what matters is flushed before, even a barrier's own messages), no
+ * mxd_comm_event may run or come any more, and late events of its links may go to nobody or to
+ * another comm. NULL is fine. */
 void mxd_comm_close(mxd_comm *c);
 
 int mxd_comm_rank(const mxd_comm *c);

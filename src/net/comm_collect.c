@@ -21,6 +21,7 @@ enum {
     BULK_PINGS = 3,
     STRIP = 256, /* floats of one strip of a sum: stays in the first-level cache */
     TREE_DEPTH = 8,
+    SCRATCH_KEPT = 4 << 20,
 };
 
 /* ------------------------------------------------------------------------------ sums over ranks */
@@ -61,59 +62,6 @@ static void tree(float *y, const float *const *v, int size, size_t n, mxd_reduce
     }
 }
 
-/* The messages of all other ranks under one tag; what has come is given back by drop. */
-static mxd_rc await_all(mxd_comm *c, uint32_t tag, size_t bytes, int64_t deadline, comm_in **from,
-                        mxd_err *err) {
-    mxd_rc rc = MXD_OK;
-    pthread_mutex_lock(&c->lock);
-    for (int r = 0; r < c->size && !rc; r++) {
-        if (r == c->rank) continue;
-        rc = comm_await(c, r, tag, deadline, &from[r], err);
-        if (!rc && from[r]->total != bytes)
-            rc =
-                mxd_fail(err, MXD_E_STALE,
-                         "rank %d brought %llu bytes to a collective, we %zu: not all ranks do the "
-                         "same",
-                         r, (unsigned long long)from[r]->total, bytes);
-    }
-    pthread_mutex_unlock(&c->lock);
-    return rc;
-}
-
-static void drop_all(mxd_comm *c, comm_in **from) {
-    pthread_mutex_lock(&c->lock);
-    for (int r = 0; r < c->size; r++)
-        if (from[r]) comm_take(c, &c->peers[r], from[r]);
-    pthread_mutex_unlock(&c->lock);
-}
-
-/* x [n] and the messages of the others, piece by piece. Pieces are cut alike everywhere. */
-static void reduce_pieces(mxd_comm *c, comm_in *const *from, float *x, size_t n, mxd_reduce how) {
-    const float *v[MXD_COMM_MAX_RANKS];
-    for (size_t at = 0, k = 0; at < n; at += MXD_COMM_PIECE / sizeof(float), k++) {
-        size_t m = n - at;
-        if (m > MXD_COMM_PIECE / sizeof(float)) m = MXD_COMM_PIECE / sizeof(float);
-        for (int r = 0; r < c->size; r++)
-            v[r] = r == c->rank ? x + at : (const float *)(const void *)from[r]->parts[k]->bytes;
-        tree(x + at, v, c->size, m, how);
-    }
-}
-
-/* Every rank's vectors have come whole and in full pieces, else nothing is touched. */
-static mxd_rc check_pieces(const mxd_comm *c, comm_in *const *from, size_t bytes, mxd_err *err) {
-    size_t pieces = (bytes + MXD_COMM_PIECE - 1) / MXD_COMM_PIECE;
-    for (int r = 0; r < c->size; r++) {
-        if (r == c->rank || !bytes) continue;
-        bool good = (size_t)from[r]->n_parts == pieces;
-        for (size_t k = 0; good && k < pieces; k++) {
-            size_t want = k + 1 < pieces ? MXD_COMM_PIECE : bytes - k * MXD_COMM_PIECE;
-            good = from[r]->parts[k] && from[r]->parts[k]->len == want;
-        }
-        if (!good) return mxd_fail(err, MXD_E_FORMAT, "rank %d cuts messages in other pieces", r);
-    }
-    return MXD_OK;
-}
-
 /* -------------------------------------------------------------------------------------- rounds */
 
 mxd_rc comm_begin(mxd_comm *c, uint32_t *tag, mxd_err *err) {
@@ -152,17 +100,50 @@ static mxd_rc post_all(mxd_comm *c, uint32_t tag, mxd_blob *b, int64_t deadline,
 
 /* ---------------------------------------------------------------------------------- all-reduce */
 
+/* Room for what the others bring to a sum; kept while it is small. NULL when memory is short. */
+static float *scratch(mxd_comm *c, size_t bytes, mxd_err *err) {
+    if (bytes <= c->scratch_bytes) return c->scratch;
+    mxd_free(c->al, c->scratch);
+    c->scratch = mxd_new_bytes(c->al, bytes);
+    c->scratch_bytes = c->scratch ? bytes : 0;
+    if (!c->scratch) (void)!mxd_fail(err, MXD_E_NOMEM, "%zu bytes of a sum", bytes);
+    return c->scratch;
+}
+
+static void put_scratch(mxd_comm *c) {
+    if (c->scratch_bytes <= SCRATCH_KEPT) return;
+    mxd_free(c->al, c->scratch);
+    c->scratch = NULL;
+    c->scratch_bytes = 0;
+}
+
+/* s->give and n_give are set. Takes n floats of each other rank, the same part of their vectors as
+ * y is of ours, and sums all into y. */
+static mxd_rc swap_and_sum(mxd_comm *c, comm_swap *s, float *y, size_t n, mxd_reduce how,
+                           uint32_t tag, int64_t deadline, mxd_err *err) {
+    const float *v[MXD_COMM_MAX_RANKS];
+    float *theirs = scratch(c, (size_t)c->size * n * sizeof *y + 1, err); /* n may be 0 */
+    if (!theirs) return MXD_E_NOMEM;
+    for (int r = 0; r < c->size; r++) {
+        float *at = theirs + (size_t)r * n;
+        v[r] = r == c->rank ? y : at;
+        s->take[r] = (unsigned char *)at;
+        s->n_take[r] = n * sizeof *y;
+    }
+    mxd_rc rc = comm_swap_run(c, s, tag, deadline, err);
+    if (!rc) tree(y, v, c->size, n, how);
+    put_scratch(c);
+    return rc;
+}
+
 static mxd_rc reduce_direct(mxd_comm *c, float *x, size_t n, mxd_reduce how, uint32_t tag,
                             int64_t deadline, mxd_err *err) {
-    comm_in *from[MXD_COMM_MAX_RANKS] = {0};
-    mxd_blob *mine = copy_of(c, x, n * sizeof *x, err);
-    mxd_rc rc = mine ? post_all(c, tag, mine, deadline, err) : MXD_E_NOMEM;
-    mxd_blob_release(mine);
-    if (!rc) rc = await_all(c, tag, n * sizeof *x, deadline, from, err);
-    if (!rc) rc = check_pieces(c, from, n * sizeof *x, err);
-    if (!rc) reduce_pieces(c, from, x, n, how);
-    drop_all(c, from);
-    return rc;
+    comm_swap s = {.base = (const unsigned char *)x, .base_bytes = n * sizeof *x};
+    for (int r = 0; r < c->size; r++) {
+        s.give[r] = s.base;
+        s.n_give[r] = s.base_bytes;
+    }
+    return swap_and_sum(c, &s, x, n, how, tag, deadline, err);
 }
 
 /* Where part r of n floats begins; parts are whole cache lines but the last. */
@@ -171,67 +152,26 @@ static size_t part_start(const mxd_comm *c, size_t n, int r) {
     return at < n ? at : n;
 }
 
-static mxd_rc send_part(mxd_comm *c, int peer, mxd_blob *all, size_t at, size_t n, uint32_t tag,
-                        int64_t deadline, mxd_err *err) {
-    mxd_blob *part = mxd_blob_view(c->al, all, at * sizeof(float), n * sizeof(float));
-    if (!part) return mxd_fail(err, MXD_E_NOMEM, "a part of a sum");
-    mxd_rc rc = comm_post(c, peer, tag, part, deadline, err);
-    mxd_blob_release(part);
-    return rc;
-}
-
-/* Part r of everyone's x goes to rank r. */
-static mxd_rc scatter(mxd_comm *c, const float *x, size_t n, uint32_t tag, int64_t deadline,
-                      mxd_err *err) {
-    mxd_blob *all = copy_of(c, x, n * sizeof *x, err);
-    mxd_rc rc = all ? MXD_OK : MXD_E_NOMEM;
-    for (int i = 1; i < c->size && !rc; i++) {
-        int r = (c->rank + i) % c->size;
-        size_t at = part_start(c, n, r);
-        rc = send_part(c, r, all, at, part_start(c, n, r + 1) - at, tag, deadline, err);
-    }
-    mxd_blob_release(all);
-    return rc;
-}
-
-/* Everyone's finished part into x. */
-static mxd_rc collect_parts(mxd_comm *c, float *x, size_t n, uint32_t tag, int64_t deadline,
-                            mxd_err *err) {
-    for (int i = 1; i < c->size; i++) {
-        int r = (c->rank + i) % c->size;
-        size_t at = part_start(c, n, r), bytes = (part_start(c, n, r + 1) - at) * sizeof *x,
-               got = 0;
-        comm_in *m;
-        pthread_mutex_lock(&c->lock);
-        mxd_rc rc = comm_await(c, r, tag, deadline, &m, err);
-        for (int k = 0; !rc && m->total == bytes && k < m->n_parts; k++) {
-            if (!m->parts[k]) continue;
-            memcpy((char *)(x + at) + got, m->parts[k]->bytes, m->parts[k]->len);
-            got += m->parts[k]->len;
-        }
-        if (!rc) comm_take(c, &c->peers[r], m);
-        pthread_mutex_unlock(&c->lock);
-        if (rc) return rc;
-        if (got != bytes)
-            return mxd_fail(err, MXD_E_STALE, "rank %d brought another part of a sum", r);
-    }
-    return MXD_OK;
-}
-
+/* Part r of everyone's x goes to rank r, which sums it and hands it to all. */
 static mxd_rc reduce_scattered(mxd_comm *c, float *x, size_t n, mxd_reduce how, uint32_t tag,
                                uint32_t tag2, int64_t deadline, mxd_err *err) {
-    comm_in *from[MXD_COMM_MAX_RANKS] = {0};
-    size_t at = part_start(c, n, c->rank), mine = part_start(c, n, c->rank + 1) - at;
-    mxd_rc rc = scatter(c, x, n, tag, deadline, err);
-    if (!rc) rc = await_all(c, tag, mine * sizeof *x, deadline, from, err);
-    if (!rc) rc = check_pieces(c, from, mine * sizeof *x, err);
-    if (!rc) reduce_pieces(c, from, x + at, mine, how);
-    drop_all(c, from);
-    if (rc) return rc;
-    mxd_blob *done = copy_of(c, x + at, mine * sizeof *x, err);
-    rc = done ? post_all(c, tag2, done, deadline, err) : MXD_E_NOMEM;
-    mxd_blob_release(done);
-    return rc ? rc : collect_parts(c, x, n, tag2, deadline, err);
+    comm_swap s = {.base = (const unsigned char *)x, .base_bytes = n * sizeof *x}, back = {0};
+    for (int r = 0; r < c->size; r++) {
+        size_t at = part_start(c, n, r);
+        s.give[r] = (const unsigned char *)(x + at);
+        back.take[r] = (unsigned char *)(x + at);
+        s.n_give[r] = back.n_take[r] = (part_start(c, n, r + 1) - at) * sizeof *x;
+    }
+    size_t mine = s.n_give[c->rank];
+    float *y = x + part_start(c, n, c->rank);
+    MXD_TRY(swap_and_sum(c, &s, y, mine / sizeof *x, how, tag, deadline, err));
+    back.base = (const unsigned char *)y;
+    back.base_bytes = mine;
+    for (int r = 0; r < c->size; r++) {
+        back.give[r] = back.base;
+        back.n_give[r] = mine;
+    }
+    return comm_swap_run(c, &back, tag2, deadline, err);
 }
 
 mxd_rc mxd_comm_all_reduce(mxd_comm *c, float *x, size_t n, mxd_reduce how, int64_t timeout_ms,

@@ -79,6 +79,7 @@ struct mxd_comm {
     uint64_t incarnation;
     mxd_transport *t;
     bool owns_transport, measures;
+    bool drives; /* whoever waits delivers the transport's events */
 
     pthread_mutex_t lock;
     pthread_cond_t changed; /* for calls that wait */
@@ -98,6 +99,8 @@ struct mxd_comm {
     bool out_of_step;
     double latency_us, bandwidth;
     size_t direct_max;
+    float *scratch; /* of sums: what the others bring */
+    size_t scratch_bytes;
 };
 
 /* comm_peer.c. All under c->lock. */
@@ -151,6 +154,18 @@ mxd_rc comm_await(mxd_comm *c, int peer, uint32_t tag, int64_t deadline_ns, comm
                   mxd_err *err);
 mxd_rc comm_post(mxd_comm *c, int peer, uint32_t tag, mxd_blob *data, int64_t deadline_ns,
                  mxd_err *err);
+
+/* comm_exchange.c. What one rank gives to every other and takes from it, at once: from and to the
+ * caller's memory. `base` spans all that is given. */
+typedef struct comm_swap {
+    const unsigned char *base;
+    size_t base_bytes;
+    const unsigned char *give[MXD_COMM_MAX_RANKS];
+    unsigned char *take[MXD_COMM_MAX_RANKS];
+    size_t n_give[MXD_COMM_MAX_RANKS], n_take[MXD_COMM_MAX_RANKS]; /* bytes; 0: nothing */
+} comm_swap;
+mxd_rc comm_swap_run(mxd_comm *c, const comm_swap *s, uint32_t tag, int64_t deadline_ns,
+                     mxd_err *err);
 
 /* comm_collect.c */
 mxd_rc comm_measure(mxd_comm *c, int64_t deadline_ns, mxd_err *err);

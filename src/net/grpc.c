@@ -66,12 +66,16 @@ static gpr_timespec wait_until(int64_t deadline_ns, int64_t now_ns) {
     return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_nanos(ns, GPR_TIMESPAN));
 }
 
+static bool guests_want(const mxd_grpc *t, int64_t now_ns) {
+    return now_ns < atomic_load(&t->guest_until_ns);
+}
+
 /* The next completion: polls for spin_us, then sleeps until there is one or a deadline passes. */
 static grpc_event next_event(mxd_grpc *t) {
     int64_t now = mxd_now_ns();
     expire(t, now);
     int64_t spin_until = now + (int64_t)t->spin_us * 1000;
-    while (t->spin_us > 0 && now < spin_until) {
+    while (t->spin_us > 0 && now < spin_until && !guests_want(t, now)) {
         /* a deadline in the past makes the queue look once and return */
         grpc_event e = grpc_completion_queue_next(t->cq, gpr_inf_past(GPR_CLOCK_MONOTONIC), NULL);
         if (e.type != GRPC_QUEUE_TIMEOUT) return e;
@@ -82,12 +86,75 @@ static grpc_event next_event(mxd_grpc *t) {
     return grpc_completion_queue_next(t->cq, until, NULL);
 }
 
+static void handle(grpc_event e) {
+    if (e.type != GRPC_OP_COMPLETE) return;
+    mxd_grpc_tag *tag = e.tag;
+    MXD_GRPC_TAKEN(tag);
+    tag->done(tag->owner, e.success != 0);
+}
+
+/* The host's turn begins when no guest has wanted it for a while. */
+static void take_turn(mxd_grpc *t) {
+    for (;;) {
+        int64_t left = atomic_load(&t->guest_until_ns) - mxd_now_ns();
+        int nobody = MXD_GRPC_NOBODY;
+        if (left <= 0 && atomic_compare_exchange_strong(&t->turn, &nobody, MXD_GRPC_HOST)) return;
+        pthread_mutex_lock(&t->lock);
+        if (!t->closing) mxd_cond_wait(&t->resting, &t->lock, left > 0 ? left : MXD_GRPC_GUEST_NS);
+        pthread_mutex_unlock(&t->lock);
+    }
+}
+
+static void on_bell(void *owner, bool ok) {
+    (void)ok;
+    atomic_store(&((mxd_grpc *)owner)->rung, false);
+}
+
+/* The host, which may be asleep, shall leave the turn. */
+static void ring_bell(mxd_grpc *t) {
+    if (atomic_exchange(&t->rung, true)) return;
+    MXD_GRPC_GIVEN(&t->bell_tag);
+    grpc_call_error e = grpc_call_start_batch(t->bell, NULL, 0, &t->bell_tag, NULL);
+    MXD_ASSERT(e == GRPC_CALL_OK);
+}
+
+static bool grpc_drive(mxd_transport *base, int64_t ns) {
+    mxd_grpc *t = (mxd_grpc *)base;
+    int nobody = MXD_GRPC_NOBODY;
+    int64_t now = mxd_now_ns();
+    atomic_store(&t->guest_until_ns, now + ns + MXD_GRPC_GUEST_NS);
+    if (!atomic_compare_exchange_strong(&t->turn, &nobody, MXD_GRPC_GUEST)) {
+        if (nobody == MXD_GRPC_HOST) ring_bell(t);
+        return false;
+    }
+    expire(t, now);
+    int64_t deadline = atomic_load(&t->next_deadline_ns);
+    gpr_timespec until = gpr_inf_past(GPR_CLOCK_MONOTONIC);
+    if (ns > 0) until = wait_until(deadline < now + ns ? deadline : now + ns, now);
+    if (ns > 0 || ++t->looks > MXD_GRPC_LOOKS) mxd_grpc_links_receive(t);
+    handle(grpc_completion_queue_next(t->cq, until, NULL));
+    if (ns > 0) atomic_store(&t->guest_until_ns, mxd_now_ns() + MXD_GRPC_GUEST_NS);
+    atomic_store(&t->turn, MXD_GRPC_NOBODY);
+    return true;
+}
+
+static void grpc_rest(mxd_transport *base) {
+    mxd_grpc *t = (mxd_grpc *)base;
+    atomic_store(&t->guest_until_ns, 0);
+    pthread_mutex_lock(&t->lock);
+    pthread_cond_signal(&t->resting);
+    pthread_mutex_unlock(&t->lock);
+}
+
 static void free_transport(mxd_grpc *t) {
     const mxd_alloc *al = t->al;
+    if (t->bell) grpc_call_unref(t->bell);
+    if (t->lame) grpc_channel_destroy(t->lame);
     if (t->cq) grpc_completion_queue_destroy(t->cq);
     if (t->cq) grpc_shutdown();
     mxd_links_deinit(&t->links);
     pthread_cond_destroy(&t->changed);
+    pthread_cond_destroy(&t->resting);
     pthread_mutex_destroy(&t->lock);
     pthread_mutex_destroy(&t->identity_lock);
     mxd_free(al, t->ca);
@@ -100,12 +167,12 @@ static void free_transport(mxd_grpc *t) {
 static void *run_loop(void *arg) {
     mxd_grpc *t = arg;
     for (;;) {
+        take_turn(t);
+        mxd_grpc_links_receive(t);
         grpc_event e = next_event(t);
         if (e.type == GRPC_QUEUE_SHUTDOWN) break;
-        if (e.type != GRPC_OP_COMPLETE) continue;
-        mxd_grpc_tag *tag = e.tag;
-        MXD_GRPC_TAKEN(tag);
-        tag->done(tag->owner, e.success != 0);
+        handle(e);
+        atomic_store(&t->turn, MXD_GRPC_NOBODY);
     }
     if (t->abandoned) free_transport(t);
     return NULL;
@@ -160,6 +227,8 @@ static void grpc_close(mxd_transport *base) {
     t->closing = true;
     mxd_grpc_server *server = t->server;
     t->server = NULL;
+    atomic_store(&t->guest_until_ns, 0);
+    pthread_cond_signal(&t->resting);
     pthread_mutex_unlock(&t->lock);
     mxd_grpc_links_hangup_all(t);
     if (server) mxd_grpc_server_stop(server);
@@ -176,6 +245,8 @@ static const mxd_transport_ops grpc_ops = {
     .dial = grpc_dial,
     .send = grpc_send,
     .hangup = grpc_hangup,
+    .drive = grpc_drive,
+    .rest = grpc_rest,
 };
 
 /* ---------------------------------------------------------------------------------------- opening
@@ -240,6 +311,7 @@ mxd_rc mxd_grpc_open(mxd_transport **out, const mxd_transport_opts *o, mxd_err *
     mxd_links_init(&t->links, t->al);
     pthread_mutex_init(&t->lock, NULL);
     mxd_cond_init(&t->changed);
+    mxd_cond_init(&t->resting);
     pthread_mutex_init(&t->identity_lock, NULL);
     mxd_rc rc = first_identity(t, &o->identity, err);
     if (rc) {
@@ -249,6 +321,11 @@ mxd_rc mxd_grpc_open(mxd_transport **out, const mxd_transport_opts *o, mxd_err *
     mxd_grpc_environment();
     grpc_init();
     t->cq = grpc_completion_queue_create_for_next(NULL);
+    t->lame = grpc_lame_client_channel_create("bell", GRPC_STATUS_UNAVAILABLE, "");
+    t->bell = grpc_channel_create_call(t->lame, NULL, GRPC_PROPAGATE_DEFAULTS, t->cq,
+                                       grpc_slice_from_static_string("/bell"), NULL,
+                                       gpr_inf_future(GPR_CLOCK_REALTIME), NULL);
+    t->bell_tag = (mxd_grpc_tag){on_bell, t};
     if (pthread_create(&t->thread, NULL, run_loop, t)) {
         grpc_completion_queue_shutdown(t->cq);
         free_transport(t);

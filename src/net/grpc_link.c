@@ -52,6 +52,7 @@ struct mxd_grpc_link {
     grpc_slice details;
     int cancelled;
     uint64_t seq_in;
+    mxd_grpc_link *next_unarmed;
 
     pthread_mutex_t lock; /* of everything below */
     link_state state;
@@ -285,6 +286,24 @@ static void post_receive(mxd_grpc_link *l) {
     start(l, &op, 1, &l->recv_tag);
 }
 
+/* gRPC tells the peer of new room at once, in a write of its own, when bytes come for a receive
+ * that waits for them. Room that comes free before one waits goes out with the next message
+ * instead, which for an exchange of small messages is one write of two. So the receive starts late.
+ */
+static void receive_later(mxd_grpc_link *l) {
+    l->next_unarmed = l->t->unarmed;
+    l->t->unarmed = link_ref(l);
+}
+
+void mxd_grpc_links_receive(mxd_grpc *t) {
+    t->looks = 0;
+    for (mxd_grpc_link *l; (l = t->unarmed);) {
+        t->unarmed = l->next_unarmed;
+        post_receive(l);
+        link_unref(l);
+    }
+}
+
 static void refuse_frame(mxd_grpc_link *l, mxd_rc rc, const mxd_err *err) {
     mxd_log(MXD_LOG_WARN, "frame_refused", "peer=%s address=%s lane=%d rc=%s why=\"%s\"", l->peer,
             l->address, (int)l->lane, mxd_rc_name(rc), err->msg);
@@ -314,8 +333,8 @@ static void deliver(mxd_grpc_link *l) {
         refuse_frame(l, rc, &err);
         return;
     }
-    post_receive(l); /* the next message arrives while the sink works */
     if (is_up(l)) emit(l, MXD_NET_MESSAGE, MXD_OK, &f);
+    receive_later(l);
     mxd_frame_deinit(&f);
 }
 
@@ -511,7 +530,6 @@ static void start_dial(mxd_grpc_link *l) {
     grpc_op begin[2] = {{.op = GRPC_OP_SEND_INITIAL_METADATA},
                         {.op = GRPC_OP_RECV_INITIAL_METADATA}};
     begin[1].data.recv_initial_metadata.recv_initial_metadata = &l->initial;
-    l->pending = 3; /* all at once: the loop may see the first come back before the last is out */
     start_counted(l, &status, 1, &l->status_tag);
     start_counted(l, begin, 2, &l->start_tag);
     mxd_grpc_deadline(l->t, l->deadline_ns);
@@ -533,7 +551,9 @@ mxd_rc mxd_grpc_link_dial(mxd_grpc *t, const char *address, const char *peer, mx
     l->deadline_ns = mxd_now_ns() + timeout_ms * 1000000;
     mxd_rc rc = open_call(l, target, timeout_ms, err);
     if (!rc) {
-        link_ref(l); /* for us: the loop may be done with it before we are */
+        l->pending = 3; /* start_dial's, before anyone can see the link: all at once, for the loop
+                         * may see the first come back before the last is out */
+        link_ref(l);    /* for us: the loop may be done with it before we are */
         rc = add_link(l, err);
         if (!rc) {
             *out = l->id;

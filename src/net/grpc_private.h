@@ -1,7 +1,8 @@
 /* grpc_private.h - what the grpc*.c files share; nobody else includes it, or any header of gRPC.
  *
  * One completion queue, one thread (the loop). Whatever was started has a tag; when the queue gives
- * the tag back, the loop calls tag->done. Senders start their batches on their own thread.
+ * the tag back, the loop calls tag->done. Senders start their batches on their own thread. "Loop
+ * thread" means whoever has the turn: a thread that waits for a message may take it (drive).
  *
  *   grpc.c         the transport: open, close, the loop, deadlines
  *   grpc_link.c    one stream: dialling, sending, receiving, going down
@@ -43,7 +44,9 @@ enum {
     MXD_GRPC_ENROLL_MS = 10000,
     MXD_GRPC_ENROLL_PER_S = 5,
     MXD_GRPC_ENROLL_BURST = 10,
-    MXD_GRPC_DRAIN_MS = 300, /* then close leaves the rest to the loop */
+    MXD_GRPC_DRAIN_MS = 300,     /* then close leaves the rest to the loop */
+    MXD_GRPC_LOOKS = 2,          /* a guest looks so often before it starts receives */
+    MXD_GRPC_GUEST_NS = 1000000, /* the loop thread keeps out of a guest's way so long */
 };
 
 /* What was written before a tag is given to the queue is seen where the tag comes back. gRPC sees
@@ -68,6 +71,10 @@ typedef struct mxd_grpc_tag {
 } mxd_grpc_tag;
 
 typedef struct mxd_grpc_server mxd_grpc_server;
+typedef struct mxd_grpc_link mxd_grpc_link;
+
+/* Whose turn it is to take what the queue gives: one thread at a time plays the loop. */
+typedef enum mxd_grpc_turn { MXD_GRPC_NOBODY, MXD_GRPC_HOST, MXD_GRPC_GUEST } mxd_grpc_turn;
 
 typedef struct mxd_grpc {
     mxd_transport base;
@@ -88,9 +95,19 @@ typedef struct mxd_grpc {
     grpc_completion_queue *cq;
     pthread_t thread;
     _Atomic int64_t next_deadline_ns; /* INT64_MAX: none */
+    atomic_int turn;                  /* an mxd_grpc_turn; the loop thread is the host */
+    _Atomic int64_t guest_until_ns;   /* the host leaves the turn to guests until then */
+    grpc_channel *lame;               /* goes nowhere; empty batches on its call wake the host */
+    grpc_call *bell;
+    mxd_grpc_tag bell_tag;
+    atomic_bool rung; /* the bell's tag is out */
+
+    mxd_grpc_link *unarmed; /* whose next receive was put off. Loop thread */
+    int looks;              /* of guests, since */
 
     pthread_mutex_t lock; /* of everything below */
     pthread_cond_t changed;
+    pthread_cond_t resting; /* the host, while guests have the turn */
     mxd_links links;
     mxd_grpc_server *server; /* the one that is bound; NULL while not listening */
     int n_objects;           /* links and servers whose tags are not all back */
@@ -116,8 +133,6 @@ void mxd_grpc_deadline(mxd_grpc *t, int64_t at_ns);
 
 /* ------------------------------------------------------------------------------ grpc_link.c */
 
-typedef struct mxd_grpc_link mxd_grpc_link;
-
 mxd_rc mxd_grpc_link_dial(mxd_grpc *t, const char *address, const char *peer, mxd_lane lane,
                           int64_t timeout_ms, mxd_link *out, mxd_err *err);
 
@@ -128,6 +143,9 @@ mxd_rc mxd_grpc_link_send(mxd_grpc *t, mxd_link id, uint32_t message, const void
                           size_t head_bytes, mxd_blob *payload, mxd_err *err);
 void mxd_grpc_link_hangup(mxd_grpc *t, mxd_link id, mxd_rc why);
 void mxd_grpc_links_hangup_all(mxd_grpc *t);
+
+/* Starts the receives that were put off. Loop thread. */
+void mxd_grpc_links_receive(mxd_grpc *t);
 
 /* Takes down what has been dialling for too long; returns the next deadline. Loop thread. */
 int64_t mxd_grpc_links_expire(mxd_grpc *t, int64_t now_ns);

@@ -23,8 +23,9 @@
  * payload arrives as NULL; in the queue a message counts as 64 bytes at least.
  *
  * Trust:   peers are hostile until their certificate says who they are; `peer` is then proven.
- * Threads: every function from any thread. The sink runs on the transport's own thread, must not
- *          block, and may call send and hangup.
+ * Threads: every function from any thread. The sink runs on the transport's own thread, or on one
+ *          that is in drive, never on two at a time; it must not block, and may call send and
+ *          hangup.
  * Errors:  typed; see each function.
  */
 #ifndef MXD_NET_TRANSPORT_H
@@ -107,6 +108,14 @@ typedef struct mxd_transport_ops {
                    size_t head_bytes, mxd_blob *payload, mxd_err *err);
 
     void (*hangup)(mxd_transport *t, mxd_link link); /* DOWN follows; unknown links are ignored */
+
+    /* NULL, or: the caller, which has nothing to do until something comes, delivers events in the
+     * place of the transport's own thread, so that what comes needs no change of threads. Looks
+     * once (ns = 0), or until something was delivered, at most ns. False: another thread is at it
+     * just now; nothing was done. The own thread stays away for a millisecond after the last call,
+     * or until rest. Never from the sink. */
+    bool (*drive)(mxd_transport *t, int64_t ns);
+    void (*rest)(mxd_transport *t); /* no drive will follow soon. NULL where drive is */
 } mxd_transport_ops;
 
 struct mxd_transport {
@@ -121,6 +130,15 @@ mxd_rc mxd_grpc_open(mxd_transport **out, const mxd_transport_opts *opts,
 /* Connections made from now on show this certificate and key, of the same CA; those that are up go
  * on. Any thread. Errors: E_AUTH unusable, or the transport has no identity; E_NOMEM. */
 mxd_rc mxd_grpc_renew(mxd_transport *t, const mxd_identity *id, mxd_err *err) MXD_MUST_USE;
+
+/* Over MPI, between the ranks of a job that mpirun or srun has started; addresses are "mpi:0",
+ * "mpi:1", ... Nobody proves who he is: the launcher answers for its job. Starts MPI if nobody has
+ * (then it ends at exit; else it must allow MPI_THREAD_MULTIPLE). One at a time in a process. No
+ * link goes down because its peer died: the launcher ends the job. Errors: E_UNSUPPORTED built
+ * without MPI, or an MPI without threads; E_BUSY; E_NET; E_NOMEM. */
+mxd_rc mxd_mpi_open(mxd_transport **out, const mxd_transport_opts *opts, mxd_err *err) MXD_MUST_USE;
+/* Who we are in the job. Starts MPI too. */
+mxd_rc mxd_mpi_place(int *rank, int *size, mxd_err *err) MXD_MUST_USE;
 
 /* A switchboard in one process: transports opened on the same hub reach each other by the address
  * they listen on. One thread delivers everything. */

@@ -1,28 +1,24 @@
 #include "plan/plan.h"
 
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include "plan/search.h"
+#include "plan/explain.h"
 
 /* Unknown speeds, when nothing at all is known: only their ratio matters for the cut. */
 static const double guess_bandwidth = 40e9, guess_ops = 200e9;
 /* A link nobody described: one machine's loopback or a good local network. */
 static const double guess_latency_us = 100, guess_link = 1e9;
+/* What nobody measured, from the speed of 8-bit products: measured on two x86 machines. */
+static const double float_part = 0.12, values_part = 1.0 / 300;
+static const double guess_region_s = 4e-7, guess_handoff_s = 5e-6;
+/* Between the result of a step and the next step, and the client's event: threads of the
+ * coordinator that wake each other (measured, two machines: 40 to 60 us with 3.5 us each). */
+enum { SERVE_HANDOFFS = 8 };
 /* How much slower than the fastest cut one stream may get for the sake of even stages. */
-static const double even_slack = 1.05;
-
-static double gb(double bytes) { return bytes / 1e9; }
-
-static void reason(mxd_plan *p, const char *fmt, ...) MXD_PRINTF(2, 3);
-static void reason(mxd_plan *p, const char *fmt, ...) {
-    if (p->n_reasons >= (int)MXD_COUNT(p->reasons)) return;
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(p->reasons[p->n_reasons++], sizeof p->reasons[0], fmt, ap);
-    va_end(ap);
-}
+static const double even_slack = 1.10;
+/* How much faster than whole layers groups must be before they are taken unasked. */
+static const double group_margin = 0.9;
 
 /* ------------------------------------------------------------------------------------- the task */
 
@@ -40,10 +36,16 @@ static mxd_rc check(const mxd_model_sizes *m, const mxd_plan_node *nodes, int n_
         return mxd_fail(err, MXD_E_INVAL, "the reserve must be from 0 to below 1");
     for (int i = 0; i < n_nodes; i++) {
         double b = nodes[i].bandwidth_bytes_per_s, c = nodes[i].ops_per_s;
-        if (!(b >= 0) || !(c >= 0) || !isfinite(b) || !isfinite(c))
+        double l = nodes[i].link_us, w = nodes[i].link_bytes_per_s;
+        if (!(b >= 0) || !(c >= 0) || !isfinite(b) || !isfinite(c) || !(l >= 0) || !(w >= 0) ||
+            !isfinite(l) || !isfinite(w))
             return mxd_fail(err, MXD_E_INVAL, "node '%s': a speed below 0, or no number",
                             nodes[i].name);
     }
+    for (int i = 0; i < o->n_avoid; i++)
+        if (o->avoid[i].a < 0 || o->avoid[i].a >= n_nodes || o->avoid[i].b < 0 ||
+            o->avoid[i].b >= n_nodes)
+            return mxd_fail(err, MXD_E_INVAL, "broken link %d: no such node", i);
     for (int i = 0; i < n_links; i++) {
         const mxd_plan_link *l = &links[i];
         bool nodes_ok = l->a >= 0 && l->a < n_nodes && l->b >= 0 && l->b < n_nodes;
@@ -68,9 +70,50 @@ static double mean_of_known(const mxd_plan_node *nodes, int n, bool ops, double 
 }
 
 static void set_link(mxd_plan_task *t, int a, int b, double latency_us, double bytes_per_s) {
-    double per_byte = 1 / (bytes_per_s > 0 ? bytes_per_s : guess_link);
-    t->byte_s[a][b] = t->byte_s[b][a] = per_byte;
-    t->hop_s[a][b] = t->hop_s[b][a] = latency_us * 1e-6 + (double)t->model->hidden_bytes * per_byte;
+    t->latency_s[a][b] = t->latency_s[b][a] = latency_us * 1e-6;
+    t->byte_s[a][b] = t->byte_s[b][a] = 1 / (bytes_per_s > 0 ? bytes_per_s : guess_link);
+}
+
+/* The slower of the two ways decides; on one machine, ranks find each other in shared memory. */
+static void guess_pair(mxd_plan_task *t, int a, int b) {
+    const mxd_plan_node *x = &t->nodes[a], *y = &t->nodes[b];
+    double us = fmax(x->link_us, y->link_us), rate = fmin(x->link_bytes_per_s, y->link_bytes_per_s);
+    if (x->link_bytes_per_s <= 0 || y->link_bytes_per_s <= 0)
+        rate = fmax(x->link_bytes_per_s, y->link_bytes_per_s);
+    set_link(t, a, b, us > 0 ? us : guess_latency_us, rate);
+}
+
+static bool on_one_host(const mxd_plan_node *a, const mxd_plan_node *b) {
+    return a->host[0] && strcmp(a->host, b->host) == 0;
+}
+
+static void set_speed(mxd_plan_task *t, int i, double bandwidth, double ops, double reserve) {
+    const mxd_plan_node *n = &t->nodes[i];
+    mxd_paces *p = &t->paces[i];
+    t->bandwidth[i] = n->bandwidth_bytes_per_s > 0 ? n->bandwidth_bytes_per_s : bandwidth;
+    t->ops[i] = n->ops_per_s > 0 ? n->ops_per_s : ops;
+    t->usable[i] = (double)n->free_bytes * (1 - reserve);
+    t->enter_s[i] = n->link_us * 1e-6;
+    *p = n->paces;
+    if (!(p->near_bytes_per_s > 0)) p->near_bytes_per_s = t->bandwidth[i];
+    if (!(p->float_ops_per_s > 0)) p->float_ops_per_s = t->ops[i] * float_part;
+    if (!(p->row_ops_per_s > 0)) p->row_ops_per_s = p->float_ops_per_s / 2;
+    if (!(p->values_per_s > 0)) p->values_per_s = t->ops[i] * values_part;
+    if (!(p->region_s > 0)) p->region_s = n->paces.values_per_s > 0 ? 0 : guess_region_s;
+    if (!(p->handoff_s > 0)) p->handoff_s = n->paces.values_per_s > 0 ? 0 : guess_handoff_s;
+}
+
+/* Nodes of one machine cannot have more memory than it has. */
+static void share_host(mxd_plan_task *t, int i, double reserve) {
+    double sum = 0, most = 0;
+    int n = 0;
+    for (int j = 0; j < t->n_nodes; j++) {
+        if (j != i && !t->same_host[i][j]) continue;
+        n++;
+        sum += (double)t->nodes[j].free_bytes;
+        most = fmax(most, (double)t->nodes[j].memory_bytes);
+    }
+    if (n > 1 && sum > most) t->usable[i] *= most * (1 - reserve) / sum;
 }
 
 static void make_task(mxd_plan_task *t, const mxd_plan_link *links, int n_links,
@@ -79,148 +122,77 @@ static void make_task(mxd_plan_task *t, const mxd_plan_link *links, int n_links,
     double ops = mean_of_known(t->nodes, t->n_nodes, true, guess_ops);
     double reserve = o->reserve > 0 ? o->reserve : 0.1;
     for (int i = 0; i < t->n_nodes; i++) {
-        const mxd_plan_node *n = &t->nodes[i];
-        t->bandwidth[i] = n->bandwidth_bytes_per_s > 0 ? n->bandwidth_bytes_per_s : bandwidth;
-        t->ops[i] = n->ops_per_s > 0 ? n->ops_per_s : ops;
-        t->usable[i] = (double)n->free_bytes * (1 - reserve);
-        for (int j = 0; j < i; j++) set_link(t, i, j, guess_latency_us, guess_link);
+        set_speed(t, i, bandwidth, ops, reserve);
+        for (int j = 0; j < i; j++) {
+            guess_pair(t, i, j);
+            t->same_host[i][j] = t->same_host[j][i] = on_one_host(&t->nodes[i], &t->nodes[j]);
+        }
     }
+    for (int i = 0; i < t->n_nodes; i++) share_host(t, i, reserve);
     for (int i = 0; i < n_links; i++)
         if (links[i].a != links[i].b)
             set_link(t, links[i].a, links[i].b, links[i].latency_us,
                      links[i].bandwidth_bytes_per_s);
-    t->weights_to[0] = t->kv_to[0] = t->state_to[0] = 0;
-    for (int l = 0; l < t->model->n_layers; l++) {
-        t->weights_to[l + 1] = t->weights_to[l] + (double)t->model->layer_bytes[l];
-        t->kv_to[l + 1] = t->kv_to[l] + (double)t->model->layer_kv_bytes[l];
-        /* the last state of a sequence, and the one that is kept beside it (runtime/shard.h) */
-        t->state_to[l + 1] = t->state_to[l] + 2.0 * (double)t->model->layer_state_bytes[l];
-    }
+    t->serve_s = SERVE_HANDOFFS * t->paces[0].handoff_s; /* the first node is the coordinator's */
+    for (int i = 0; i < o->n_avoid; i++)
+        t->broken[o->avoid[i].a][o->avoid[i].b] = t->broken[o->avoid[i].b][o->avoid[i].a] = true;
+    mxd_plan_task_sums(t);
 }
 
-static uint64_t must_of(const mxd_plan_task *t) {
-    uint64_t must = 0;
-    for (int i = 0; i < t->n_nodes; i++)
-        if (t->nodes[i].must) must |= (uint64_t)1 << i;
-    return must;
-}
+/* ------------------------------------------------------------------------------ what was asked for
+ */
 
-/* ------------------------------------------------------------------------------ does not fit */
-
-static mxd_rc fits_with(mxd_plan_task *t, const mxd_plan_cut *split, int ctx, bool *fits,
-                        mxd_err *err) {
-    int was = t->ctx;
-    mxd_plan_cut cut;
-    mxd_rc rc = MXD_OK;
-    t->ctx = ctx;
-    if (split) {
-        *fits = true;
-        for (int i = 0; i < split->n; i++)
-            *fits = *fits && mxd_plan_fits(t, split->node[i], split->at[i], split->at[i + 1]);
-    } else {
-        rc = mxd_plan_search(t, must_of(t), true, &cut, fits, err);
-    }
-    t->ctx = was;
-    return rc;
-}
-
-/* The largest context below t->ctx that fits; 0: none. */
-static mxd_rc largest_context(mxd_plan_task *t, const mxd_plan_cut *split, int *out, mxd_err *err) {
-    int lo = 0, hi = t->ctx;        /* lo fits or is 0, hi does not fit */
-    while (hi - lo > 1 + lo / 64) { /* 1.5 % is near enough for a message */
-        int mid = lo + (hi - lo) / 2;
-        bool fits;
-        MXD_TRY(fits_with(t, split, mid, &fits, err));
-        if (fits)
-            lo = mid;
-        else
-            hi = mid;
-    }
-    *out = lo;
+static mxd_rc check_sizes(const mxd_plan_task *t, const mxd_plan_opts *o, mxd_err *err) {
+    int n_must = __builtin_popcountll(mxd_plan_must(t)),
+        each = o->shape.tensor > 0 ? o->shape.tensor : 1;
+    int stages = o->shape.pipeline > 0 ? o->shape.pipeline : 1;
+    if (o->shape.tensor < 0 || o->shape.tensor > MXD_MAX_RANKS || o->shape.pipeline < 0 ||
+        o->shape.pipeline > MXD_MAX_NODES)
+        return mxd_fail(err, MXD_E_INVAL,
+                        "layers cut over %d nodes in %d stages: at most %d nodes, and %d stages",
+                        o->shape.tensor, o->shape.pipeline, MXD_MAX_RANKS, MXD_MAX_NODES);
+    if (o->shape.tensor > 1 && !t->model->cuts.possible)
+        return mxd_fail(err, MXD_E_UNSUPPORTED,
+                        "the layers of this model cannot be cut over several nodes: leave out "
+                        "--tensor-parallel-size, each node gets whole layers");
+    if (each * stages > t->n_nodes)
+        return mxd_fail(err, MXD_E_INVAL, "%d stage%s of %d node%s each need %d nodes, there %s %d",
+                        stages, stages == 1 ? "" : "s", each, each == 1 ? "" : "s", each * stages,
+                        t->n_nodes == 1 ? "is" : "are", t->n_nodes);
+    if (o->shape.pipeline > t->model->n_layers)
+        return mxd_fail(err, MXD_E_INVAL, "%d stages for %d layers", o->shape.pipeline,
+                        t->model->n_layers);
+    bool uneven = o->shape.tensor > 1 && n_must == t->n_nodes && n_must % o->shape.tensor;
+    if (uneven || (o->shape.tensor > 0 && o->shape.pipeline > 0 && n_must > each * stages))
+        return mxd_fail(err, MXD_E_INVAL,
+                        "%d workers must get layers, but stages of %d hold %d: change the number "
+                        "of workers, --tensor-parallel-size or --pipeline-parallel-size",
+                        n_must, each, o->shape.pipeline > 0 ? each * stages : n_must / each * each);
     return MXD_OK;
 }
 
-/* Layers in proportion to usable memory: the way to say who misses how much. */
-static void spread_by_memory(const mxd_plan_task *t, mxd_plan_cut *c) {
-    double total = 0, before = 0;
-    for (int i = 0; i < t->n_nodes; i++) total += t->usable[i];
+/* Consecutive nodes in groups of `each`; those whose part is 0 are left out. */
+static mxd_rc make_groups(const mxd_plan_task *t, const mxd_plan_opts *o, int each, bool parts,
+                          mxd_plan_cut *c, mxd_err *err) {
+    int nodes[MXD_MAX_RANKS], n = 0;
+    double weight[MXD_MAX_RANKS];
     c->n = 0;
-    int at = 0, layers = t->model->n_layers;
     for (int i = 0; i < t->n_nodes; i++) {
-        before += t->usable[i];
-        int to = i == t->n_nodes - 1 || total <= 0 ? layers : (int)(before / total * layers + 0.5);
-        if (to <= at) continue;
-        c->node[c->n] = i;
-        c->at[c->n++] = at;
-        c->at[c->n] = to;
-        at = to;
+        if (parts && !(o->shape.tensor_split[i] > 0)) continue;
+        nodes[n] = i;
+        weight[n++] = parts ? o->shape.tensor_split[i] : 1;
+        if (n < each) continue;
+        if (!mxd_plan_group_of(t, nodes, n, parts && n > 1 ? weight : NULL, &c->group[c->n++]))
+            return mxd_fail(err, MXD_E_UNSUPPORTED,
+                            "%s and the nodes behind it cannot hold layers together",
+                            t->nodes[nodes[0]].name);
+        n = 0;
     }
+    if (!n && c->n) return MXD_OK;
+    return mxd_fail(err, MXD_E_INVAL, "the nodes cannot be cut into groups of %d", each);
 }
 
-static void list_missing(const mxd_plan_task *t, int node, mxd_plan_bytes x, char *list,
-                         size_t cap) {
-    double need = x.weights + x.kv + x.scratch, missing = need - t->usable[node];
-    size_t n = strlen(list);
-    if (missing > 0 && n + 60 < cap)
-        snprintf(list + n, cap - n, "%s%.24s misses %.2f GB (%.0f bytes) of %.2f GB", n ? ", " : "",
-                 t->nodes[node].name, gb(missing), missing, gb(need));
-}
-
-static mxd_plan_bytes smallest_share(const mxd_plan_task *t) {
-    mxd_plan_bytes least = {.weights = INFINITY};
-    for (int l = 0; l < t->model->n_layers; l++) {
-        mxd_plan_bytes x = mxd_plan_bytes_of(t, l, l + 1);
-        if (x.weights + x.kv < least.weights + least.kv) least = x;
-    }
-    return least;
-}
-
-static mxd_rc no_fit(mxd_plan_task *t, const mxd_plan_cut *split, mxd_err *err) {
-    char list[240] = "";
-    mxd_plan_cut spread, *c = &spread;
-    int ctx;
-    MXD_TRY(largest_context(t, split, &ctx, err));
-    if (split)
-        *c = *split;
-    else
-        spread_by_memory(t, c);
-    for (int i = 0; i < c->n; i++)
-        list_missing(t, c->node[i], mxd_plan_bytes_of(t, c->at[i], c->at[i + 1]), list,
-                     sizeof list);
-    for (int i = 0; i < t->n_nodes && !list[0]; i++) /* too small for the one layer it must have */
-        if (t->nodes[i].must) list_missing(t, i, smallest_share(t), list, sizeof list);
-    if (!list[0]) snprintf(list, sizeof list, "no cut between layers fits the nodes");
-    if (ctx > 0)
-        return mxd_fail(err, MXD_E_NOFIT,
-                        "the model does not fit: %s; a context of %d tokens would fit: use "
-                        "--ctx-size %d, fewer --parallel (now %d), or add memory",
-                        list, ctx, ctx, t->parallel);
-    return mxd_fail(err, MXD_E_NOFIT,
-                    "the model does not fit: %s; not even with the smallest context: add a node or "
-                    "take a smaller quantization",
-                    list);
-}
-
-/* ------------------------------------------------------------------------------------- choosing */
-
-static mxd_rc follow_split(mxd_plan_task *t, const mxd_plan_opts *o, mxd_plan_cut *c,
-                           mxd_err *err) {
-    int at = 0;
-    if (o->n_split > t->n_nodes)
-        return mxd_fail(err, MXD_E_INVAL, "the layer split names %d nodes, there are %d",
-                        o->n_split, t->n_nodes);
-    c->n = 0;
-    for (int i = 0; i < o->n_split; i++) {
-        if (o->split[i] < 0 || o->split[i] > t->model->n_layers - at)
-            return mxd_fail(err, MXD_E_INVAL,
-                            "the layer split gives out more than the model's %d layers",
-                            t->model->n_layers);
-        if (!o->split[i]) continue;
-        c->node[c->n] = i;
-        c->at[c->n++] = at;
-        at += o->split[i];
-        c->at[c->n] = at;
-    }
+static mxd_rc check_layers(const mxd_plan_task *t, const mxd_plan_cut *c, int at, mxd_err *err) {
     if (at != t->model->n_layers)
         return mxd_fail(err, MXD_E_INVAL, "the layer split gives out %d layers, the model has %d",
                         at, t->model->n_layers);
@@ -230,23 +202,92 @@ static mxd_rc follow_split(mxd_plan_task *t, const mxd_plan_opts *o, mxd_plan_cu
                         "the layer split cuts at layer %d, but layers from %d on share keys and "
                         "values and stay together",
                         c->at[c->n - 1], last < 0 ? 0 : last);
-    for (int i = 0; i < c->n; i++)
-        if (!mxd_plan_fits(t, c->node[i], c->at[i], c->at[i + 1])) return no_fit(t, c, err);
+    return MXD_OK;
+}
+
+/* The given numbers of layers for c's groups; groups of 0 go. */
+static mxd_rc give_layers(const mxd_plan_task *t, const mxd_plan_opts *o, mxd_plan_cut *c,
+                          mxd_err *err) {
+    int at = 0, n = 0;
+    for (int i = 0; i < o->shape.n_split; i++) {
+        if (o->shape.split[i] < 0 || o->shape.split[i] > t->model->n_layers - at)
+            return mxd_fail(err, MXD_E_INVAL,
+                            "the layer split gives out more than the model's %d layers",
+                            t->model->n_layers);
+        if (!o->shape.split[i]) continue;
+        if (n != i) c->group[n] = c->group[i];
+        c->at[n++] = at;
+        at += o->shape.split[i];
+    }
+    c->n = n;
+    c->at[n] = at;
+    if (!n) return mxd_fail(err, MXD_E_INVAL, "the layer split gives out 0 layers");
+    return check_layers(t, c, at, err);
+}
+
+static int parts_given(const mxd_plan_opts *o) {
+    int n = 0;
+    for (int i = 0; i < o->shape.n_tensor_split; i++) n += o->shape.tensor_split[i] > 0;
+    return n;
+}
+
+static mxd_rc check_lengths(const mxd_plan_task *t, const mxd_plan_opts *o, int each, int stages,
+                            mxd_err *err) {
+    if (o->shape.n_tensor_split && o->shape.n_tensor_split != t->n_nodes)
+        return mxd_fail(err, MXD_E_INVAL, "the tensor split is for %d nodes, there %s %d",
+                        o->shape.n_tensor_split, t->n_nodes == 1 ? "is" : "are", t->n_nodes);
+    if (each < 1 || each > MXD_MAX_RANKS)
+        return mxd_fail(err, MXD_E_INVAL, "the tensor split is over %d nodes: 1 to %d", each,
+                        MXD_MAX_RANKS);
+    if (o->shape.n_split && o->shape.n_split != stages)
+        return mxd_fail(err, MXD_E_INVAL, "the layer split is for %d %s, there %s %d",
+                        o->shape.n_split, each > 1 ? "stages" : "nodes", stages == 1 ? "is" : "are",
+                        stages);
+    for (int i = 0; i < o->shape.n_tensor_split; i++)
+        if (!(o->shape.tensor_split[i] >= 0) || !isfinite(o->shape.tensor_split[i]))
+            return mxd_fail(err, MXD_E_INVAL, "the tensor split: parts of 0 or more");
+    return MXD_OK;
+}
+
+/* The user's own split: layers for stages, parts for ranks, or both. */
+static mxd_rc follow_split(mxd_plan_task *t, const mxd_plan_opts *o, mxd_plan_cut *c,
+                           mxd_err *err) {
+    int used = o->shape.n_tensor_split ? parts_given(o) : t->n_nodes;
+    int each = o->shape.tensor > 0 ? o->shape.tensor : o->shape.n_tensor_split ? used : 1;
+    int stages = each > 0 ? used / each : 0;
+    MXD_TRY(check_lengths(t, o, each, stages, err));
+    MXD_TRY(make_groups(t, o, each, o->shape.n_tensor_split > 0, c, err));
+    bool found = true;
+    if (o->shape.n_split)
+        MXD_TRY(give_layers(t, o, c, err));
+    else
+        MXD_TRY(mxd_plan_recut(t, c, INFINITY, false, c, &found, err));
+    if (o->shape.pipeline && c->n != o->shape.pipeline)
+        return mxd_fail(err, MXD_E_INVAL, "the split makes %d stages, %d were asked for", c->n,
+                        o->shape.pipeline);
+    for (int i = 0; found && i < c->n; i++)
+        found = mxd_plan_stage_of(t, &c->group[i], c->at[i], c->at[i + 1], NULL);
+    if (!found && !o->shape.n_split) return mxd_plan_no_fit(t, NULL, err);
+    if (!found) return mxd_plan_no_fit(t, c, err);
     mxd_plan_time(t, c);
     return MXD_OK;
 }
 
+/* ------------------------------------------------------------------------------------- choosing */
+
 /* Even stages where that costs one stream next to nothing: many streams then run faster. */
-static mxd_rc make_even(const mxd_plan_task *t, mxd_plan_cut *c, double most_sum_s, mxd_err *err) {
-    double lo = 0, hi = c->max_s;
-    for (int i = 0; i < 30 && c->n > 1; i++) {
+static mxd_rc make_even(const mxd_plan_task *t, mxd_plan_cut *c, double most_sum_s,
+                        mxd_plan_cut *room, mxd_err *err) {
+    double lo = 0, hi = 0;
+    for (int i = 0; i < c->n; i++)
+        hi = fmax(hi, mxd_plan_stage_s(t, &c->group[i], c->at[i], c->at[i + 1], &t->one));
+    for (int i = 0; i < 20 && c->n > 1; i++) {
         double mid = (lo + hi) / 2;
-        mxd_plan_cut even;
         bool found;
-        MXD_TRY(mxd_plan_recut(t, c, mid, &even, &found, err));
-        if (found && even.sum_s <= most_sum_s) {
-            *c = even;
-            hi = even.max_s;
+        MXD_TRY(mxd_plan_recut(t, c, mid, false, room, &found, err));
+        if (found && room->sum_s <= most_sum_s) {
+            *c = *room;
+            hi = mid;
         } else {
             lo = mid;
         }
@@ -254,122 +295,67 @@ static mxd_rc make_even(const mxd_plan_task *t, mxd_plan_cut *c, double most_sum
     return MXD_OK;
 }
 
-static mxd_rc choose(mxd_plan_task *t, const mxd_plan_opts *o, mxd_plan_cut *c, mxd_err *err) {
-    uint64_t must = must_of(t);
-    int n_must = __builtin_popcountll(must);
-    bool found, by_max = o->objective == MXD_OBJECTIVE_THROUGHPUT;
-    if (n_must > t->model->n_layers)
+/* Whole layers, unless groups are faster by a margin. */
+static mxd_rc prefer_whole(mxd_plan_task *t, bool by_max, mxd_plan_cut *c, bool *found,
+                           mxd_plan_cut *room, mxd_err *err) {
+    bool grouped = false, whole;
+    for (int i = 0; i < c->n; i++) grouped = grouped || c->group[i].n > 1;
+    if (t->tensor || (*found && !grouped)) return MXD_OK;
+    t->tensor = 1;
+    mxd_rc rc = mxd_plan_search(t, mxd_plan_must(t), by_max, room, &whole, err);
+    t->tensor = 0;
+    if (rc || !whole) return rc;
+    double with = by_max ? mxd_plan_all_streams(t, room) : 1 / room->sum_s;
+    double without = !*found ? 0 : by_max ? mxd_plan_all_streams(t, c) : 1 / c->sum_s;
+    if (!*found || with >= without * group_margin) *c = *room;
+    *found = true;
+    return MXD_OK;
+}
+
+static mxd_rc best_of(mxd_plan_task *t, bool by_max, mxd_plan_cut *c, bool *found,
+                      mxd_plan_cut *room, mxd_err *err) {
+    MXD_TRY(mxd_plan_search(t, mxd_plan_must(t), by_max, c, found, err));
+    MXD_TRY(prefer_whole(t, by_max, c, found, room, err));
+    return MXD_OK;
+}
+
+/* For all streams the longest stage is a good guide, but what one stream likes best may be better:
+ * fewer stages are fewer trips. */
+static mxd_rc for_all_streams(mxd_plan_task *t, mxd_plan_cut *c, mxd_plan_cut *room,
+                              mxd_plan_cut *other, mxd_err *err) {
+    bool found;
+    MXD_TRY(best_of(t, false, other, &found, room, err));
+    if (found && mxd_plan_all_streams(t, other) > mxd_plan_all_streams(t, c)) *c = *other;
+    return MXD_OK;
+}
+
+static mxd_rc choose(mxd_plan_task *t, const mxd_plan_opts *o, mxd_plan_cut *c, mxd_plan_cut *room,
+                     mxd_err *err) {
+    int n_must = __builtin_popcountll(mxd_plan_must(t));
+    bool found, by_max = o->shape.objective == MXD_OBJECTIVE_THROUGHPUT;
+    if (o->shape.tensor <= 1 && n_must > t->model->n_layers)
         return mxd_fail(err, MXD_E_INVAL, "%d nodes must get layers, the model has only %d", n_must,
                         t->model->n_layers);
-    MXD_TRY(mxd_plan_search(t, must, by_max, c, &found, err));
-    if (!found) return no_fit(t, NULL, err);
-    return make_even(t, c, by_max ? INFINITY : c->sum_s * even_slack, err);
-}
-
-/* -------------------------------------------------------------------------------------- reasons */
-
-static void fill_stages(const mxd_plan_task *t, const mxd_plan_cut *c, mxd_plan *p) {
-    double prefill = 0;
-    p->n_stages = c->n;
-    for (int i = 0; i < c->n; i++) {
-        mxd_plan_bytes x = mxd_plan_bytes_of(t, c->at[i], c->at[i + 1]);
-        p->stages[i] = (mxd_plan_stage){
-            .layer0 = c->at[i],
-            .layer1 = c->at[i + 1],
-            .embed = c->at[i] == 0,
-            .head = c->at[i + 1] == t->model->n_layers,
-            .n_ranks = 1,
-            .ranks[0] = {.node = c->node[i],
-                         .share = 1,
-                         .weight_bytes = (uint64_t)x.weights,
-                         .kv_bytes = (uint64_t)x.kv,
-                         .scratch_bytes = (uint64_t)x.scratch},
-            .decode_ms = 1e3 * mxd_plan_decode_s(t, c->node[i], c->at[i], c->at[i + 1])};
-        if (p->stages[i].decode_ms > p->stages[p->bottleneck].decode_ms) p->bottleneck = i;
-        prefill = fmax(prefill, mxd_plan_prefill_s(t, c->node[i], c->at[i], c->at[i + 1]));
-        if (i) /* chunks overlap, so a slow link counts only where it is the slowest part */
-            prefill = fmax(prefill,
-                           (double)t->model->hidden_bytes * t->byte_s[c->node[i - 1]][c->node[i]]);
+    MXD_TRY(best_of(t, by_max, c, &found, room, err));
+    if (!found && o->n_avoid) { /* a plan over a broken link is better than none: it may heal */
+        memset(t->broken, 0, sizeof t->broken);
+        MXD_TRY(best_of(t, by_max, c, &found, room, err));
     }
-    /* the token goes back from the last stage to where the next one begins */
-    double back = c->n > 1 ? t->hop_s[c->node[c->n - 1]][c->node[0]] : 0;
-    p->decode_tokens_per_s = 1 / (c->sum_s + back);
-    p->prefill_tokens_per_s = prefill > 0 ? 1 / prefill : 0;
+    if (!found) return mxd_plan_no_fit(t, NULL, err);
+    MXD_TRY(make_even(t, c, by_max ? INFINITY : c->sum_s * even_slack, room, err));
+    return by_max ? for_all_streams(t, c, room, room + 1, err) : MXD_OK;
 }
 
-static bool is_used(const mxd_plan_cut *c, int node) {
-    for (int i = 0; i < c->n; i++)
-        if (c->node[i] == node) return true;
-    return false;
-}
-
-static mxd_rc explain_dropped(const mxd_plan_task *t, const mxd_plan_cut *c, bool by_max,
-                              mxd_plan *p, mxd_err *err) {
-    int told = 0;
-    for (int i = 0; i < t->n_nodes && told < 3; i++) {
-        if (is_used(c, i)) continue;
-        mxd_plan_cut with;
-        bool found;
-        told++;
-        MXD_TRY(mxd_plan_search(t, must_of(t) | (uint64_t)1 << i, by_max, &with, &found, err));
-        if (!found)
-            reason(p, "%s is left out: none of the model's layers fit its memory",
-                   t->nodes[i].name);
-        else if (by_max)
-            reason(p, "%s is left out: it would not make all streams together faster",
-                   t->nodes[i].name);
-        else
-            reason(p,
-                   "%s is left out: with it one stream would take %.2f ms a token instead of %.2f",
-                   t->nodes[i].name, 1e3 * with.sum_s, 1e3 * c->sum_s);
-    }
-    return MXD_OK;
-}
-
-static void explain_stage(const mxd_plan_task *t, const mxd_plan_cut *c, mxd_plan *p) {
-    const mxd_plan_stage *s = &p->stages[p->bottleneck];
-    int node = s->ranks[0].node, first = s->layer0, last = s->layer1;
-    double bytes = t->weights_to[last] - t->weights_to[first];
-    double ops = 2 * t->model->layer_ops * (last - first) / t->ops[node];
-    bool by_ops = ops > bytes / t->bandwidth[node];
-    if (c->n > 1)
-        reason(p, "%s is the longest stage: %.2f of %.2f ms a token, because of its %s",
-               t->nodes[node].name, s->decode_ms, 1e3 * c->sum_s,
-               by_ops ? "arithmetic" : "memory bandwidth");
-    for (int i = 0; i < c->n && c->n > 1; i++) {
-        int b = c->at[i + 1];
-        if (b < t->model->n_layers && !mxd_plan_fits(t, c->node[i], c->at[i], b + 1))
-            reason(p, "%s is full: one more layer would not fit the %.2f GB it can give",
-                   t->nodes[c->node[i]].name, gb(t->usable[c->node[i]]));
-    }
-}
-
-static mxd_rc explain(const mxd_plan_task *t, const mxd_plan_cut *c, const mxd_plan_opts *o,
-                      mxd_plan *p, mxd_err *err) {
-    double kv = 0;
-    bool by_max = o->objective == MXD_OBJECTIVE_THROUGHPUT;
-    for (int i = 0; i < c->n; i++) kv += (double)p->stages[i].ranks[0].kv_bytes;
-    if (o->n_split)
-        reason(p, "the layers follow the split that was asked for");
-    else if (c->n == 1 && t->n_nodes > 1)
-        reason(p, "%s alone is fastest for %s: every further node adds a trip over the network",
-               t->nodes[c->node[0]].name, by_max ? "all streams" : "one stream");
-    else if (c->n == 1)
-        reason(p, "%s runs everything", t->nodes[c->node[0]].name);
+static mxd_rc plan_with(mxd_plan_task *t, const mxd_plan_opts *o, mxd_plan_cut *cut, mxd_plan *out,
+                        mxd_err *err) {
+    MXD_TRY(check_sizes(t, o, err));
+    if (o->shape.n_split > 0 || o->shape.n_tensor_split > 0)
+        MXD_TRY(follow_split(t, o, cut, err));
     else
-        reason(p, "cut for %s over %d nodes: shares follow speed as far as memory allows",
-               by_max ? "all streams together" : "one stream", c->n);
-    if (!o->n_split) MXD_TRY(explain_dropped(t, c, by_max, p, err));
-    explain_stage(t, c, p);
-    reason(p, "memory for %d sequence%s of %d tokens: %.2f GB", t->parallel,
-           t->parallel == 1 ? "" : "s", t->ctx, gb(kv));
-    for (int i = 0; i < t->n_nodes; i++)
-        if (t->nodes[i].bandwidth_bytes_per_s <= 0) {
-            reason(p, "the speed of %s is not known: the mean of the others is assumed",
-                   t->nodes[i].name);
-            break;
-        }
-    return MXD_OK;
+        MXD_TRY(choose(t, o, cut, cut + 1, err));
+    *out = (mxd_plan){0};
+    mxd_plan_fill(t, cut, out);
+    return mxd_plan_explain(t, cut, o, out, err);
 }
 
 mxd_rc mxd_plan_make(mxd_plan *out, const mxd_model_sizes *model, const mxd_plan_node *nodes,
@@ -377,21 +363,21 @@ mxd_rc mxd_plan_make(mxd_plan *out, const mxd_model_sizes *model, const mxd_plan
                      const mxd_plan_opts *opts, mxd_err *err) {
     MXD_TRY(check(model, nodes, n_nodes, links, n_links, opts, err));
     mxd_plan_task *t = MXD_NEW(&mxd_alloc_libc, 1, mxd_plan_task);
-    if (!t) return mxd_fail(err, MXD_E_NOMEM, "no memory to plan");
-    *t = (mxd_plan_task){.model = model,
-                         .nodes = nodes,
-                         .n_nodes = n_nodes,
-                         .ctx = opts->ctx,
-                         .parallel = opts->parallel};
-    make_task(t, links, n_links, opts);
-    mxd_plan_cut cut;
-    mxd_plan plan = {0};
-    mxd_rc rc = opts->n_split > 0 ? follow_split(t, opts, &cut, err) : choose(t, opts, &cut, err);
+    mxd_plan_cut *cut = MXD_NEW(&mxd_alloc_libc, 3, mxd_plan_cut);
+    mxd_rc rc = t && cut ? MXD_OK : mxd_fail(err, MXD_E_NOMEM, "no memory to plan");
     if (!rc) {
-        fill_stages(t, &cut, &plan);
-        rc = explain(t, &cut, opts, &plan, err);
+        *t = (mxd_plan_task){.model = model,
+                             .nodes = nodes,
+                             .n_nodes = n_nodes,
+                             .ctx = opts->ctx,
+                             .parallel = opts->parallel,
+                             .chunk = opts->chunk,
+                             .tensor = opts->shape.tensor,
+                             .pipeline = opts->shape.pipeline};
+        make_task(t, links, n_links, opts);
+        rc = plan_with(t, opts, cut, out, err);
     }
-    if (!rc) *out = plan;
+    mxd_free(&mxd_alloc_libc, cut);
     mxd_free(&mxd_alloc_libc, t);
     return rc;
 }

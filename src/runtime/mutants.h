@@ -47,7 +47,8 @@
     X(32, NO_ABORT,          "a new plan leaves exchanges of the old one waiting")    \
     X(33, OLD_GROUP,         "a group of an older epoch counts for a new plan")            \
     X(34, RESTORE_PROMPT,    "a restored request goes on without its accepted tokens") \
-    X(35, EPOCH_FROM_ONE,    "a coordinator that starts again counts epochs anew")
+    X(35, EPOCH_FROM_ONE,    "a coordinator that starts again counts epochs anew")     \
+    X(36, NO_CANARY,         "a plan whose numbers are wrong serves")
 /* clang-format on */
 
 enum {

@@ -24,8 +24,11 @@ struct mxd_shard {
     mxd_pages pages;
     mxd_run *runs; /* [MXD_MAX_STEP_RUNS] */
     int *rows;     /* [MXD_MAX_STEP_RUNS] rows that sample */
-    float *logits; /* [MXD_MAX_STEP_RUNS, vocab], only with the head */
+    float *logits; /* [max_logits, ids of this rank], only with the head */
     mxd_sampler sampler;
+    mxd_shares shares; /* of a group: */
+    mxd_split split;
+    mxd_sample_row *wanted; /* [max_logits] */
 };
 
 /* ---------------------------------------------------------------------------------------- opening
@@ -51,10 +54,20 @@ static mxd_rc check_opts(mxd_shard *s, mxd_err *err) {
     return MXD_OK;
 }
 
+/* Token ids whose logits are here. */
+static int local_vocab(const mxd_shard *s) {
+    const mxd_group *g = s->opts.group;
+    if (!s->has_head) return 0;
+    return g ? s->shares.vocab[g->rank + 1] - s->shares.vocab[g->rank] : mxd_shard_vocab(s);
+}
+
 static size_t arena_bytes(const mxd_shard *s) {
     size_t n_slots = (size_t)s->opts.n_slots, pages = n_slots * (size_t)s->pages_per_slot;
-    size_t vocab = s->has_head ? (size_t)mxd_model_hparams(s->model)->n_vocab : 1;
+    size_t vocab = (size_t)local_vocab(s);
     size_t logits = (size_t)s->max_logits * vocab * sizeof(float);
+    if (s->has_head && s->opts.group)
+        logits += (size_t)s->max_logits * sizeof(mxd_sample_row) +
+                  mxd_split_bytes(s->opts.group->size, s->shares.vocab, s->max_logits);
     return n_slots * (sizeof(slot) + (size_t)s->opts.ctx * sizeof(int32_t)) +
            pages * (2 * sizeof(int32_t) + sizeof(uint16_t)) +
            MXD_MAX_STEP_RUNS * (sizeof(mxd_run) + sizeof(int)) + logits +
@@ -75,9 +88,12 @@ static mxd_rc take_tables(mxd_shard *s, mxd_err *err) {
         s->slots[i].ids = MXD_TAKE(a, (size_t)s->opts.ctx, int32_t);
     }
     mxd_pages_init(&s->pages, MXD_KV_PAGE_TOKENS, n_pages);
-    if (s->has_head) {
-        int vocab = mxd_model_hparams(s->model)->n_vocab;
-        s->logits = MXD_TAKE(a, (size_t)s->max_logits * (size_t)vocab, float);
+    int vocab = local_vocab(s);
+    if (s->has_head) s->logits = MXD_TAKE(a, (size_t)s->max_logits * (size_t)vocab, float);
+    if (s->has_head && s->opts.group) {
+        s->wanted = MXD_TAKE(a, (size_t)s->max_logits, mxd_sample_row);
+        MXD_TRY(mxd_split_init(&s->split, a, s->opts.group, s->shares.vocab, s->max_logits, err));
+    } else if (s->has_head) {
         MXD_TRY(mxd_sampler_init(&s->sampler, a, vocab, err));
     }
     mxd_arena_freeze(a, "steps allocate nothing");
@@ -89,7 +105,6 @@ static mxd_rc open_all(mxd_shard *s, mxd_err *err) {
     MXD_TRY(check_opts(s, err));
     MXD_TRY(mxd_backend_open(&s->backend, s->al, s->opts.backend ? s->opts.backend : "auto",
                              &s->opts.backend_opts, err));
-    mxd_shares shares = {0};
     mxd_load_opts load = {.layer0 = s->opts.layer0,
                           .layer1 = s->opts.layer1,
                           .max_rows = s->max_rows,
@@ -100,9 +115,9 @@ static mxd_rc open_all(mxd_shard *s, mxd_err *err) {
                           .progress = s->opts.progress,
                           .progress_ctx = s->opts.progress_ctx,
                           .group = s->opts.group,
-                          .shares = &shares};
+                          .shares = &s->shares};
     if (load.group)
-        MXD_TRY(mxd_model_share(s->model, load.group->size, s->opts.shares, &shares, err));
+        MXD_TRY(mxd_model_share(s->model, load.group->size, s->opts.shares, &s->shares, err));
     MXD_TRY(mxd_model_load(s->model, s->backend, &load, err));
     return take_tables(s, err);
 }
@@ -270,7 +285,7 @@ static void keep_states(mxd_shard *s, const mxd_step *step) {
     }
 }
 
-static void sample_all(mxd_shard *s, const mxd_step *step, mxd_step_result *result) {
+static mxd_rc sample_all(mxd_shard *s, const mxd_step *step, mxd_step_result *result) {
     size_t vocab = (size_t)mxd_shard_vocab(s);
     int k = 0;
     for (int i = 0; i < step->n_runs; i++) {
@@ -285,6 +300,42 @@ static void sample_all(mxd_shard *s, const mxd_step *step, mxd_step_result *resu
         k++;
     }
     result->n_tokens = k;
+    return MXD_OK;
+}
+
+/* A row's logits in the order of ranks are in the order of ids. */
+static mxd_rc gather_logits(const mxd_shard *s, int n_rows, float *all, mxd_err *err) {
+    const mxd_group *g = s->opts.group;
+    const int *edge = s->shares.vocab;
+    size_t mine = (size_t)local_vocab(s), n_each[MXD_MAX_RANKS];
+    for (int r = 0; r < g->size; r++) n_each[r] = (size_t)(edge[r + 1] - edge[r]);
+    for (int i = 0; i < n_rows; i++, all += mxd_shard_vocab(s)) {
+        if (mine) memcpy(all + edge[g->rank], s->logits + (size_t)i * mine, mine * sizeof *all);
+        MXD_TRY(g->exchange(g->ctx, all, n_each, err));
+    }
+    return MXD_OK;
+}
+
+/* The same of a rank, whose logits are those of its own ids. */
+static mxd_rc sample_split(mxd_shard *s, const mxd_step *step, mxd_step_result *result,
+                           mxd_err *err) {
+    size_t vocab = (size_t)local_vocab(s);
+    int n = 0;
+    for (int i = 0; i < step->n_runs; i++) {
+        const mxd_step_run *r = &step->runs[i];
+        if (!r->sample) continue;
+        const slot *t = &s->slots[r->slot];
+        s->wanted[n] = (mxd_sample_row){s->logits + (size_t)n * vocab, &r->how, t->ids, t->kv.len};
+        n++;
+    }
+    if (result->logits) MXD_TRY(gather_logits(s, n, result->logits, err));
+    if (result->tokens) MXD_TRY(mxd_sample_split(&s->split, s->wanted, n, result->tokens, err));
+    result->n_tokens = n;
+    return MXD_OK;
+}
+
+static void empty_slots(mxd_shard *s, const mxd_step *step) {
+    for (int i = 0; i < step->n_runs; i++) empty_slot(s, step->runs[i].slot);
 }
 
 mxd_rc mxd_shard_step(mxd_shard *s, const mxd_step *step, mxd_step_result *result, mxd_err *err) {
@@ -300,10 +351,12 @@ mxd_rc mxd_shard_step(mxd_shard *s, const mxd_step *step, mxd_step_result *resul
                            .logits = s->logits};
     mxd_rc rc = mxd_model_forward(s->model, &f, err);
     if (rc) {
-        for (int i = 0; i < step->n_runs; i++) empty_slot(s, step->runs[i].slot);
+        empty_slots(s, step);
         return rc;
     }
     keep_states(s, step);
-    if (s->has_head) sample_all(s, step, result);
-    return MXD_OK;
+    if (!s->has_head) return MXD_OK;
+    rc = s->opts.group ? sample_split(s, step, result, err) : sample_all(s, step, result);
+    if (rc) empty_slots(s, step);
+    return rc;
 }

@@ -30,8 +30,9 @@ typedef struct mxd_shard_opts {
     bool (*progress)(void *ctx, uint64_t bytes_done, uint64_t bytes_total);
     void *progress_ctx;
     /* Tensor parallelism: this shard is one rank of a group that holds the layers together. All
-     * ranks take the same options but the group's rank, and the same steps in the same order; each
-     * gets the same results. */
+     * ranks take the same options but the group's rank, and the same steps in the same order, and
+     * want the same of their results; each gets the same. Logits come together only when the
+     * caller wants them: a token takes a few numbers of every rank (mxd_sample_split). */
     const mxd_group *group; /* NULL: alone */
     const double *shares;   /* [group->size] how much each rank takes, in proportion; NULL: equal */
 } mxd_shard_opts;

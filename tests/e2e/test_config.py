@@ -59,6 +59,53 @@ def test_plan_for_a_described_cluster(tmp_path):
     assert len(plan["stages"]) == 2 and plan["reasons"] and plan["decode_tokens_per_s"] > 0
 
 
+def three_nodes(path, latency_us):
+    names = "abc"
+    path.write_text(json.dumps({
+        "nodes": [{"name": n, "memory_bytes": 16e9, "bandwidth_bytes_per_s": 20e9, "ops_per_s": 2e11} for n in names],
+        "links": [{"a": a, "b": b, "latency_us": latency_us, "bandwidth_bytes_per_s": 1e10}
+                  for a in names for b in names if a < b]}))
+    return str(path)
+
+
+def test_plan_of_ranks(tmp_path):
+    nodes = three_nodes(tmp_path / "nodes.json", 1)
+    args = ["mlx-dist-config", "plan", "demo", "--nodes", nodes, "--json"]
+    done = run(*args, "--tensor-split", "1,3,0")
+    assert done.returncode == 0, done.stderr
+    (stage,) = json.loads(done.stdout)["stages"]
+    assert [r["node"] for r in stage["ranks"]] == ["a", "b"] and stage["node"] == "a"
+    assert [r["share"] for r in stage["ranks"]] == [0.25, 0.75]
+    assert all(r["planned_bytes"] < r["free_bytes"] for r in stage["ranks"])
+    done = run(*args, "--tensor-parallel-size", "2", "--pipeline-parallel-size", "1")
+    (stage,) = json.loads(done.stdout)["stages"]
+    assert len(stage["ranks"]) == 2 and stage["exchange_ms"] > 0
+
+
+@pytest.mark.parametrize("args,says", [
+    (["--tensor-parallel-size", "2", "--pipeline-parallel-size", "2"], "need 4 nodes, there are 3"),
+    (["--tensor-split", "1,1"], "for 2 nodes, there are 3"),
+    (["--layer-split", "3,3"], "for 2 nodes, there are 3"),
+    (["--tensor-split", "1,1,1", "--tensor-parallel-size", "2"], "no groups of"),
+    (["--layer-split", "2,2,2", "--pipeline-parallel-size", "2"], "asks for 2"),
+    (["--tensor-split", "0,0,0"], "every part is 0"),
+])
+def test_plan_options_that_contradict(args, says, tmp_path):
+    nodes = three_nodes(tmp_path / "nodes.json", 1)
+    done = run("mlx-dist-config", "plan", "demo", "--nodes", nodes, *args)
+    assert done.returncode == 2 and says in done.stderr, done.stderr
+
+
+def test_dry_run_of_local_ranks(tmp_path):
+    done = run("mlx-dist-server", "demo", "--local-workers", "2", "--tensor-parallel-size", "2", "--dry-run", "--json",
+               XDG_CONFIG_HOME=str(tmp_path), HF_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (stage,) = json.loads(done.stdout)["stages"]
+    assert [r["share"] for r in stage["ranks"]] == [0.5, 0.5]
+    done = run("mlx-dist-server", "demo", "--local-workers", "3", "--tensor-parallel-size", "2", "--dry-run")
+    assert done.returncode == 2 and "3 workers must get layers" in done.stderr
+
+
 def test_plan_that_does_not_fit_names_bytes_and_context(tmp_path):
     nodes = tmp_path / "nodes.json"
     nodes.write_text(json.dumps({"nodes": [{"name": "tiny", "memory_bytes": 30_000_000}]}))

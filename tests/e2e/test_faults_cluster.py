@@ -2,15 +2,20 @@
 
 As test_faults.py, whose helpers it uses: rows 8, 9, 12, 25, 29, 34 and 35 of docs/faults.md.
 """
+import json
 import os
+import shutil
 import signal
+import socket
+import subprocess
 import threading
 import time
 
 import pytest
 
+import test_programs as programs
 from test_faults import Proxy, loopback_is_a_net, report, stage_pids, stall_ms
-from test_programs import (Answer, Worker, all_serve, alive, free_port, nodes, places, run, start,
+from test_programs import (DEMO, Answer, Worker, all_serve, alive, free_port, nodes, places, run, start,
                            state, wait_until)
 
 assert places  # nobody's own configuration, caches or keys
@@ -41,8 +46,6 @@ def box(place, name, join, *options):
 
 def while_starting(port, join):
     """Runs `join` beside what follows, once something listens on the port."""
-    import socket
-
     def main():
         def listens():
             with socket.socket() as s:
@@ -96,6 +99,8 @@ def test_step_that_hangs_on_a_remote_worker(hangs, tmp_path):
     boxes[0].process.send_signal(signal.SIGUSR2)
     assert a.result() == want
     assert order(s) == ["local-0"]
+    assert "split_not_used nodes=1" in s.text()
+    assert any("layer split" in r for r in state(s)["plan"]["reasons"])
     assert Answer(s).result() == want
     boxes[0].process.send_signal(signal.SIGUSR2)
     wait_until(lambda: serving(s, "box"), timeout=70)
@@ -150,3 +155,55 @@ def test_link_between_two_workers(tmp_path):
         for b in boxes:
             b.end(signal.SIGKILL)
         proxy.stop()
+
+
+# ------------------------------------------------------------- row 34: other numbers on one node
+
+
+def other_numbers(folder):
+    """The demo model with a byte changed in the middle of each of its tensors of weights."""
+    shutil.copytree(DEMO, folder)
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    n = int.from_bytes(data[:8], "little")
+    for name, t in json.loads(data[8:8 + n]).items():
+        if name.endswith(".weight") and name != "__metadata__":
+            begin, end = t["data_offsets"]
+            data[8 + n + (begin + end) // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+def test_model_with_other_numbers_on_one_node(tmp_path):
+    """Same names, same shapes, other numbers: each side has a model at this path of its own folder.
+    What the first run answered is kept: the worker is found to be the wrong one of the two, is left
+    out, in words, and no client sees a token of its."""
+    keys, port, token = new_cluster(tmp_path)
+    argv = [programs.program("server"), "models/demo", "--port", "0", "--alias", "demo",
+            "--cluster-listen", f"127.0.0.1:{port}", "--local-workers", "1", "--ctx-size", "2048",
+            *keys]
+    s = programs.Checked(argv)
+    want = Answer(s).result()
+    assert (tmp_path / "server" / "canary").read_text().count("\n") == 1
+    assert s.stop() == 0
+    (tmp_path / "box" / "models").mkdir(parents=True)
+    other_numbers(tmp_path / "box" / "models" / "demo")
+    worker = []
+
+    def join():
+        worker.append(subprocess.Popen(
+            [programs.program("worker"), "--join", f"127.0.0.1:{port}", "--state-dir",
+             str(tmp_path / "box" / "state"), "--name", "box", "--token", token()],
+            cwd=tmp_path / "box", stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL))
+    while_starting(port, join)
+    s = programs.Checked(argv + ["--pipeline-parallel-size", "2", "--layer-split", "3,3"])
+    try:
+        assert Answer(s).result() == want
+        assert order(s) == ["local-0"]
+        assert "numbers" in (state(s)["problem"] or s.text())
+        for _ in range(3):
+            assert Answer(s).result() == want
+        assert s.stop() == 0
+    finally:
+        worker[0].kill()
+        worker[0].wait()

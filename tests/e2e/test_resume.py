@@ -95,8 +95,24 @@ def undisturbed(server, b):
     return text(s.read())
 
 
+made = []
+
+
 def server(tmp_path, *options):
-    return start("--state-dir", tmp_path / "state", "--ctx-size", 2048, *options)
+    s = start("--state-dir", tmp_path / "state", "--ctx-size", 2048, *options)
+    made.append(s)
+    return s
+
+
+@pytest.fixture(autouse=True)
+def none_stays():
+    """A test that fails leaves no server behind."""
+    before = len(made)
+    yield
+    for s in made[before:]:
+        if s.process.poll() is None:
+            s.process.kill()
+    del made[before:]
 
 
 def kill(s):
@@ -264,6 +280,22 @@ def test_everything_that_makes_an_event_comes_back(tmp_path):
     usage, then = json.loads(after[-2][1])["usage"], json.loads(rest[-2][1])["usage"]
     for field in ("prompt_tokens", "completion_tokens"):
         assert usage[field] == then[field]
+    assert s.stop() == 0
+
+
+def test_tool_calls_come_back_with_their_ids(tmp_path):
+    tool = {"type": "function",
+            "function": {"name": "get_weather", "description": "weather of a city",
+                         "parameters": {"type": "object", "required": ["city"],
+                                        "properties": {"city": {"type": "string"}}}}}
+    b = {"model": "demo", "stream": True, "temperature": 0, "max_tokens": 300, "tools": [tool],
+         "messages": [{"role": "user", "content": "What is the weather in Paris?"}]}
+    s = server(tmp_path)
+    a = post(s, b)
+    assert "tool_calls" in str(a.read())
+    kill(s)
+    s = server(tmp_path)
+    assert resume(s, a.id).read() == a.events
     assert s.stop() == 0
 
 

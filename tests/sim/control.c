@@ -124,6 +124,13 @@ static void install(const mxd_coord_action *a) {
     sim_send(e, LANE_DOWN, true);
 }
 
+/* Who has the right numbers may be left out only while somebody there has not. */
+static void left_out(const mxd_coord_action *a) {
+    bool any = false;
+    for (int i = 0; i < W.n_procs; i++) any = any || W.procs[i].wrong;
+    if (a->node < 0 || !any) sim_fail("SAFETY: the canary is wrong about a node");
+}
+
 static void act(const mxd_coord_action *a, const mxd_coord_action *next) {
     switch (a->kind) {
     case MXD_ACT_WELCOME:
@@ -143,6 +150,9 @@ static void act(const mxd_coord_action *a, const mxd_coord_action *next) {
         break;
     case MXD_ACT_STEP:
         step(a);
+        break;
+    case MXD_ACT_CANARY:
+        left_out(a);
         break;
     case MXD_ACT_CHANGED:
     case MXD_ACT_DRAINED:
@@ -183,6 +193,9 @@ static void hello(const sim_event *e) {
     sim_coord_give(&(mxd_coord_event){.kind = MXD_COORD_HELLO, .link = e->link, .hello = &info});
 }
 
+/* What tells other numbers from the right ones, where the token is the same by chance. */
+static float sim_logprob(uint64_t act) { return (float)(act >> 40); }
+
 static void result(const sim_event *e) {
     struct mxd_core_result_run runs[SIM_RUNS];
     mxd_coord_event ev = {.kind = MXD_COORD_RESULT, .link = e->link};
@@ -193,7 +206,8 @@ static void result(const sim_event *e) {
         memset(&runs[n], 0, sizeof runs[n]);
         runs[n].request = r->request;
         runs[n].pos = r->pos + r->n;
-        runs[n++].sampled.token = r->token;
+        runs[n].sampled.token = r->token;
+        runs[n++].sampled.logprob = sim_logprob(r->proof);
     }
     ev.result = (mxd_core_result){.epoch = e->epoch, .step = e->step, .n = n, .runs = runs};
     sim_coord_give(&ev);
@@ -303,6 +317,19 @@ void sim_coord_event(sim_event *e) {
     sim_event_free(e);
 }
 
+/* What an earlier run has learned. */
+static mxd_core_canary known_answer(void) {
+    int32_t ids[MXD_CORE_CANARY_ROWS];
+    uint64_t kv[SIM_LAYERS] = {0}, act = 0;
+    int n = mxd_core_canary_ids(&W.cfg, ids);
+    for (int i = 0; i < n; i++) {
+        act = sim_embed(ids[i]);
+        for (int l = 0; l < SIM_LAYERS; l++) sim_layer(&kv[l], l, &act);
+    }
+    return mxd_core_canary_of(
+        &(mxd_sampled){.token = sim_sample(act, 0, (uint32_t)n), .logprob = sim_logprob(act)});
+}
+
 void sim_coord_boot(void) {
     W.cfg = (mxd_coord_cfg){.plan = plan,
                             .n_layers = SIM_LAYERS,
@@ -325,6 +352,8 @@ void sim_coord_boot(void) {
     W.cfg.page = sim_pick(1, SIM_PAGE);
     W.cfg.no_prefix_cache = sim_chance(W.swarm.crowd ? .4 : .1);
     W.cfg.recurrent = sim_chance(.2);
+    W.cfg.canary = true;
+    W.cfg.known = known_answer();
     sim_disk_reset();
     sim_coord_begin(0);
 }

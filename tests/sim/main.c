@@ -40,6 +40,7 @@ static void draw_swarm(void) {
     s->spawn_fails = rare(5, .1);
     s->load_fails = rare(10, .02);
     s->silent_death = rare(10, .1);
+    s->wrong = rare(20, .01);
     s->coord_crash = sim_chance(.6) ? 0 : sim_pick(1, 30) * .003;
     s->torn = rare(10, .1);
     s->delay_min_ms = sim_pick(0, 5);
@@ -102,6 +103,7 @@ static bool listed_once(int p) { /* not a second process with an id that is in u
     return true;
 }
 
+static bool of_use(int p) { return W.procs[p].up && !W.procs[p].wrong && listed_once(p); }
 static int planned_nodes(const mxd_plan *p) {
     int n = 0;
     for (int s = 0; s < p->n_stages; s++) n += p->stages[s].n_ranks;
@@ -113,7 +115,7 @@ static bool settled(void) {
     mxd_coord_view v;
     int live = 0;
     if (!sim_clients_done()) return false;
-    for (int i = 0; i < W.n_procs; i++) live += W.procs[i].up && listed_once(i);
+    for (int i = 0; i < W.n_procs; i++) live += of_use(i);
     mxd_coord_view_get(W.coord, &v);
     if (!live) return true;
     return v.state == MXD_COORD_SERVING && planned_nodes(v.plan) == live && !v.in_flight;
@@ -159,7 +161,7 @@ static bool hopeless(void) {
         const sim_proc *q = &W.procs[i];
         bool there = q->local >= 0 ? mxd_coord_node(W.coord, q->local)->state != MXD_NODE_LEFT
                                    : q->up && listed_once(i);
-        if (there) layers += q->capacity;
+        if (there && !q->wrong) layers += q->capacity;
     }
     return layers < SIM_LAYERS;
 }

@@ -77,6 +77,7 @@ static void forward_row(sim_proc *q, const sim_run *r, uint32_t pos, uint64_t *a
     for (int l = q->layer0; l < q->layer1; l++) {
         uint64_t kv = pos ? kv_at(q, r, pos - 1)[l] : 0;
         sim_layer(&kv, l, act);
+        if (q->wrong) kv ^= 1;
         kv_at(q, r, pos)[l] = kv;
     }
 }
@@ -98,8 +99,10 @@ static void forward_rows(sim_proc *q, sim_event *f) {
             s->kept = s->len;
             memcpy(s->kept_kv, kv_at(q, r, s->len - 1), sizeof s->kept_kv);
         }
-        if (r->sample && q->layer1 == SIM_LAYERS)
+        if (r->sample && q->layer1 == SIM_LAYERS) {
             r->token = sim_sample(f->act[row - 1], r->seed, r->pos + r->n);
+            r->proof = f->act[row - 1];
+        }
     }
 }
 
@@ -263,10 +266,22 @@ static void give_kind(int p, mxd_wcore_event_kind kind) {
 
 /* ------------------------------------------------------------------------------ life and death */
 
+/* One at a time, and none that shares its id: whom else could the core blame? The ranks of a stage
+ * mix their numbers, which this model does not. */
+static bool may_be_wrong(int p) {
+    for (int i = 0; i < W.n_procs; i++) {
+        if (W.procs[i].up && W.procs[i].wrong) return false;
+        if (i != p && W.procs[i].id == W.procs[p].id) return false;
+    }
+    return true;
+}
+
 void sim_proc_boot(int p) {
     sim_proc *q = &W.procs[p];
     q->up = true;
     q->left = q->hangs = q->busy = false;
+    q->wrong = false;
+    q->wrong = W.faults && W.ranks == 1 && sim_chance(W.swarm.wrong) && may_be_wrong(p);
     q->life++;
     q->incarnation = ++W.next_incarnation;
     q->paused_until = q->backoff_ms = q->data_ms = 0;

@@ -76,7 +76,8 @@ typedef struct sim_run {
     uint32_t pos;
     uint16_t slot, n, from;
     bool sample, begin, keep;
-    int32_t token; /* of a result */
+    int32_t token;  /* of a result */
+    uint64_t proof; /* of the numbers behind it */
 } sim_run;
 
 typedef struct sim_event {
@@ -127,6 +128,7 @@ typedef struct sim_proc {
     int id;    /* its node id is a letter; two processes may share one */
     int local; /* index in local_ids; -1: remote */
     bool up, left, hangs;
+    bool wrong;   /* it computes other numbers, until it starts again */
     int capacity; /* layers */
     int speed_ms; /* per step */
     int load_ms;  /* per layer */
@@ -181,7 +183,7 @@ typedef struct sim_client {
 
 typedef struct sim_swarm { /* drawn anew for every seed, so that runs differ in kind */
     double lose, dup, late, cut, heal, crash, restart, pause, hang, link_break, leave, spawn_fails,
-        load_fails, silent_death, coord_crash, torn;
+        load_fails, silent_death, coord_crash, torn, wrong;
     int delay_min_ms, delay_max_ms, faults_ms, tick_ms;
     bool crowd; /* requests come together, much alike, in small chunks, and are often cancelled */
 } sim_swarm;

@@ -3,67 +3,27 @@
 #include "ranges_kit.h"
 
 #include <dirent.h>
-#include <pthread.h>
 #include <stdlib.h>
+#include "group_kit.h"
 #include "model/model.h"
 
 enum { CHUNK = 7, N_CHUNKS = 3, N_STEPS = 15, MAX_RUNS = 2, MAX_ROWS = 16 };
 
-/* --------------------------------------------------------------------------- meeting in memory */
-
-typedef struct room { /* where the ranks of a stage meet */
-    pthread_mutex_t lock;
-    pthread_cond_t moved;
-    int size, here;
-    unsigned round;
-    bool broken; /* some rank has failed: nobody waits any more */
-    const float *given[MXD_MAX_RANKS];
-} room;
-
 typedef struct rank {
-    room *room;
-    mxd_group group;
+    kit_member member;
     mxd_shard *shard;
     const pk_model *m;
     const float *in; /* [N_STEPS, MAX_ROWS, hidden], of the stage before; NULL: there is none */
-    float *out;      /* the same, or the logits [N_STEPS, MAX_RUNS, vocab] */
+    float *out;      /* the same, or the logits [N_STEPS, MAX_RUNS, vocab], and the tokens behind */
     mxd_rc rc;
     mxd_err err;
-    pthread_t thread;
 } rank;
-
-static bool meet(room *m) {
-    pthread_mutex_lock(&m->lock);
-    unsigned round = m->round;
-    if (++m->here == m->size) {
-        m->here = 0;
-        m->round++;
-        pthread_cond_broadcast(&m->moved);
-    }
-    while (round == m->round && !m->broken) pthread_cond_wait(&m->moved, &m->lock);
-    bool ok = !m->broken;
-    pthread_mutex_unlock(&m->lock);
-    return ok;
-}
-
-static mxd_rc exchange(void *ctx, float *all, const size_t *n_each, mxd_err *err) {
-    rank *r = ctx;
-    float *mine = all;
-    for (int i = 0; i < r->group.rank; i++) mine += n_each[i];
-    r->room->given[r->group.rank] = mine;
-    bool ok = meet(r->room);
-    for (int i = 0; ok && i < r->group.size; all += n_each[i++])
-        if (n_each[i] && i != r->group.rank)
-            memcpy(all, r->room->given[i], n_each[i] * sizeof *all);
-    if (ok) ok = meet(r->room); /* before `mine` changes */
-    return ok ? MXD_OK : mxd_fail(err, MXD_E_CANCELED, "another rank failed");
-}
 
 /* ----------------------------------------------------------------------------------- the steps */
 
 /* Sevens, then ones, of one sequence; beside it a second, by twos and ones, from the third step on.
  */
-static int step_runs(int step, mxd_step_run runs[MAX_RUNS]) {
+static int place_runs(int step, mxd_step_run runs[MAX_RUNS]) {
     bool prompt = step < N_CHUNKS;
     int pos = prompt ? step * CHUNK : N_CHUNKS * CHUNK + step - N_CHUNKS;
     runs[0] =
@@ -76,6 +36,19 @@ static int step_runs(int step, mxd_step_run runs[MAX_RUNS]) {
     return 2;
 }
 
+static int step_runs(int step, mxd_step_run runs[MAX_RUNS]) {
+    static const mxd_sampling ways[] = {
+        {0},
+        {.logprobs = true, .n_top = 5},
+        {.temperature = 0.8f, .seed = 3, .logprobs = true},
+        {.temperature = 0.9f, .seed = 4, .top_p = 0.95f, .top_k = 20, .repetition = 1.2f},
+        {.temperature = 2, .seed = 5, .top_p = 0.99f, .n_top = 20, .presence = 1},
+    };
+    int n = place_runs(step, runs);
+    for (int i = 0; i < n; i++) runs[i].how = ways[(size_t)(step + i) % MXD_COUNT(ways)];
+    return n;
+}
+
 static int step_ids(const pk_model *m, const mxd_step_run *runs, int n_runs, int32_t *ids) {
     int n = 0;
     for (int i = 0; i < n_runs; i++)
@@ -84,12 +57,26 @@ static int step_ids(const pk_model *m, const mxd_step_run *runs, int n_runs, int
     return n;
 }
 
+static size_t logit_floats(const pk_model *m) {
+    return (size_t)N_STEPS * MAX_RUNS * (size_t)m->vocab;
+}
+
+/* To a place that is all zeros, so that nothing lies between the fields. */
+static void put_token(float *all, int i, const mxd_sampled *from) {
+    mxd_sampled *to = (mxd_sampled *)(void *)all + i;
+    to->token = from->token;
+    to->logprob = from->logprob;
+    to->n_top = from->n_top;
+    memcpy(to->top_id, from->top_id, sizeof to->top_id);
+    memcpy(to->top_logprob, from->top_logprob, sizeof to->top_logprob);
+}
+
 static mxd_rc run_steps(rank *r) {
     size_t vocab = (size_t)r->m->vocab, hidden = (size_t)r->m->hidden;
     bool head = mxd_shard_has_head(r->shard);
     for (int s = 0; s < N_STEPS; s++) {
         mxd_step_run runs[MAX_RUNS];
-        mxd_sampled tokens[MAX_RUNS];
+        mxd_sampled tokens[MAX_RUNS] = {0};
         int32_t ids[MAX_ROWS];
         int n_runs = step_runs(s, runs);
         int n = step_ids(r->m, runs, n_runs, ids);
@@ -101,6 +88,8 @@ static mxd_rc run_steps(rank *r) {
         else
             out.hidden = r->out + at;
         MXD_TRY(mxd_shard_step(r->shard, &step, &out, &r->err));
+        for (int i = 0; head && i < n_runs; i++)
+            put_token(r->out + logit_floats(r->m), s * MAX_RUNS + i, &tokens[i]);
     }
     return MXD_OK;
 }
@@ -108,11 +97,7 @@ static mxd_rc run_steps(rank *r) {
 static void *run_rank(void *arg) {
     rank *r = arg;
     r->rc = run_steps(r);
-    if (!r->rc) return NULL;
-    pthread_mutex_lock(&r->room->lock);
-    r->room->broken = true;
-    pthread_cond_broadcast(&r->room->moved);
-    pthread_mutex_unlock(&r->room->lock);
+    if (r->rc) kit_room_break(r->member.room);
     return NULL;
 }
 
@@ -138,11 +123,11 @@ static void start(rank *r, const pk_stage *s, mxd_activations act) {
     for (int i = 0; i < s->size; i++) even = even && s->shares[i] == 0;
     o.layer0 = s->layer0;
     o.layer1 = s->layer1;
-    if (s->group || s->size > 1) o.group = &r->group;
+    if (s->group || s->size > 1) o.group = &r->member.group;
     if (!even) o.shares = s->shares;
     char own[64];
     if (s->alone)
-        ranges_kit_make(own, o.folder, o.layer0, o.layer1, s->size, o.shares, r->group.rank);
+        ranges_kit_make(own, o.folder, o.layer0, o.layer1, s->size, o.shares, r->member.group.rank);
     if (s->alone) o.folder = own;
     CHECK_OK(mxd_shard_open(&r->shard, &mxd_alloc_libc, &o, &r->err), &r->err);
     if (s->alone) ranges_kit_remove(own); /* what is open stays */
@@ -163,25 +148,24 @@ static void finish(const rank *ranks, const pk_stage *s, int i) {
 /* What rank 0 gives; the caller frees it. */
 static float *run_stage(const pk_model *m, mxd_activations act, const pk_stage *s,
                         const float *in) {
-    room meeting = {.size = s->size};
+    kit_room meeting;
     rank ranks[PK_MAX_RANKS] = {0};
-    pthread_mutex_init(&meeting.lock, NULL);
-    pthread_cond_init(&meeting.moved, NULL);
+    kit_room_begin(&meeting, s->size);
     for (int i = 0; i < s->size; i++) {
         rank *r = &ranks[i];
-        *r = (rank){.room = &meeting, .group = {i, s->size, r, exchange}, .m = m, .in = in};
+        *r = (rank){.m = m, .in = in};
+        kit_join_room(&r->member, &meeting, i);
         start(r, s, act);
     }
     if (s->size == 1) {
         run_rank(&ranks[0]);
     } else {
         for (int i = 0; i < s->size; i++)
-            CHECK(!pthread_create(&ranks[i].thread, NULL, run_rank, &ranks[i]));
-        for (int i = 0; i < s->size; i++) pthread_join(ranks[i].thread, NULL);
+            CHECK(!pthread_create(&ranks[i].member.thread, NULL, run_rank, &ranks[i]));
+        for (int i = 0; i < s->size; i++) pthread_join(ranks[i].member.thread, NULL);
     }
     for (int i = s->size - 1; i >= 0; i--) finish(ranks, s, i);
-    pthread_mutex_destroy(&meeting.lock);
-    pthread_cond_destroy(&meeting.moved);
+    kit_room_end(&meeting);
     return ranks[0].out;
 }
 
@@ -221,7 +205,9 @@ void pk_open(pk_model *m, const char *name) {
     mxd_model_close(model);
 }
 
-size_t pk_floats(const pk_model *m) { return (size_t)N_STEPS * MAX_RUNS * (size_t)m->vocab; }
+size_t pk_floats(const pk_model *m) {
+    return logit_floats(m) + (size_t)N_STEPS * MAX_RUNS * sizeof(mxd_sampled) / sizeof(float);
+}
 
 pk_plan pk_whole(const pk_model *m) { return (pk_plan){1, {{.layer1 = m->n_layers, .size = 1}}}; }
 

@@ -37,9 +37,10 @@ int pk_list(char names[PK_MAX_MODELS][64]);
 /* tests/conformance/models/NAME. */
 void pk_open(pk_model *m, const char *name);
 
-size_t pk_floats(const pk_model *m); /* of all logits of a run */
+size_t pk_floats(const pk_model *m); /* of all logits and tokens of a run */
 
-/* Runs all steps through the stages; logits [pk_floats]. Fails unless all ranks of a stage agree.
+/* Runs all steps through the stages; to logits [pk_floats], tokens behind them. Fails unless all
+ * ranks of a stage agree.
  */
 void pk_run(const pk_model *m, mxd_activations act, const pk_plan *plan, float *logits);
 

@@ -1,7 +1,6 @@
 /* The CPU backend: every operation against double precision, loading, and its failures. */
 #include <math.h>
 #include <stdlib.h>
-#include <unistd.h>
 #include "backend_kit.h"
 #include "kernels/kernels.h"
 #include "test.h"
@@ -573,40 +572,6 @@ TEST(backend_weights_do_not_share_bytes) {
         for (int c = 0; c < 3 * W; c++)
             CHECK(x[c] == (float)kit_value(&k, &src[i], ids[c / W], c % W));
     }
-    b->ops->close(b);
-    kit_end(&k);
-}
-
-/* A table that is only looked up takes no memory, and its rows come from the file as it is now. */
-TEST(backend_tables_stay_in_their_files) {
-    enum { W = 64, ROWS = 40 };
-    kit k;
-    kit_begin(&k);
-    kit_affine(&k, "t", MXD_DTYPE_BF16, ROWS, W, 4, 32);
-    kit_open(&k);
-    mxd_backend *b = open_cpu((mxd_backend_opts){.threads = 2});
-    mxd_weight_src s = kit_src(&k, "t", MXD_W_LOOKUP, ROWS, W, 4, 32, 0);
-    uint64_t before = b->ops->bytes(b);
-    mxd_weight *t = load(b, &s);
-    CHECK_EQ(b->ops->bytes(b), before);
-    CHECK_EQ(mxd_weight_bytes(&mxd_alloc_libc, &s, 8, NULL), 0);
-    setup(b, ROWS, 1, (int[]){W});
-    int32_t ids[ROWS];
-    for (int i = 0; i < ROWS; i++) ids[i] = ROWS - 1 - i;
-    mxd_run run = {0, ROWS, 0, NULL};
-    const mxd_batch batch = {ROWS, 1, &run, ids};
-    float y[ROWS * W];
-    mxd_err err = {0};
-    for (int cut = 0; cut < 2; cut++) {
-        if (cut) CHECK_EQ(truncate(k.file, 1000), 0); /* somebody has changed it */
-        b->ops->begin(b, &batch);
-        b->ops->embed(b, 0, t);
-        CHECK_EQ(b->ops->output(b, 0, y, &err), cut ? MXD_E_IO : MXD_OK);
-        CHECK_EQ(b->ops->end(b, &err), MXD_OK);
-        for (int i = 0; !cut && i < ROWS * W; i++)
-            CHECK(fabs(y[i] - kit_value(&k, &s, ids[i / W], i % W)) < 1e-6);
-    }
-    CHECK(strstr(err.msg, "row of a table") != NULL);
     b->ops->close(b);
     kit_end(&k);
 }

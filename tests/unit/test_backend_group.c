@@ -270,3 +270,19 @@ TEST(backend_cuts_that_cannot_be_are_refused) {
     }
     kit_end(&k);
 }
+
+/* A rank that wants only its own outputs keeps no room for those of others. */
+TEST(backend_part_of_a_product_needs_no_exchange) {
+    kit k;
+    kit_begin(&k);
+    kit_affine(&k, "w", MXD_DTYPE_BF16, 32, 256, 4, 64);
+    kit_open(&k);
+    const mxd_cut cut = {0, 2, MXD_ALONG_OUT, {0, 16, 32}};
+    uint64_t exchange_bytes = 0;
+    mxd_weight_src s = kit_src(&k, "w", MXD_W_LINEAR, 32, 256, 4, 64, 64);
+    s.cut = &cut;
+    CHECK(mxd_weight_bytes(&mxd_alloc_libc, &s, ROWS, &exchange_bytes) > 0 && exchange_bytes > 0);
+    s.use |= MXD_W_PART;
+    CHECK(mxd_weight_bytes(&mxd_alloc_libc, &s, ROWS, &exchange_bytes) > 0 && exchange_bytes == 0);
+    kit_end(&k);
+}

@@ -547,7 +547,12 @@ static void check_state(mxd_cluster *c, size_t n_nodes) {
     const json_t *nodes = at(s, "nodes", JSON_ARRAY);
     CHECK_EQ(json_array_size(nodes), n_nodes);
     json_array_foreach(nodes, i, v) check_node(v, "serving");
-    at(s, "links", JSON_ARRAY);
+    const json_t *links = at(s, "links", JSON_ARRAY); /* each has measured its way to us */
+    CHECK_EQ(json_array_size(links), n_nodes);
+    json_array_foreach(links, i, v) {
+        CHECK(json_real_value(at(v, "latency_us", JSON_REAL)) > 0);
+        CHECK(json_real_value(at(v, "bandwidth_bytes_per_s", JSON_REAL)) > 0);
+    }
     const json_t *r = at(s, "requests", JSON_OBJECT);
     CHECK_EQ(json_integer_value(at(r, "running", JSON_INTEGER)), 0);
     CHECK_EQ(json_integer_value(at(r, "queued", JSON_INTEGER)), 0);
@@ -721,9 +726,9 @@ static void open_remote(open_cluster *o, int min_nodes, int uses, const char *fo
     c.state_dir = o->state;
     c.min_nodes = min_nodes;
     if (min_nodes == 2) { /* one machine would be faster alone */
-        c.n_split = 2;
-        c.split[0] = 4;
-        c.split[1] = 2;
+        c.shape.n_split = 2;
+        c.shape.split[0] = 4;
+        c.shape.split[1] = 2;
     }
     c.spend_secret = spend;
     c.spend_ctx = o;

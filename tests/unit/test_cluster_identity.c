@@ -147,6 +147,17 @@ TEST(cluster_worker_address_must_be_one) {
     mxd_free(libc, ca);
 }
 
+/* Where nobody else can come, a split for other nodes is a mistake of the start. */
+TEST(cluster_layer_split_for_other_nodes) {
+    char folder[1024];
+    mxd_cluster *c;
+    mxd_err err = {0};
+    mxd_cluster_opts o = {.folder = test_path(folder, "../models/demo"), .shape.n_split = 2};
+    o.shape.split[0] = o.shape.split[1] = 3;
+    CHECK_EQ(mxd_cluster_open(&c, libc, &o, &err), MXD_E_INVAL);
+    CHECK(strstr(err.msg, "layer split is for 2 nodes"));
+}
+
 /* --------------------------------------------------------------------- programs of other versions
  */
 

@@ -360,6 +360,42 @@ TEST(core_our_own_sleep_is_nobodys_silence) {
     end();
 }
 
+/* On a machine with too much to do every tick is late, and what the nodes have said meanwhile lies
+ * behind it: a pause of theirs on top is no death. Who says nothing at all is still found. */
+TEST(core_our_own_lateness_is_nobodys_silence) {
+    serving_two();
+    for (int i = 0; i < 20; i++) {
+        for (int k = 0; k < 3; k++) {
+            t.now += 400;
+            give((mxd_coord_event){.kind = MXD_COORD_TICK});
+        }
+        beat(1);
+        beat(2);
+    }
+    CHECK_EQ(view().n_epochs, 2);
+    CHECK_EQ(mxd_coord_node(t.c, 1)->state, MXD_NODE_SERVING);
+    for (int i = 0; i < 30; i++) {
+        t.now += 400;
+        beat(1);
+        give((mxd_coord_event){.kind = MXD_COORD_TICK});
+    }
+    CHECK(mxd_coord_node(t.c, 0)->stage == 0 && view().plan->n_stages == 1);
+    CHECK(mxd_coord_node(t.c, 1)->state >= MXD_NODE_SUSPECT);
+    end();
+}
+
+TEST(core_a_result_is_a_sign_of_life) {
+    serving_two();
+    for (int i = 0; i < 60; i++) {
+        t.now += 50;
+        beat(1);
+        give((mxd_coord_event){.kind = MXD_COORD_RESULT, .link = 2, .result = {.epoch = 1}});
+        give((mxd_coord_event){.kind = MXD_COORD_TICK});
+    }
+    CHECK_EQ(mxd_coord_node(t.c, 1)->state, MXD_NODE_SERVING);
+    end();
+}
+
 TEST(core_dead_local_workers_come_back_slower_each_time) {
     begin_with(1);
     const int64_t gaps[] = {100, 200, 400, 800, 1600, 3200, 5000, 5000};

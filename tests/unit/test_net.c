@@ -1,6 +1,8 @@
 /* One suite for every transport: what transport.h promises, whatever carries the messages. */
 #include "net_kit.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include "base/clock.h"
 #include "net/address.h"
 #include "net/links.h"
@@ -358,6 +360,86 @@ TEST(links_are_never_numbered_twice_and_end_at_the_limit) {
     CHECK_OK(mxd_links_add(&t, &things[0], &id, &err), &err);
     CHECK(id != ids[7] && !mxd_links_get(&t, ids[7]) && mxd_links_get(&t, id) == &things[0]);
     mxd_links_deinit(&t);
+}
+
+/* ------------------------------------------------------------------------------ driving threads */
+
+typedef struct driven {
+    net_node *n;
+    atomic_int inside;   /* sinks that run */
+    atomic_bool crossed; /* two did at a time */
+    atomic_bool stop;
+    pthread_t main; /* whose deliveries are counted */
+    atomic_int here;
+    uint64_t next[MXD_LANE_COUNT]; /* the number that must come, on each link */
+    atomic_int bad;
+} driven;
+
+static void check_driven(net_node *n, const mxd_net_event *ev) {
+    driven *d = n->ctx;
+    if (atomic_fetch_add(&d->inside, 1)) atomic_store(&d->crossed, true);
+    if (pthread_equal(pthread_self(), d->main)) atomic_fetch_add(&d->here, 1);
+    uint64_t seq = UINT64_MAX;
+    if (ev->head->len == sizeof seq) memcpy(&seq, ev->head->bytes, sizeof seq);
+    if (seq != d->next[ev->lane]++) atomic_fetch_add(&d->bad, 1);
+    if (ev->payload) mxd_sleep_ms(1); /* long enough for another to come in between */
+    atomic_fetch_sub(&d->inside, 1);
+}
+
+static void *drive_too(void *arg) {
+    driven *d = arg;
+    while (!atomic_load(&d->stop)) (void)d->n->t->ops->drive(d->n->t, 100000);
+    return NULL;
+}
+
+static uint64_t count_of(net_node *n) {
+    pthread_mutex_lock(&n->lock);
+    uint64_t got = n->n_messages;
+    pthread_mutex_unlock(&n->lock);
+    return got;
+}
+
+/* Threads that wait deliver, one at a time with the transport's own; when they stay away it goes on
+ * alone, at once after rest. */
+SUITE(threads_that_wait_may_drive) {
+    enum { MANY = 3000 };
+    net_world w;
+    net_node a, b;
+    mxd_link ab, ba;
+    pthread_t other;
+    kit_open(&w, kind);
+    kit_node(&w, &a, "node-a", NULL);
+    kit_node(&w, &b, "node-b", NULL);
+    const mxd_transport_ops *ops = b.t->ops;
+    CHECK((ops->drive != NULL) == (kind != NET_LOOPBACK));
+    driven d = {.n = &b, .main = pthread_self()};
+    kit_on(&b, check_driven, &d);
+    mxd_link ab2, ba2; /* one link alone has one message at a time */
+    kit_join(&a, &b, MXD_LANE_GROUP, &ab, &ba);
+    kit_join(&a, &b, MXD_LANE_CONTROL, &ab2, &ba2);
+    for (uint64_t i = 0; ops->drive && i < MANY; i++) {
+        send_numbered(&a, ab, i, i % 50 ? 0 : 100);
+        send_numbered(&a, ab2, i, i % 50 ? 0 : 100);
+        while (i < MANY / 2 && count_of(&b) <= 2 * i) (void)ops->drive(b.t, i % 3 * 50000);
+        if (i == MANY / 2) CHECK(pthread_create(&other, NULL, drive_too, &d) == 0);
+        if (i > MANY / 2) (void)ops->drive(b.t, 0);
+    }
+    if (ops->drive) {
+        atomic_store(&d.stop, true);
+        pthread_join(other, NULL);
+        CHECK(atomic_load(&d.here) > 0);
+        ops->rest(b.t);
+        kit_messages(&b, 2 * MANY); /* nobody drives */
+        for (uint64_t i = 0; i < 100; i++) send_numbered(&a, ab, MANY + i, 0);
+        kit_messages(&b, 2 * MANY + 100);
+    }
+    CHECK(!atomic_load(&d.crossed));
+    CHECK_EQ(atomic_load(&d.bad), 0);
+    ops->hangup(b.t, ba);
+    kit_down(&a, ab);
+    kit_node_close(&a);
+    kit_node_close(&b);
+    kit_close(&w);
 }
 
 TEST_OOM(loopback_survives_short_memory) {

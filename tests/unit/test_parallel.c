@@ -1,5 +1,7 @@
 /* Tensor parallelism: shares and their sizes, and what fails when a rank does. That ranks give the
  * bits of one node: test_matrix.c. */
+#include <math.h>
+
 #include "model/model.h"
 #include "parallel_kit.h"
 
@@ -34,6 +36,54 @@ TEST(parallel_shares_are_all_of_the_model_and_follow_weights) {
         CHECK(a < whole && b < a && a + b >= whole && a + b < whole + 16384);
     }
     mxd_model_close(m);
+}
+
+/* The planner knows a model by its sizes only; what it plans is what a rank holds, but for tiles of
+ * 16 rows at the edges of parts. */
+static double planned_layer(const mxd_model_cuts *c, const mxd_shares *s, int r, int l) {
+    double sum = c->whole[l];
+    for (int a = 0; a < MXD_AXES; a++) {
+        const int *edge = mxd_axis_edges(s, (mxd_axis)a);
+        if (a != MXD_BY_TOKEN) sum += c->per[a][l] * (edge[r + 1] - edge[r]);
+    }
+    return sum;
+}
+
+TEST(parallel_sizes_tell_the_bytes_of_shares) {
+    static const double weights[][4] = {{1, 0, 0, 0}, {1, 1, 0, 0}, {3, 5, 2, 0}, {9, 1, 4, 2}};
+    static const char *const all[] = {
+        "kv3-inter320",  "tied-bf16",        "moe-8bit",        "moe-mixed",
+        "gpt-oss-odd",   "gemma2-capped",    "phi3-plain",      "untied-f16",
+        "gpt-oss-mxfp4", "llama-yarn-bias",  "glm4-moe-groups", "mixed-overrides",
+        "hidden192",     "gemma4-shared",    "deepseek-mixed",  "kimi-k2",
+        "minimax-mxfp8", "qwen3-next-plain", "qwen3_5-6bit"};
+    static mxd_model_sizes z, held; /* too big for a stack */
+    for (size_t i = 0; i < MXD_COUNT(all); i++) {
+        mxd_model *m = open_model(all[i]);
+        mxd_err err = {0};
+        mxd_model_sizes_get(m, 64, MXD_KV_F16, &z);
+        if (!z.cuts.possible) fail_msg("%s cannot be cut", all[i]);
+        for (int size = 1; size <= 4; size++) {
+            mxd_shares s, same;
+            CHECK_OK(mxd_model_share(m, size, weights[size - 1], &s, &err), &err);
+            CHECK_OK(mxd_cuts_share(&z.cuts, size, weights[size - 1], &same, &err), &err);
+            CHECK_EQ(memcmp(&s, &same, sizeof s), 0);
+            for (int r = 0; r < size; r++) {
+                mxd_model_share_sizes(m, &s, r, 64, MXD_KV_F16, &held);
+                for (int l = 0; l < z.n_layers; l++) {
+                    double want = (double)held.layer_bytes[l];
+                    double got = planned_layer(&z.cuts, &s, r, l);
+                    if (fabs(got - want) > 0.03 * want + 16 * 1024)
+                        fail_msg("%s, rank %d of %d, layer %d: %.0f, it holds %.0f", all[i], r,
+                                 size, l, got, want);
+                }
+                double head =
+                    z.cuts.norm_bytes + z.cuts.head_per_id * (s.vocab[r + 1] - s.vocab[r]);
+                CHECK(fabs(head - (double)held.head_bytes) <= 0.03 * head + 16 * 1024);
+            }
+        }
+        mxd_model_close(m);
+    }
 }
 
 TEST(parallel_shares_that_cannot_be_are_refused) {
@@ -95,7 +145,7 @@ static held load_rank(const char *name, const mxd_group *g, const mxd_shares *sh
 /* Sizes of the layers of one rank against what its backend holds. */
 static void check_sizes(const char *name, const mxd_group *g, const mxd_shares *shares,
                         const mxd_model_sizes *s, int layer0, int layer1) {
-    uint64_t weights = 0, kv = 0, state = 0;
+    uint64_t weights = 0, kv = 0, state = 0, slack = s->reembed ? 1024 : 0;
     bool first = layer0 == 0, last = layer1 == s->n_layers;
     for (int l = layer0; l < layer1; l++) {
         weights += s->layer_bytes[l];
@@ -108,7 +158,7 @@ static void check_sizes(const char *name, const mxd_group *g, const mxd_shares *
     held pages = load_rank(name, g, shares, layer0, layer1, 4, 1);
     held states = load_rank(name, g, shares, layer0, layer1, 0, 5);
     CHECK_EQ(none.done, none.total);
-    if (none.weights != weights)
+    if (none.weights < weights || none.weights > weights + slack)
         fail_msg("%s: weights: %llu planned, %llu held", name, (unsigned long long)weights,
                  (unsigned long long)none.weights);
     CHECK_EQ(pages.all - none.all, 4 * MXD_KV_PAGE_TOKENS * kv);
@@ -130,7 +180,8 @@ static void check_group(const char *name, const mxd_model *m, int size, const do
         check_sizes(name, &g, &shares, &s, 0, s.n_layers);
         for (int l = 0; l < s.n_layers; l++)
             CHECK_EQ(mxd_model_share_bytes(m, &shares, r, l), s.layer_bytes[l]);
-        CHECK_EQ(mxd_model_share_bytes(m, &shares, r, s.n_layers), s.head_bytes + s.embed_bytes);
+        uint64_t ends = s.head_bytes + (s.tied ? 0 : s.embed_bytes);
+        CHECK_EQ(mxd_model_share_bytes(m, &shares, r, s.n_layers), ends);
     }
 }
 
@@ -161,7 +212,8 @@ static mxd_rc lost(void *ctx, float *all, const size_t *n_each, mxd_err *err) {
 TEST(parallel_step_fails_when_an_exchange_does) {
     pk_model m;
     pk_open(&m, "tied-bf16");
-    for (int calls = 0; calls < 4; calls++) {
+    bool lost_one = true;
+    for (int calls = 0; lost_one; calls++) {
         int left = calls;
         const mxd_group g = {0, 2, &left, lost};
         mxd_shard_opts o = pk_options(&m, MXD_ACT_I8);
@@ -175,8 +227,11 @@ TEST(parallel_step_fails_when_an_exchange_does) {
         const mxd_step step = {1, 2, &run, ids, NULL};
         mxd_step_result out = {.tokens = &token};
         CHECK_EQ(mxd_shard_step(s, &step, &out, &err), MXD_E_PEER);
-        CHECK(strstr(err.msg, "rank 1 is lost") != NULL);
-        CHECK_EQ(left, -1); /* no call after the one that failed */
+        lost_one = strstr(err.msg, "rank 1 is lost") != NULL;
+        if (lost_one)
+            CHECK_EQ(left, -1); /* no call after the one that failed */
+        else
+            CHECK(calls > 4 && strstr(err.msg, "rank 1 sent") != NULL); /* zeros, for the token */
         run.pos = 2;
         CHECK_EQ(mxd_shard_step(s, &step, &out, &err), MXD_E_STALE);
         mxd_shard_close(s);

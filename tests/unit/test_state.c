@@ -107,7 +107,9 @@ TEST(nodes_file_reads) {
     CHECK_OK(read_nodes(&nodes,
                         "{\"nodes\":[{\"name\":\"a\",\"memory_bytes\":10,\"free_bytes\":7,"
                         "\"bandwidth_bytes_per_s\":1e9,\"ops_per_s\":2e9,\"must\":true},"
-                        "{\"name\":\"b\",\"memory_bytes\":20}],\"links\":[{\"a\":\"b\",\"b\":\"a\","
+                        "{\"name\":\"b\",\"memory_bytes\":20,\"host\":\"h\",\"link_us\":90,"
+                        "\"link_bytes_per_s\":1e7,\"paces\":{\"region_us\":2,\"tile_ns\":12}}],"
+                        "\"links\":[{\"a\":\"b\",\"b\":\"a\","
                         "\"latency_us\":150,\"bandwidth_bytes_per_s\":1e8}]}",
                         &err),
              &err);
@@ -115,6 +117,8 @@ TEST(nodes_file_reads) {
     CHECK_EQ(nodes.nodes[0].free_bytes, 7);
     CHECK_EQ(nodes.nodes[1].free_bytes, 20);
     CHECK(nodes.nodes[0].must && !nodes.nodes[1].must);
+    CHECK(strcmp(nodes.nodes[1].host, "h") == 0 && nodes.nodes[1].link_us == 90);
+    CHECK(nodes.nodes[1].link_bytes_per_s == 1e7 && nodes.nodes[1].paces.region_s == 2e-6);
     CHECK_EQ(nodes.links[0].a, 1);
     CHECK(nodes.links[0].latency_us == 150);
 }
@@ -130,6 +134,8 @@ TEST(nodes_file_mistakes) {
         {"{\"nodes\":[{\"name\":\"a\",\"memory_bytes\":-1}]}", "must be a number from 0"},
         {"{\"nodes\":[{\"name\":\"a\",\"memory_bytes\":1e300}]}", "must be a number from 0"},
         {"{\"nodes\":[{\"name\":\"a\",\"memory\":1}]}", "unknown key 'memory'"},
+        {"{\"nodes\":[{\"name\":\"a\",\"memory_bytes\":1,\"paces\":{\"x\":1}}]}",
+         "unknown key 'x'"},
         {"{\"nodes\":[{\"name\":\"a\",\"memory_bytes\":1},{\"name\":\"a\",\"memory_bytes\":1}]}",
          "twice"},
         {"{\"nodes\":[{\"name\":\"a\",\"memory_bytes\":1}],\"links\":[{\"a\":\"a\",\"b\":\"c\"}]}",
@@ -150,14 +156,17 @@ TEST(plan_is_printed) {
     mxd_plan_node n = {.name = "a", .memory_bytes = 8, .free_bytes = 5000000000};
     static mxd_model_sizes sizes;
     sizes.n_layers = 4;
-    p.stages[0] = (mxd_plan_stage){
-        .layer1 = 4, .embed = true, .head = true, .n_ranks = 1, .ranks[0].weight_bytes = 1000000};
+    p.stages[0] = (mxd_plan_stage){.layer1 = 4,
+                                   .embed = true,
+                                   .head = true,
+                                   .n_ranks = 1,
+                                   .ranks[0] = {.share = 1, .weight_bytes = 1000000}};
     snprintf(p.reasons[0], sizeof p.reasons[0], "a runs everything");
     mxd_plan_view v = {"demo", &p, &sizes, &n, 1, 512, 1};
     mxd_buf b;
     mxd_buf_init(&b, &mxd_alloc_libc, 1 << 16);
     mxd_plan_print(&b, &v, 80);
-    CHECK(strstr(mxd_buf_str(&b), "a        0-3  1.00 MB    0 B  5.00 GB"));
+    CHECK(strstr(mxd_buf_str(&b), "a        0-3  100 %  1.00 MB    0 B  5.00 GB"));
     CHECK(strstr(mxd_buf_str(&b), "- a runs everything"));
     mxd_buf_deinit(&b);
     json_t *j = mxd_plan_json(&v);

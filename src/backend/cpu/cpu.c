@@ -68,7 +68,6 @@ static void lay_out(cpu_backend *b, layout *l) {
         s->acc = place(l, MXD_PANEL, b->max_dp * sizeof(float));
         s->out = place(l, MXD_PANEL, b->max_dp * sizeof(float));
         s->turned = place(l, MXD_KV_PAGE_TOKENS, b->max_turned);
-        s->row = place(l, 1, b->max_table);
     }
     b->cut = place(l, b->cut_floats, sizeof(float));
     b->row_pos = place(l, rows, sizeof(int32_t));
@@ -126,12 +125,10 @@ static mxd_rc check_shape(const mxd_step_shape *s, mxd_err *err) {
     return check_states(s, err);
 }
 
-/* What exchanges with the group, and tables in files, need; each weight that is cut must be of this
- * group. */
+/* What exchanges with the group need; each weight that is cut must be of this group. */
 static mxd_rc take_group(cpu_backend *b, const mxd_step_shape *s, mxd_err *err) {
     b->group = s->group;
     for (const mxd_weight *w = b->weights; w; w = w->next) {
-        if (cpu_table_scratch(w) > b->max_table) b->max_table = cpu_table_scratch(w);
         if (!w->cut) continue;
         const mxd_cut *at = &w->cut->at;
         if (!s->group || s->group->size != at->size || s->group->rank != at->rank)

@@ -17,7 +17,6 @@
 #include "kernels/kernels.h"
 
 typedef struct cpu_cut cpu_cut;
-typedef struct cpu_table cpu_table;
 
 struct mxd_weight {
     mxd_weight *next; /* list of the backend, newest first */
@@ -30,12 +29,14 @@ struct mxd_weight {
     int experts, expert_tiles; /* [experts] matrices [rows, in] of so many tiles; 0: one */
     int n_tiles;
     size_t tile_bytes;
-    unsigned char *tiles; /* [n_tiles][tile_bytes], on a cache line, in a slab */
-    float *bias;          /* [rows] or NULL */
-    float *vector;        /* [in], vectors only */
-    int lead;             /* columns of the tiles before this part */
-    cpu_table *table;     /* rows are read as they are needed: there are no tiles. Or NULL */
-    cpu_cut *cut;         /* of a group; NULL: whole */
+    unsigned char *tiles;       /* [n_tiles][tile_bytes], on a cache line, in a slab */
+    float *bias;                /* [rows] or NULL */
+    float *vector;              /* [in], vectors only */
+    const mxd_st_tensor *table; /* of a part along `in`: what it is a part of, and from where */
+    int col0;
+    int lead;     /* columns of the tiles before this part */
+    bool part;    /* its tiles are another weight's */
+    cpu_cut *cut; /* of a group; NULL: whole */
     uint64_t bytes;
 };
 
@@ -91,7 +92,6 @@ typedef struct cpu_rope_table { /* of this step; reused in turn */
 typedef struct cpu_scratch { /* of one thread */
     float *scores;           /* [attn_rows, score_ld] */
     float *q, *acc, *out;    /* [MXD_PANEL, max_dp] */
-    unsigned char *row;      /* of a table that stays in its file */
     unsigned char *turned;   /* V of one page of latent KV: rows, of floats where K is of 8 bits */
 } cpu_scratch;
 
@@ -148,7 +148,6 @@ typedef struct cpu_backend {
     cpu_kv *kv;        /* [n_layers] */
     size_t max_dp;     /* of K and V heads */
     size_t max_turned; /* bytes of a row of V of latent KV */
-    size_t max_table;  /* scratch for a row of a table */
     int n_states;
     cpu_state *state;       /* [n_layers] */
     unsigned char *panel_q; /* a panel of n tokens starts n * k codes after the one before */
@@ -193,20 +192,10 @@ static inline void cpu_set_rows(cpu_reg *r, int rows) {
 /* weights.c */
 mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, mxd_err *err);
 void cpu_weight_free(cpu_backend *b, mxd_weight *w);
-/* Fills in everything of `w` that needs no data. */
-mxd_rc cpu_check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
-/* Packs n rows of the file, at most 16, into one tile. */
-mxd_rc cpu_pack_tile(const mxd_weight *w, size_t scale_bytes, unsigned char *to, const void *codes,
-                     const void *scales, const void *biases, int n, mxd_err *err);
 uint64_t cpu_weight_bytes(const mxd_alloc *al, const mxd_weight_src *src, int max_rows,
                           uint64_t *exchange);
 void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w);
 void cpu_embed_row(const mxd_weight *w, int id, float *y); /* y [in] = row `id` of the part */
-
-/* tables.c */
-mxd_rc cpu_table_make(const mxd_alloc *al, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
-size_t cpu_table_scratch(const mxd_weight *w); /* of one thread; 0: it is no table */
-void cpu_table_embed(cpu_backend *b, int dst, const mxd_weight *w);
 
 /* turned.c: the transpose of a checked matrix. Shape first, then memory, then reading. */
 mxd_rc cpu_turn_shape(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);

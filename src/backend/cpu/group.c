@@ -11,7 +11,8 @@
 #include "backend/cpu/cpu.h"
 
 enum {
-    EXCHANGE_FLOATS = 8 << 20, /* more rows than fit go one exchange after the other */
+    EXCHANGE_FLOATS = 1 << 20, /* more rows than fit go one exchange after the other: what is
+                                * copied and added up is then still in the cache */
     FOLD_WIDTH = 256,          /* columns of one task */
     FOLD_DEPTH = 24            /* sums that wait at one time: a level of the tree each */
 };
@@ -66,9 +67,8 @@ static bool can_cut(const mxd_weight_src *s) {
     if (at->size < 1 || at->size > MXD_MAX_RANKS || at->rank < 0 || at->rank >= at->size ||
         s->row0 || s->rows || s->transposed || s->n_strips || s->matrices)
         return false;
-    if (s->cols || s->col0) return false;
-    if (at->along == MXD_ALONG_OUT) return !s->experts && (s->use & MXD_W_LINEAR);
-    if (s->use != MXD_W_LINEAR) return false;
+    if (at->along == MXD_ALONG_OUT) return !s->experts && !(s->use & MXD_W_VECTOR);
+    if (s->cols || s->col0 || s->use != MXD_W_LINEAR) return false;
     return at->along == MXD_ALONG_EXPERTS ? s->experts > 0 : !s->experts && s->block_k > 0;
 }
 
@@ -138,6 +138,7 @@ mxd_rc cpu_cut_pieces(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
         int lead = p->lead, in = p->in;
         *p = *w;
         p->cut = NULL;
+        p->part = true;
         p->lead = lead;
         p->in = in;
         p->q.k = (size_t)in;
@@ -175,7 +176,9 @@ size_t cpu_cut_floats(const mxd_weight *w, int max_rows) {
     const cpu_cut *c = w->cut;
     size_t row = row_floats(c), in = (size_t)w->in;
     if (c->at.along == MXD_ALONG_EXPERTS) return 0; /* there is room for their products */
-    size_t product = w->use & MXD_W_LINEAR ? row * rows_at_once(row, max_rows) : 0;
+    if (w->table && !w->part) return 0;             /* nobody asks for all of it at once */
+    bool joined = (w->use & MXD_W_LINEAR) && !(w->use & MXD_W_PART);
+    size_t product = joined ? row * rows_at_once(row, max_rows) : 0;
     size_t table = w->use & MXD_W_LOOKUP ? in * rows_at_once(in, max_rows) : 0;
     return product > table ? product : table;
 }
@@ -210,9 +213,13 @@ static void fold_task(void *ctx, int task, int thread) {
     if (n > FOLD_WIDTH) n = FOLD_WIDTH;
     for (int i = 0; i < c->n_sums; i++) {
         const float *sum = j->b->cut + ((size_t)i * (size_t)j->n + (size_t)row) * (size_t)c->out;
-        MXD_ASSERT(depth < FOLD_DEPTH);
-        memcpy(wait[depth++], sum + col0, (size_t)n * sizeof(float));
-        for (int k = 0; k < c->merges[i]; k++, depth--)
+        if (c->merges[i]) {
+            j->b->k->add(wait[depth - 1], sum + col0, (size_t)n);
+        } else {
+            MXD_ASSERT(depth < FOLD_DEPTH);
+            memcpy(wait[depth++], sum + col0, (size_t)n * sizeof(float));
+        }
+        for (int k = 1; k < c->merges[i]; k++, depth--)
             j->b->k->add(wait[depth - 2], wait[depth - 1], (size_t)n);
     }
     if (j->w->bias) j->b->k->add(wait[0], j->w->bias + col0, (size_t)n);

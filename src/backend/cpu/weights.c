@@ -117,6 +117,19 @@ static mxd_rc check_quantised(const mxd_weight_src *s, mxd_weight *w, mxd_err *e
     return MXD_OK;
 }
 
+/* A part along `in`, which only rows by token id can have. */
+static mxd_rc check_columns(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
+    if (!s->cols && !s->col0) return MXD_OK;
+    if (s->use != MXD_W_LOOKUP || s->experts || s->col0 < 0 || s->cols < 1 ||
+        s->cols > s->in - s->col0)
+        return mxd_fail(err, MXD_E_INVAL, "%s: columns [%d, +%d) of %d", s->name, s->col0, s->cols,
+                        s->in);
+    w->in = s->cols;
+    w->table = s->weight;
+    w->col0 = s->col0;
+    return MXD_OK;
+}
+
 /* Rows that are loaded from more than one place; *rows: of all. */
 static mxd_rc check_strips(const mxd_weight_src *s, int most, int *rows, mxd_err *err) {
     int n = s->n_strips;
@@ -132,9 +145,9 @@ static mxd_rc check_strips(const mxd_weight_src *s, int most, int *rows, mxd_err
     return good ? MXD_OK : mxd_fail(err, MXD_E_INVAL, "%s: %d strips of %d rows", s->name, n, most);
 }
 
-mxd_rc cpu_check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
-    if ((s->cols || s->col0) && s->use != MXD_W_LOOKUP)
-        return mxd_fail(err, MXD_E_INVAL, "%s: columns of a matrix", s->name);
+/* Fills in everything of `w` that needs no data. */
+static mxd_rc check_matrix(const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
+    MXD_TRY(check_columns(s, w, err));
     if (!w->cut) w->rows = s->rows ? s->rows : s->out - s->row0;
     if (s->n_strips) MXD_TRY(check_strips(s, s->out, &w->rows, err));
     if (s->row0 < 0 || (w->rows < 1 && !w->cut) || w->rows > s->out - s->row0)
@@ -200,23 +213,19 @@ typedef struct file_rows { /* neighbouring rows as in the file */
     const unsigned char *codes, *scales, *biases;
 } file_rows;
 
+/* Packs n rows, at most 16, into one tile. */
 static mxd_rc pack_tile(const mxd_weight *w, size_t scale_bytes, unsigned char *to, file_rows f,
                         int n, mxd_err *err) {
-    return cpu_pack_tile(w, scale_bytes, to, f.codes, f.scales, f.biases, n, err);
-}
-
-mxd_rc cpu_pack_tile(const mxd_weight *w, size_t scale_bytes, unsigned char *to, const void *codes,
-                     const void *scales, const void *biases, int n, mxd_err *err) {
     if (!w->quantised) {
-        mxd_ftile_pack(to, w->type, (size_t)w->in, n, codes);
+        mxd_ftile_pack(to, w->type, (size_t)w->in, n, f.codes);
         return MXD_OK;
     }
     if (w->q.kind != MXD_AFFINE &&
-        !mxd_scales_are_finite(w->q.kind, scales, scale_bytes * (size_t)n))
+        !mxd_scales_are_finite(w->q.kind, f.scales, scale_bytes * (size_t)n))
         return mxd_fail(err, MXD_E_FORMAT,
                         "a scale of 2^%d or more: damaged file? download it again",
                         w->q.kind == MXD_MXFP4 ? 126 : 120);
-    mxd_qtile_pack(to, &w->q, n, codes, scales, biases);
+    mxd_qtile_pack(to, &w->q, n, f.codes, f.scales, f.biases);
     return MXD_OK;
 }
 
@@ -441,7 +450,7 @@ static mxd_rc load_bias(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, 
 }
 
 static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
-    MXD_TRY(cpu_check_matrix(s, w, err));
+    MXD_TRY(check_matrix(s, w, err));
     if (!w->n_tiles) /* of a cut, nothing: but its bias is added by every rank */
         return s->bias && w->rows && !s->experts ? load_bias(b, s, w, err) : MXD_OK;
     if (w->tile_bytes > (SIZE_MAX - 64) / (size_t)w->n_tiles)
@@ -458,11 +467,73 @@ static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     return s->transposed ? cpu_turn(b, s, w, err) : load_tiles(b, s, w, err);
 }
 
-static mxd_rc load(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err) {
-    if (s->use == MXD_W_VECTOR) return load_vector(b, s, w, err);
-    if (s->use == MXD_W_LOOKUP) return cpu_table_make(b->al, s, w, err);
-    if (s->cut) MXD_TRY(cpu_cut_make(b->al, s, w, err));
-    return load_matrix(b, s, w, err);
+static void keep(cpu_backend *b, mxd_weight *w) {
+    w->next = b->weights;
+    b->weights = w;
+    b->weight_bytes += w->bytes;
+}
+
+static mxd_rc load_whole(cpu_backend *b, const mxd_weight_src *src, mxd_weight **out,
+                         mxd_err *err) {
+    mxd_weight *w = MXD_NEW(b->al, 1, mxd_weight);
+    if (!w) return mxd_fail(err, MXD_E_NOMEM, "%s", src->name);
+    w->use = src->use;
+    w->in = src->in;
+    bool vector = src->use == MXD_W_VECTOR;
+    mxd_rc rc = src->cut ? cpu_cut_make(b->al, src, w, err) : MXD_OK;
+    if (!rc) rc = vector ? load_vector(b, src, w, err) : load_matrix(b, src, w, err);
+    if (rc) {
+        cpu_weight_free(b, w);
+        return rc;
+    }
+    if (w->quantised && (w->use & MXD_W_LINEAR) && w->in > b->max_in) b->max_in = w->in;
+    keep(b, w);
+    *out = w;
+    return MXD_OK;
+}
+
+/* The table of columns [col0, col0 + cols) as it is in memory; NULL: not yet. */
+static mxd_weight *find_table(const cpu_backend *b, const mxd_weight_src *s) {
+    for (mxd_weight *w = b->weights; w; w = w->next)
+        if (!w->part && w->table == s->weight && w->col0 == s->col0 && w->in == s->cols) return w;
+    return NULL;
+}
+
+/* The source of the table that holds the part `s` and its neighbours: whole groups. */
+static mxd_rc table_source(const mxd_weight_src *s, mxd_weight_src *table, mxd_err *err) {
+    int group = s->quant.mode == MXD_Q_NONE ? 1 : s->quant.group;
+    int from = s->span ? s->span0 : s->col0, to = from + (s->span ? s->span : s->cols);
+    if (group < 1 || s->in % group || from < 0 || to > s->in || s->col0 < from ||
+        s->cols > to - s->col0)
+        return mxd_fail(err, MXD_E_INVAL, "%s: columns [%d, +%d) of a span [%d, +%d)", s->name,
+                        s->col0, s->cols, s->span0, s->span);
+    *table = *s;
+    table->span0 = table->span = 0;
+    table->col0 = from / group * group;
+    table->cols = (to + group - 1) / group * group - table->col0;
+    return MXD_OK;
+}
+
+/* A part along `in`: some columns of a table of its neighbours, which is read once. */
+static mxd_rc load_part(cpu_backend *b, const mxd_weight_src *s, mxd_weight **out, mxd_err *err) {
+    mxd_weight part = {.use = s->use, .in = s->in};
+    mxd_weight_src table;
+    MXD_TRY(check_columns(s, &part, err));
+    MXD_TRY(table_source(s, &table, err));
+    mxd_weight *all = find_table(b, &table);
+    if (!all) MXD_TRY(load_whole(b, &table, &all, err));
+    mxd_weight *w = MXD_NEW(b->al, 1, mxd_weight);
+    if (!w) return mxd_fail(err, MXD_E_NOMEM, "%s", s->name);
+    *w = *all;
+    w->in = s->cols;
+    w->col0 = s->col0;
+    w->lead = s->col0 - table.col0;
+    w->part = true;
+    w->bytes = 0;
+    w->bias = NULL;
+    keep(b, w);
+    *out = w;
+    return MXD_OK;
 }
 
 mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, mxd_err *err) {
@@ -474,26 +545,12 @@ mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, 
         (src->experts && src->out > (1 << 28) / src->experts))
         return mxd_fail(err, MXD_E_INVAL, "%s: %d experts [%d, %d]", src->name, src->experts,
                         src->out, src->in);
-    mxd_weight *w = MXD_NEW(b->al, 1, mxd_weight);
-    if (!w) return mxd_fail(err, MXD_E_NOMEM, "%s", src->name);
-    w->use = src->use;
-    w->in = src->in;
-    mxd_rc rc = load(b, src, w, err);
-    if (rc) {
-        cpu_weight_free(b, w);
-        return rc;
-    }
-    if (w->quantised && (w->use & MXD_W_LINEAR) && w->in > b->max_in) b->max_in = w->in;
-    w->next = b->weights;
-    b->weights = w;
-    b->weight_bytes += w->bytes;
-    *out = w;
-    return MXD_OK;
+    bool table = src->use != MXD_W_VECTOR && (src->cols || src->col0);
+    return table ? load_part(b, src, out, err) : load_whole(b, src, out, err);
 }
 
 void cpu_weight_free(cpu_backend *b, mxd_weight *w) {
-    cpu_cut_free(b->al, w->cut);
-    mxd_free(b->al, w->table);
+    if (!w->part) cpu_cut_free(b->al, w->cut);
     mxd_free(b->al, w->bias);
     mxd_free(b->al, w->vector);
     mxd_free(b->al, w);
@@ -506,9 +563,8 @@ static mxd_rc find_bytes(const mxd_alloc *al, const mxd_weight_src *s, mxd_weigh
         w->bytes = (uint64_t)w->in * sizeof(float);
         return MXD_OK;
     }
-    if (s->use == MXD_W_LOOKUP) return MXD_OK; /* stays in the file */
     if (s->cut) MXD_TRY(cpu_cut_make(al, s, w, NULL));
-    MXD_TRY(cpu_check_matrix(s, w, NULL));
+    MXD_TRY(check_matrix(s, w, NULL));
     w->bytes = (uint64_t)w->tile_bytes * (uint64_t)w->n_tiles;
     bool bias = s->bias && (w->n_tiles || (w->rows && !s->experts));
     if (bias) w->bytes += (uint64_t)w->rows * (w->experts ? w->experts : 1) * sizeof(float);
@@ -519,6 +575,7 @@ uint64_t cpu_weight_bytes(const mxd_alloc *al, const mxd_weight_src *src, int ma
                           uint64_t *exchange) {
     mxd_weight w = {.use = src->use, .in = src->in};
     mxd_rc rc = find_bytes(al, src, &w);
+    w.part = w.table != NULL;
     if (exchange) *exchange = w.cut && !rc ? cpu_cut_floats(&w, max_rows) * sizeof(float) : 0;
     cpu_cut_free(al, w.cut);
     return rc ? 0 : w.bytes;
@@ -552,8 +609,7 @@ void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w) {
     cpu_backend *b = (cpu_backend *)base;
     if (!cpu_live(b)) return;
     embed_job j = {b, w, &b->reg[dst]};
-    MXD_ASSERT(dst >= 0 && dst < b->n_regs && j.dst->width == w->in &&
-               (w->tiles || w->cut || w->table));
+    MXD_ASSERT(dst >= 0 && dst < b->n_regs && j.dst->width == w->in && (w->tiles || w->cut));
     int n_ids = w->cut ? w->cut->out : w->rows;
     for (int i = 0; i < b->batch->n_rows; i++)
         if (b->batch->ids[i] < 0 || b->batch->ids[i] >= n_ids) {
@@ -562,10 +618,9 @@ void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w) {
             return;
         }
     cpu_set_rows(j.dst, b->batch->n_rows);
-    if (w->cut)
+    if (w->cut) {
         cpu_embed_cut(b, dst, w);
-    else if (w->table)
-        cpu_table_embed(b, dst, w);
-    else
-        cpu_run(b, embed_task, &j, b->batch->n_rows, 4.0 * w->in * b->batch->n_rows);
+        return;
+    }
+    cpu_run(b, embed_task, &j, b->batch->n_rows, 4.0 * w->in * b->batch->n_rows);
 }
