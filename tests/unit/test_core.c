@@ -172,8 +172,7 @@ static void answer(int32_t token) {
     answer_at(t.runs[i].pos + t.runs[i].n, token, t.list[i].epoch);
 }
 
-/* Answers every step of the present epoch since the last `clear`, in order; the last one samples.
- */
+/* Answers every step of this epoch since the last `clear`, in order; the last one samples. */
 static void answer_chunks(int32_t token) {
     int last = find(MXD_ACT_STEP);
     CHECK(last >= 0);
