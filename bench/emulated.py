@@ -7,7 +7,8 @@ A device is a worker process of one compute thread that the kernel gives the sam
 (cgroup CPU quota, root needed): --share 0.5 is half a core, in slices of --period-us. One device
 holds the whole model; then 2 and 3 of them share each layer (one stream), or the layers (as many
 streams as asked for). Rounds alternate between the cases. The coordinator only hands out tokens and
-has no quota. Prints a table and, with --json, one object.
+has no quota. Devices of one machine share its memory bus, which real ones do not: --kernels scalar makes
+them slow enough that arithmetic decides and the bus does not. Prints a table and, with --json, one object.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Cluster:
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
         program = pathlib.Path(build) / "src" / "cli" / "mlx-dist-server"
         command = [program, model, "--port", "0", "--local-workers", str(workers), "--threads", "1",
-                   "--no-prefix-cache", "--ctx-size", "2048", "--parallel", "8", *options]
+                   "--no-prefix-cache", "--ctx-size", "2048", "--parallel", "8", "--kernels", args.kernels,
+                   *options]
         self.server = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         self.url = self.wait()
         self.groups = []
@@ -142,6 +144,7 @@ def main() -> None:
     parser.add_argument("build")
     parser.add_argument("model")
     parser.add_argument("--share", type=float, default=0.5)
+    parser.add_argument("--kernels", default="auto")
     parser.add_argument("--period-us", type=int, default=10000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=24)

@@ -60,7 +60,13 @@ typedef struct mxd_backend_opts { /* all zero: sensible */
                           * mlx: "cpu" keeps it off the GPU */
     const char *plugin;  /* mlx: path of the plugin, or its folder; NULL: beside the program */
     const char *mlx_lib; /* mlx: path of libmlx itself; NULL: the one it was built with */
+    /* cpu: a folder on a disk where tables that are only looked up may lie, in unlinked files, when
+     * they have MXD_ASIDE_BYTES and more; NULL, or one that is of no use: they stay in memory */
+    const char *scratch_dir;
+    size_t aside_least; /* in place of MXD_ASIDE_BYTES, for tests; 0: that */
 } mxd_backend_opts;
+
+enum { MXD_ASIDE_BYTES = 64 << 20 };
 
 /* ------------------------------------------------------------------------------------ weights */
 

@@ -34,6 +34,23 @@ enum {
     LOST_MS = 20000,   /* not a member for so long: with --join auto it looks anew */
 };
 
+/* A folder of ours in the user's cache; false: there is none. */
+static bool in_cache(char out[MXD_PATH_MAX], const char *name) {
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    char dir[MXD_PATH_MAX];
+    if (cache && cache[0] == '/')
+        return mxd_path_join(dir, cache, "mlx-distributed", NULL) == MXD_OK &&
+               mxd_path_join(out, dir, name, NULL) == MXD_OK;
+    return home && home[0] && mxd_path_join(dir, home, ".cache/mlx-distributed", NULL) == MXD_OK &&
+           mxd_path_join(out, dir, name, NULL) == MXD_OK;
+}
+
+/* For what may lie on the disk while we run; NULL: there is no such place. */
+static const char *scratch_dir(char out[MXD_PATH_MAX]) {
+    mxd_err err = {0};
+    return in_cache(out, "scratch") && mxd_folder_make(out, &err) == MXD_OK ? out : NULL;
+}
+
 /* ------------------------------------------------------------------------- started by a server */
 
 /* One line of JSON from standard input. */
@@ -86,12 +103,14 @@ static mxd_rc bootstrapped(mxd_err *err) {
     MXD_TRY(read_bootstrap(&b, err));
     mxd_log_set_level((mxd_log_level)json_integer_value(json_object_get(b, "log_level")));
     mxd_log_set_name(text_of(b, "node"));
+    char scratch[MXD_PATH_MAX];
     mxd_worker_opts o = {
         .node = text_of(b, "node"),
         .join = text_of(b, "join"),
         .listen = text_of(b, "listen"),
         .identity = {text_of(b, "ca"), text_of(b, "cert"), text_of(b, "key")},
         .local = true,
+        .scratch_dir = scratch_dir(scratch),
         .stall_ms = mxd_worker_fault(),
         .memory_total = (uint64_t)json_integer_value(json_object_get(b, "memory_total")),
         .memory_free = (uint64_t)json_integer_value(json_object_get(b, "memory_free")),
@@ -128,11 +147,9 @@ static bool find_model(void *ctx, const char *model, int k, char *folder, size_t
 
 /* Where weights go that come over the network. */
 static mxd_rc weights_dir(const mxd_options *o, char out[MXD_PATH_MAX], mxd_err *err) {
-    const char *given = mxd_opt_text(o, MXD_OPT_WEIGHTS_DIR), *cache = getenv("XDG_CACHE_HOME"),
-               *home = getenv("HOME");
+    const char *given = mxd_opt_text(o, MXD_OPT_WEIGHTS_DIR);
     if (given) return mxd_path_join(out, given, "", err);
-    if (cache && cache[0] == '/') return mxd_path_join(out, cache, "mlx-distributed/weights", err);
-    if (home && home[0]) return mxd_path_join(out, home, ".cache/mlx-distributed/weights", err);
+    if (in_cache(out, "weights")) return MXD_OK;
     return mxd_fail(err, MXD_E_CONFIG,
                     "no place for weights: neither XDG_CACHE_HOME nor HOME is set; name one with "
                     "--weights-dir");
@@ -212,7 +229,7 @@ static mxd_rc run_where_heard(const mxd_options *o, mxd_worker_opts *w, mxd_err 
 }
 
 static mxd_rc run(const mxd_options *o, mxd_err *err) {
-    char weights[MXD_PATH_MAX];
+    char weights[MXD_PATH_MAX], scratch[MXD_PATH_MAX];
     MXD_TRY(weights_dir(o, weights, err));
     const char *join = mxd_opt_text(o, MXD_OPT_JOIN);
     mxd_worker_opts w = {.listen = mxd_opt_text(o, MXD_OPT_DATA_LISTEN),
@@ -222,6 +239,7 @@ static mxd_rc run(const mxd_options *o, mxd_err *err) {
                          .threads = (int)mxd_opt_int(o, MXD_OPT_THREADS),
                          .stall_ms = mxd_worker_fault(),
                          .weights_dir = weights,
+                         .scratch_dir = scratch_dir(scratch),
                          .find_model = find_model,
                          .find_ctx = (void *)(uintptr_t)o,
                          .renewed = mxd_worker_identity_renewed,

@@ -110,6 +110,7 @@ struct mxd_cluster {
     mxd_coord *core;
     void *core_memory;
     bool draining;
+    bool sized;     /* there has been a plan of the sizes that were asked for */
     int split_told; /* of so many nodes it was said that the layer split does not fit them */
     int64_t last_tick_ms, renew_at_ms;
     mxd_live_request *requests;   /* list */

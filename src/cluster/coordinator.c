@@ -552,13 +552,14 @@ static mxd_rc plan_call(void *ctx, const mxd_plan_node *nodes, int n, const mxd_
                        .avoid = avoid,
                        .n_avoid = n_avoid};
     bool few = nodes_are_short(&o.shape, n);
-    if (few && !c->served && c->opts.listen)
+    if (few && !c->sized && c->opts.listen)
         return mxd_fail(err, MXD_E_PEER,
                         "the sizes that were asked for need more nodes than the %d that are here: "
                         "start more workers",
                         n);
-    if (few && c->served) shrink(&o.shape, n);
+    if (few && c->sized) shrink(&o.shape, n);
     MXD_TRY(mxd_plan_make(out, c->sizes, nodes, n, NULL, 0, &o, err));
+    c->sized = true;
     tell_split(c, &o.shape, n, out);
     return MXD_OK;
 }

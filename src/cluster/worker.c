@@ -432,7 +432,8 @@ static mxd_rc become_member(mxd_worker *w, mxd_err *err) {
                                           .kv = (mxd_kv_type)m->kv,
                                           .kernels = o->kernels      ? o->kernels
                                                      : m->kernels[0] ? m->kernels
-                                                                     : NULL}};
+                                                                     : NULL,
+                                          .scratch_dir = o->scratch_dir}};
     return mxd_worker_engine_start(&w->engine, w->al, w->engine.done, w->engine.done_ctx, err);
 }
 
@@ -728,9 +729,9 @@ static mxd_rc keep(mxd_worker *w, const char **s, mxd_err *err) {
 
 static mxd_rc keep_all(mxd_worker *w, mxd_err *err) {
     mxd_worker_opts *o = &w->opts;
-    const char **all[] = {&o->node,          &o->name,         &o->join,       &o->listen,
-                          &o->advertise,     &o->backend,      &o->kernels,    &o->identity.ca,
-                          &o->identity.cert, &o->identity.key, &o->weights_dir};
+    const char **all[] = {&o->node,          &o->name,         &o->join,        &o->listen,
+                          &o->advertise,     &o->backend,      &o->kernels,     &o->identity.ca,
+                          &o->identity.cert, &o->identity.key, &o->weights_dir, &o->scratch_dir};
     for (size_t i = 0; i < MXD_COUNT(all); i++) MXD_TRY(keep(w, all[i], err));
     return MXD_OK;
 }

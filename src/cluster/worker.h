@@ -45,6 +45,7 @@ typedef struct mxd_worker_opts { /* zero: default. Strings and texts are copied 
     void *find_ctx;
     const char
         *weights_dir; /* where weights are kept that came over the network; NULL: none come */
+    const char *scratch_dir; /* for tables that need not be in memory; NULL: they are */
     /* Our certificate was renewed: keep it (the key stays). On the control thread. May be NULL */
     void (*renewed)(void *ctx, const char *cert_pem);
     void *renewed_ctx;

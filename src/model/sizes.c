@@ -230,6 +230,10 @@ static void measure_all(measure *t, mxd_kv_type kv, mxd_model_sizes *out) {
                              .last_cut = hp->last_cut};
     const mxd_decl embed = mxd_embed_decl(m), norm = mxd_norm_decl(m), head = mxd_head_decl(m);
     out->embed_bytes = take(t, &embed, -1);
+    if (!t->shares && out->embed_bytes >= MXD_ASIDE_BYTES) { /* it will lie aside */
+        out->embed_table_bytes = out->embed_bytes;
+        out->embed_bytes = 0;
+    }
     if (!t->shares) start_cuts(m, &out->cuts);
     out->cuts.norm_bytes = (double)take(t, &norm, -1);
     out->head_bytes = take(t, hp->tied ? &embed : &head, -1);

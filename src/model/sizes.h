@@ -63,8 +63,8 @@ typedef struct mxd_model_sizes {
     uint64_t layer_kv_bytes[MXD_MAX_LAYERS];    /* per position of one sequence */
     uint64_t layer_state_bytes[MXD_MAX_LAYERS]; /* per sequence, however long */
     uint64_t embed_bytes, head_bytes;           /* first stage; last stage (norm and head) */
-    /* What is only looked up `cpu` leaves in files; for `mlx` these come on top, the latter where
-     * embed_bytes counts. */
+    /* Large tables that are only looked up lie aside in a file (mxd_backend_opts.scratch_dir) and
+     * are not counted; for `mlx` these come on top, the latter where embed_bytes counts. */
     uint64_t layer_table_bytes[MXD_MAX_LAYERS], embed_table_bytes;
     bool tied;                  /* one node with both holds them once */
     bool reembed;               /* every stage holds the embedding */

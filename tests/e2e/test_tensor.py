@@ -112,7 +112,7 @@ def test_rank_that_stands_still(group, alone):
     stopped = time.monotonic()
     try:
         assert a.result() == alone["greedy"]
-        assert stall_ms(a, stopped) < 4000
+        assert stall_ms(a, stopped) < 8000
     finally:
         if alive(pid):  # a local one is replaced, if it stands still for long
             os.kill(pid, signal.SIGCONT)

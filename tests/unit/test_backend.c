@@ -576,6 +576,37 @@ TEST(backend_weights_do_not_share_bytes) {
     kit_end(&k);
 }
 
+/* Aside or in memory, a table has the same rows; and a folder that is of no use is no error. */
+TEST(backend_tables_may_lie_aside) {
+    enum { ROWS = 700, W = 128 };
+    kit k;
+    kit_begin(&k);
+    kit_affine(&k, "t", MXD_DTYPE_BF16, ROWS, W, 8, 64);
+    kit_open(&k);
+    const char *dirs[] = {NULL, k.dir, "/nowhere/at/all"};
+    float x[3][3 * W];
+    for (int i = 0; i < 3; i++) {
+        mxd_backend *b =
+            open_cpu((mxd_backend_opts){.threads = 2, .scratch_dir = dirs[i], .aside_least = 1});
+        mxd_weight_src src = kit_src(&k, "t", MXD_W_LOOKUP, ROWS, W, 8, 64, 0);
+        mxd_weight *w = load(b, &src);
+        CHECK(i == 1 || b->ops->bytes(b) > ROWS * W);
+        setup(b, 3, 1, (int[]){W});
+        for (int again = 0; again < 2; again++) { /* also after it has rested */
+            int32_t ids[3] = {0, ROWS / 2, ROWS - 1};
+            mxd_run run = {0, 3, 0, NULL};
+            mxd_err err = {0};
+            b->ops->begin(b, &(mxd_batch){3, 1, &run, ids});
+            b->ops->embed(b, 0, w);
+            CHECK_OK(b->ops->output(b, 0, x[i], &err), &err);
+            CHECK_OK(b->ops->end(b, &err), &err);
+        }
+        b->ops->close(b);
+        CHECK(memcmp(x[i], x[0], sizeof x[0]) == 0);
+    }
+    kit_end(&k);
+}
+
 /* ------------------------------------------------------------------------------------- failures */
 
 typedef struct lie {

@@ -229,6 +229,7 @@ static void cpu_close(mxd_backend *base) {
         cpu_weight_free(b, w);
     }
     cpu_slabs_free(b);
+    mxd_free(b->al, b->scratch_dir);
     cpu_unmap(b->map, b->map_bytes);
     mxd_free(b->al, b->kv);
     mxd_free(b->al, b->state);
@@ -376,9 +377,12 @@ mxd_rc cpu_open(mxd_backend **out, const mxd_alloc *al, const mxd_backend_opts *
     b->activations = opts->activations;
     b->kv_type = mxd_kv_of(opts->kv, opts->activations);
     for (int i = 0; i < MXD_MAX_HEAD_DIM; i++) b->ones[i] = 1;
+    if (opts->scratch_dir) b->scratch_dir = mxd_strdup(al, opts->scratch_dir);
+    b->aside_least = opts->aside_least ? opts->aside_least : MXD_ASIDE_BYTES;
     int spin_us = opts->spin_us > 0 ? opts->spin_us : opts->spin_us < 0 ? 0 : DEFAULT_SPIN_US;
     mxd_rc rc = mxd_pool_open(&b->pool, al, b->n_threads, spin_us, err);
     if (rc) {
+        mxd_free(al, b->scratch_dir);
         mxd_free(al, b);
         return rc;
     }

@@ -30,6 +30,7 @@ struct mxd_weight {
     int n_tiles;
     size_t tile_bytes;
     unsigned char *tiles;       /* [n_tiles][tile_bytes], on a cache line, in a slab */
+    size_t aside;               /* bytes of tiles when they lie aside (aside.c); 0: in memory */
     float *bias;                /* [rows] or NULL */
     float *vector;              /* [in], vectors only */
     const mxd_st_tensor *table; /* of a part along `in`: what it is a part of, and from where */
@@ -132,7 +133,9 @@ typedef struct cpu_backend {
     float ones[MXD_MAX_HEAD_DIM]; /* the weights of a norm without weights */
 
     mxd_weight *weights;
-    cpu_slab *slabs; /* newest first */
+    cpu_slab *slabs;   /* newest first */
+    char *scratch_dir; /* NULL: nothing lies aside */
+    size_t aside_least;
     size_t slab_bytes;
     uint64_t weight_bytes;
     int max_in; /* of quantised weights */
@@ -200,6 +203,13 @@ void cpu_embed_row(const mxd_weight *w, int id, float *y); /* y [in] = row `id` 
 /* turned.c: the transpose of a checked matrix. Shape first, then memory, then reading. */
 mxd_rc cpu_turn_shape(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
 mxd_rc cpu_turn(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
+
+/* aside.c. NULL: not this one, or not here. It is filled by the caller, which then says so; rest
+ * gives back what looking up has brought into memory. */
+unsigned char *cpu_aside_take(const cpu_backend *b, const mxd_weight_src *s, size_t bytes);
+void cpu_aside_filled(unsigned char *p, size_t bytes);
+void cpu_aside_rest(unsigned char *p, size_t bytes);
+void cpu_aside_free(unsigned char *p, size_t bytes);
 
 /* slabs.c
  * Memory for tiles, on a cache line, not zeroed, until cpu_slabs_free; NULL: no memory. */
