@@ -558,7 +558,12 @@ static mxd_rc plan_call(void *ctx, const mxd_plan_node *nodes, int n, const mxd_
                         "start more workers",
                         n);
     if (few && c->sized) shrink(&o.shape, n);
-    MXD_TRY(mxd_plan_make(out, c->sizes, nodes, n, NULL, 0, &o, err));
+    mxd_rc rc = mxd_plan_make(out, c->sizes, nodes, n, NULL, 0, &o, err);
+    if (rc && c->sized) { /* three nodes make no groups of two */
+        shrink(&o.shape, n);
+        rc = mxd_plan_make(out, c->sizes, nodes, n, NULL, 0, &o, err);
+    }
+    if (rc) return rc;
     c->sized = true;
     tell_split(c, &o.shape, n, out);
     return MXD_OK;
