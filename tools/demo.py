@@ -97,13 +97,14 @@ def stream(url: str, request: dict, on_piece=None) -> tuple[str, dict, float]:
 
 def show_plan(state: dict) -> None:
     for stage in state["plan"]["stages"]:
-        rank = stage["ranks"][0]
         first, last = stage["layers"][0], stage["layers"][1] - 1
         also = ", ".join(w for w in ("embedding", "head") if stage[w if w == "head" else "embed"])
-        print(
-            f"  {rank['node']:10} layers {first}-{last}   {rank['weight_bytes'] / 1e6:5.2f} MB weights"
-            f"   {rank['kv_bytes'] / 1e6:5.2f} MB KV cache   {also}"
-        )
+        for rank in stage["ranks"]:
+            print(
+                f"  {rank['node']:10} layers {first}-{last}   {rank['share'] * 100:3.0f} % of each"
+                f"   {rank['weight_bytes'] / 1e6:5.2f} MB weights"
+                f"   {rank['kv_bytes'] / 1e6:5.2f} MB KV cache   {also}"
+            )
     for reason in state["plan"]["reasons"]:
         print(f"  because: {reason}")
 
