@@ -498,6 +498,10 @@ static mxd_rc read_model(mxd_cluster *c, mxd_err *err) {
     c->n_vocab = hp->n_vocab;
     c->recurrent = mxd_model_recurrent(m);
     mxd_model_sizes_get(m, w->max_rows, (mxd_kv_type)w->kv, c->sizes);
+    if (o->local_workers == 0 && !o->no_local) { /* a worker in this process lays nothing aside */
+        c->sizes->embed_bytes += c->sizes->embed_table_bytes;
+        c->sizes->embed_table_bytes = 0;
+    }
     mxd_coord_canary_open(c, mxd_model_tensors(m));
     mxd_rc rc = MXD_OK;
     if (o->local_workers > hp->n_layers || o->local_workers < 0)

@@ -191,7 +191,8 @@ static mxd_plan_held held_by(const mxd_plan_task *t, const mxd_shares *s, int r,
                               (t->state_to[b] - t->state_to[a]) * state_part(t, s, r)) *
                              t->parallel,
                        .scratch = (double)m->scratch_bytes + exchange_bytes(t, s, head)};
-    if (embed && !(head && m->tied)) x.weights += (double)m->embed_bytes;
+    if (embed && !(head && m->tied)) /* ranks keep their part of it in memory */
+        x.weights += (double)m->embed_bytes + (double)m->embed_table_bytes;
     if (head) x.weights += width(s->vocab, r) * m->cuts.head_per_id + m->cuts.norm_bytes;
     return x;
 }

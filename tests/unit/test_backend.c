@@ -590,7 +590,9 @@ TEST(backend_tables_may_lie_aside) {
             open_cpu((mxd_backend_opts){.threads = 2, .scratch_dir = dirs[i], .aside_least = 1});
         mxd_weight_src src = kit_src(&k, "t", MXD_W_LOOKUP, ROWS, W, 8, 64, 0);
         mxd_weight *w = load(b, &src);
-        CHECK(i == 1 || b->ops->bytes(b) > ROWS * W);
+        bool aside = b->ops->bytes(b) < ROWS * W;
+        CHECK(i == 1 || !aside);
+        if (i == 1 && !aside) print_message("# no disk in %s: nothing lay aside\n", k.dir);
         setup(b, 3, 1, (int[]){W});
         for (int again = 0; again < 2; again++) { /* also after it has rested */
             int32_t ids[3] = {0, ROWS / 2, ROWS - 1};

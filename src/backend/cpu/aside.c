@@ -2,6 +2,7 @@
  * one row of an embedding of hundreds of megabytes, so memory is better spent on what every token
  * multiplies. What is read often the system keeps by itself, and gives up when it must. Nobody else
  * can change the file; the model's own is not needed any more. */
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,15 +34,6 @@ static bool has_room(int fd, size_t bytes) {
            (unsigned long long)v.f_bavail * v.f_frsize > 2 * (unsigned long long)bytes;
 }
 
-/* Blocks are reserved, so that no write fails later. */
-static bool reserve(int fd, size_t bytes) {
-#if defined(__linux__)
-    return posix_fallocate(fd, 0, (off_t)bytes) == 0;
-#else
-    return ftruncate(fd, (off_t)bytes) == 0;
-#endif
-}
-
 static int open_unlinked(const char *dir) {
     char path[1024];
     int n = snprintf(path, sizeof path, "%s/table-XXXXXX", dir);
@@ -53,16 +45,22 @@ static int open_unlinked(const char *dir) {
     return fd;
 }
 
+/* All of it, and for sure: what is lost on the way to the disk would be wrong rows later. */
+static bool write_all(int fd, const unsigned char *p, size_t n) {
+    while (n) {
+        ssize_t w = write(fd, p, n < (size_t)1 << 24 ? n : (size_t)1 << 24);
+        if (w < 0 && errno == EINTR) continue;
+        if (w <= 0) return false;
+        p += w;
+        n -= (size_t)w;
+    }
+    return fsync(fd) == 0;
+}
+
 unsigned char *cpu_aside_take(const cpu_backend *b, const mxd_weight_src *s, size_t bytes) {
     if (!b->scratch_dir || s->use != MXD_W_LOOKUP || s->cut || s->cols || bytes < b->aside_least)
         return NULL;
-    int fd = open_unlinked(b->scratch_dir);
-    if (fd < 0) return NULL;
-    void *p = MAP_FAILED;
-    if (!is_memory(fd) && has_room(fd, bytes) && reserve(fd, bytes))
-        p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    close(fd); /* the mapping holds it */
-    return p == MAP_FAILED ? NULL : p;
+    return cpu_map_lazy(bytes);
 }
 
 void cpu_aside_rest(unsigned char *p, size_t bytes) {
@@ -73,12 +71,11 @@ void cpu_aside_rest(unsigned char *p, size_t bytes) {
 #endif
 }
 
-void cpu_aside_filled(unsigned char *p, size_t bytes) {
-    msync(p, bytes, MS_ASYNC);
-    mprotect(p, bytes, PROT_READ);
-    cpu_aside_rest(p, bytes);
-}
-
-void cpu_aside_free(unsigned char *p, size_t bytes) {
-    if (p) munmap(p, bytes);
+bool cpu_aside_put(const cpu_backend *b, unsigned char *p, size_t bytes) {
+    int fd = open_unlinked(b->scratch_dir);
+    if (fd < 0) return false;
+    bool aside = !is_memory(fd) && has_room(fd, bytes) && write_all(fd, p, bytes) &&
+                 mmap(p, bytes, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == p;
+    close(fd); /* the mapping holds it */
+    return aside;
 }

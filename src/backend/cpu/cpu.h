@@ -30,7 +30,8 @@ struct mxd_weight {
     int n_tiles;
     size_t tile_bytes;
     unsigned char *tiles;       /* [n_tiles][tile_bytes], on a cache line, in a slab */
-    size_t aside;               /* bytes of tiles when they lie aside (aside.c); 0: in memory */
+    size_t own;                 /* bytes of tiles that are no slab's (aside.c); 0: they are */
+    bool aside;                 /* these lie in a file */
     float *bias;                /* [rows] or NULL */
     float *vector;              /* [in], vectors only */
     const mxd_st_tensor *table; /* of a part along `in`: what it is a part of, and from where */
@@ -204,12 +205,12 @@ void cpu_embed_row(const mxd_weight *w, int id, float *y); /* y [in] = row `id` 
 mxd_rc cpu_turn_shape(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
 mxd_rc cpu_turn(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
 
-/* aside.c. NULL: not this one, or not here. It is filled by the caller, which then says so; rest
- * gives back what looking up has brought into memory. */
+/* aside.c. take: memory of its own for a table that may lie aside, freed by cpu_unmap; NULL: not
+ * this one. put: it is filled, and goes into a file; false: it stays in memory. rest gives back
+ * what looking up has brought into memory. */
 unsigned char *cpu_aside_take(const cpu_backend *b, const mxd_weight_src *s, size_t bytes);
-void cpu_aside_filled(unsigned char *p, size_t bytes);
+bool cpu_aside_put(const cpu_backend *b, unsigned char *p, size_t bytes);
 void cpu_aside_rest(unsigned char *p, size_t bytes);
-void cpu_aside_free(unsigned char *p, size_t bytes);
 
 /* slabs.c
  * Memory for tiles, on a cache line, not zeroed, until cpu_slabs_free; NULL: no memory. */

@@ -458,10 +458,11 @@ static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     size_t bytes = w->tile_bytes * (size_t)w->n_tiles;
     w->tiles = cpu_aside_take(b, s, bytes);
     if (w->tiles) {
-        w->aside = bytes;
-        mxd_rc rc = load_tiles(b, s, w, err);
-        cpu_aside_filled(w->tiles, bytes);
-        return rc;
+        w->own = bytes;
+        MXD_TRY(load_tiles(b, s, w, err));
+        w->aside = cpu_aside_put(b, w->tiles, bytes);
+        if (!w->aside) w->bytes += bytes;
+        return MXD_OK;
     }
     w->tiles = cpu_slab_take(b, bytes);
     if (!w->tiles)
@@ -558,7 +559,7 @@ mxd_rc cpu_load(mxd_backend *base, const mxd_weight_src *src, mxd_weight **out, 
 
 void cpu_weight_free(cpu_backend *b, mxd_weight *w) {
     if (!w->part) cpu_cut_free(b->al, w->cut);
-    if (w->aside && !w->part) cpu_aside_free(w->tiles, w->aside);
+    if (w->own && !w->part) cpu_unmap(w->tiles, w->own);
     mxd_free(b->al, w->bias);
     mxd_free(b->al, w->vector);
     mxd_free(b->al, w);
@@ -631,5 +632,5 @@ void cpu_embed(mxd_backend *base, int dst, const mxd_weight *w) {
         return;
     }
     cpu_run(b, embed_task, &j, b->batch->n_rows, 4.0 * w->in * b->batch->n_rows);
-    if (w->aside) cpu_aside_rest(w->tiles, w->aside);
+    if (w->aside) cpu_aside_rest(w->tiles, w->own);
 }
