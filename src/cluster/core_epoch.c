@@ -411,6 +411,12 @@ static bool computed(const mxd_coord *c, int node, uint64_t step) {
     return b->epoch == c->epoch && b->last_step >= step;
 }
 
+static bool holds(const mxd_plan_stage *g, int node) {
+    for (int r = 0; r < g->n_ranks; r++)
+        if (g->ranks[r].node == node) return true;
+    return false;
+}
+
 /* The rank of a stage that keeps it from computing the step: one that waits for no other. When all
  * wait, a link between two of them does not deliver: *other is its far end. -1: all have computed
  * it. */
@@ -421,7 +427,7 @@ static int late_rank(const mxd_coord *c, const mxd_plan_stage *g, uint64_t step,
         int i = g->ranks[r].node;
         if (computed(c, i, step)) continue;
         int waits = MUTANT(BLAME_WAITING) ? 0 : c->nodes[i].v.beat.waits;
-        if (!waits) {
+        if (!waits || waits - 1 == i || !holds(g, waits - 1)) { /* a peer may say anything */
             *other = -1;
             return i;
         }
