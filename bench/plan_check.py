@@ -34,7 +34,7 @@ import time
 from dataclasses import dataclass, field
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-CLONE_NEWUTS = 0x04000000
+CLONE_NEWNS, CLONE_NEWUTS, MS_REC, MS_PRIVATE = 0x00020000, 0x04000000, 0x4000, 1 << 18
 PERIOD_US = 4000
 
 
@@ -117,9 +117,12 @@ class Cgroup:
 
 
 def own_host(name: str) -> None:
+    """A host name of its own, and shared memory of its own: ranks meet over the network."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if os.geteuid() == 0 and libc.unshare(CLONE_NEWUTS) == 0:
+    if os.geteuid() == 0 and libc.unshare(CLONE_NEWUTS | CLONE_NEWNS) == 0:
         libc.sethostname(name.encode(), len(name))
+        libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+        libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, None)
 
 
 def free_port() -> int:

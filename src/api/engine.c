@@ -159,7 +159,9 @@ static mxd_rc open_cluster(mxd_engine *e, const mxd_engine_opts *o, mxd_err *err
                           .memory_free = o->memory_free,
                           .bandwidth = o->bandwidth,
                           .ops = o->ops,
-                          .paces = o->paces};
+                          .paces = o->paces,
+                          .cpus = o->cpus,
+                          .host_cpus = o->host_cpus};
     MXD_TRY(mxd_cluster_open(&e->cluster, e->al, &c, err));
     e->info.ctx = mxd_cluster_ctx(e->cluster);
     return MXD_OK;

@@ -50,6 +50,7 @@ typedef struct mxd_engine_opts { /* zero: default */
     uint64_t memory_total, memory_free; /* of this machine; for the worker in this process */
     double bandwidth, ops;              /* measured; 0: unknown */
     mxd_paces paces;
+    double cpus, host_cpus;    /* that the threads get, of so many of this machine; 0: unknown */
     const char *chat_template; /* text that replaces the repository's; NULL */
 } mxd_engine_opts;
 

@@ -24,7 +24,10 @@ static int local_nodes(const mxd_engine_opts *e, mxd_plan_node *nodes) {
                                    .bandwidth_bytes_per_s = e->bandwidth,
                                    .ops_per_s = e->ops,
                                    .paces = e->paces,
+                                   .cpus = e->cpus,
+                                   .host_cpus = e->host_cpus,
                                    .link_us = n > 1 ? FRAME_HANDOFFS * 1e6 * e->paces.handoff_s : 0,
+                                   .home = true,
                                    .must = true};
         snprintf(nodes[i].host, sizeof nodes[i].host, "this machine");
         snprintf(nodes[i].name, sizeof nodes[i].name, "local-%d", i);

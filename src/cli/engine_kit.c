@@ -79,6 +79,8 @@ static mxd_rc fill_hardware(mxd_engine_opts *e, bool probe, mxd_err *err) {
     e->bandwidth = h.read_bytes_per_s;
     e->ops = h.dot_ops_per_s;
     e->paces = h.paces;
+    e->cpus = mxd_hardware_cpus(&h, e->threads ? e->threads : h.logical_cpus);
+    e->host_cpus = h.online_cpus;
     return MXD_OK;
 }
 

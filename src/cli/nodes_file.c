@@ -56,10 +56,19 @@ static mxd_rc read_paces(mxd_plan_node *n, const json_t *v, const char *what, mx
 }
 
 static mxd_rc read_node(mxd_nodes_file *f, const json_t *v, mxd_err *err) {
-    static const char *const keys[] = {
-        "name",      "host",    "memory_bytes",     "free_bytes", "bandwidth_bytes_per_s",
-        "ops_per_s", "link_us", "link_bytes_per_s", "paces",      "must",
-        NULL};
+    static const char *const keys[] = {"name",
+                                       "host",
+                                       "memory_bytes",
+                                       "free_bytes",
+                                       "bandwidth_bytes_per_s",
+                                       "ops_per_s",
+                                       "link_us",
+                                       "link_bytes_per_s",
+                                       "paces",
+                                       "must",
+                                       "cpus",
+                                       "host_cpus",
+                                       NULL};
     char what[120];
     snprintf(what, sizeof what, "node %d", f->n_nodes);
     MXD_TRY(known_keys(v, what, keys, err));
@@ -83,6 +92,8 @@ static mxd_rc read_node(mxd_nodes_file *f, const json_t *v, mxd_err *err) {
     MXD_TRY(number(v, what, "ops_per_s", 1e21, &n->ops_per_s, err));
     MXD_TRY(number(v, what, "link_us", 1e9, &n->link_us, err));
     MXD_TRY(number(v, what, "link_bytes_per_s", 1e18, &n->link_bytes_per_s, err));
+    MXD_TRY(number(v, what, "cpus", 1e6, &n->cpus, err));
+    MXD_TRY(number(v, what, "host_cpus", 1e6, &n->host_cpus, err));
     MXD_TRY(read_paces(n, json_object_get(v, "paces"), what, err));
     if (memory < 0 && left < 0)
         return mxd_fail(err, MXD_E_CONFIG, "%s: memory_bytes is needed", what);

@@ -116,7 +116,9 @@ static mxd_rc bootstrapped(mxd_err *err) {
         .memory_free = (uint64_t)json_integer_value(json_object_get(b, "memory_free")),
         .bandwidth = json_number_value(json_object_get(b, "bandwidth")),
         .ops = json_number_value(json_object_get(b, "ops")),
-        .paces = paces_of(json_object_get(b, "paces"))};
+        .paces = paces_of(json_object_get(b, "paces")),
+        .cpus = json_number_value(json_object_get(b, "cpus")),
+        .host_cpus = json_number_value(json_object_get(b, "host_cpus"))};
     mxd_worker *w = NULL;
     mxd_rc rc = mxd_worker_open(&w, &mxd_alloc_libc, &o, err);
     json_decref(b);
@@ -165,6 +167,8 @@ static mxd_rc fill_hardware(const mxd_options *o, mxd_worker_opts *w, mxd_err *e
     w->bandwidth = h.read_bytes_per_s;
     w->ops = h.dot_ops_per_s;
     w->paces = h.paces;
+    w->cpus = mxd_hardware_cpus(&h, w->threads);
+    w->host_cpus = h.online_cpus;
     if (mxd_opt_given(o, MXD_OPT_MEMORY)) w->memory_free = (uint64_t)mxd_opt_int(o, MXD_OPT_MEMORY);
     return MXD_OK;
 }

@@ -126,12 +126,14 @@ mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out, mxd_e
     text_field(out, "cert", own.cert);
     text_field(out, "key", own.key);
     uint64_t part = o->memory_free / (uint64_t)(o->local_workers > 0 ? o->local_workers : 1);
-    mxd_buf_printf(out,
-                   "\"memory_total\":%llu,\"memory_free\":%llu,\"bandwidth\":%.0f,\"ops\":%.0f,"
-                   "\"paces\":[%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g],\"log_level\":%d}\n",
-                   (unsigned long long)o->memory_total, (unsigned long long)part, o->bandwidth,
-                   o->ops, p->near_bytes_per_s, p->tile_s, p->float_ops_per_s, p->row_ops_per_s,
-                   p->values_per_s, p->region_s, p->handoff_s, (int)mxd_log_level_now());
+    mxd_buf_printf(
+        out,
+        "\"memory_total\":%llu,\"memory_free\":%llu,\"bandwidth\":%.0f,\"ops\":%.0f,"
+        "\"paces\":[%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g],\"cpus\":%.6g,\"host_cpus\":%.6g,"
+        "\"log_level\":%d}\n",
+        (unsigned long long)o->memory_total, (unsigned long long)part, o->bandwidth, o->ops,
+        p->near_bytes_per_s, p->tile_s, p->float_ops_per_s, p->row_ops_per_s, p->values_per_s,
+        p->region_s, p->handoff_s, o->cpus, o->host_cpus, (int)mxd_log_level_now());
     mxd_pem_free(c->al, &own);
     return mxd_buf_rc(out, "bootstrap", err);
 }

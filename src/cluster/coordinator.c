@@ -661,7 +661,9 @@ static mxd_rc open_inner_worker(mxd_cluster *c, mxd_err *err) {
                          .memory_free = c->opts.memory_free,
                          .bandwidth = c->opts.bandwidth,
                          .ops = c->opts.ops,
-                         .paces = c->opts.paces};
+                         .paces = c->opts.paces,
+                         .cpus = c->opts.cpus,
+                         .host_cpus = c->opts.host_cpus};
     mxd_rc rc = mxd_worker_open(&c->worker, c->al, &o, err);
     mxd_pem_free(c->al, &own);
     return rc;

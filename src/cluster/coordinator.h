@@ -47,7 +47,8 @@ typedef struct mxd_cluster_opts { /* zero: default. Strings are copied */
     uint64_t memory_total, memory_free; /* of this machine, for a worker in this process */
     double bandwidth, ops;
     mxd_paces paces;
-    mxd_shape shape; /* of plans */
+    double cpus, host_cpus; /* worker.h */
+    mxd_shape shape;        /* of plans */
 } mxd_cluster_opts;
 
 /* Errors: E_NET the address; E_INVAL; E_NOMEM; those of mxd_model_open for the folder. Returns

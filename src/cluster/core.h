@@ -110,6 +110,7 @@ typedef struct mxd_node_info {
     double bandwidth, ops;              /* bytes/s, multiply-adds/s; 0: unknown */
     mxd_paces paces;                    /* 0: unknown */
     double link_us, link_bandwidth;     /* to the coordinator, as plan.h; 0: unknown */
+    double cpus, host_cpus;             /* its threads', its machine's; 0: unknown */
     bool local;                         /* on the coordinator's machine */
 } mxd_node_info;
 

@@ -69,7 +69,10 @@ static int gather(mxd_coord *c, const crowd *who) {
                              .paces = n->v.info.paces,
                              .link_us = n->v.info.link_us,
                              .link_bytes_per_s = n->v.info.link_bandwidth,
+                             .cpus = n->v.info.cpus,
+                             .host_cpus = n->v.info.host_cpus,
                              .whole_only = memcmp(n->v.info.backend, "mlx", 4) == 0,
+                             .home = n->spawned,
                              .must = n->spawned};
         if (who->cooled && n->memory_cap && n->memory_cap < p->free_bytes)
             p->free_bytes = n->memory_cap;

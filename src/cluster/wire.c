@@ -36,6 +36,8 @@ void mxd_wire_put_hello(mxd_buf *out, const mxd_node_info *m) {
     h.paces = &paces;
     h.link_us = m->link_us;
     h.link_bandwidth = m->link_bandwidth;
+    h.cpus = m->cpus;
+    h.host_cpus = m->host_cpus;
     pack(out, &h.base);
 }
 
@@ -87,6 +89,8 @@ mxd_rc mxd_wire_get_hello(mxd_node_info *m, mxd_arena *a, const void *p, size_t 
                          .paces = get_paces(h->paces),
                          .link_us = span(h->link_us),
                          .link_bandwidth = rate(h->link_bandwidth),
+                         .cpus = rate(h->cpus),
+                         .host_cpus = rate(h->host_cpus),
                          .local = h->local};
     TEXT(m->id, h->node, "node id");
     TEXT(m->name, h->name, "node name");

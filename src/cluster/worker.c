@@ -119,6 +119,8 @@ static void say_hello(mxd_worker *w) {
                           .paces = o->paces,
                           .link_us = mxd_worker_echo_us(&w->echo),
                           .link_bandwidth = mxd_worker_echo_rate(&w->echo),
+                          .cpus = o->cpus,
+                          .host_cpus = o->host_cpus,
                           .local = o->local};
     snprintf(info.id, sizeof info.id, "%s", o->node);
     snprintf(info.name, sizeof info.name, "%s", o->name ? o->name : o->node);
@@ -419,6 +421,7 @@ static mxd_rc become_member(mxd_worker *w, mxd_err *err) {
     if (!w->core) return mxd_fail(err, MXD_E_NOMEM, "no memory for the worker's core");
     const mxd_worker_opts *o = &w->opts;
     int threads = o->threads ? o->threads : m->threads ? m->threads : mxd_proc_cores();
+    w->engine.group.by_quota = o->cpus > 0 && o->cpus < threads;
     w->engine.shard_opts =
         (mxd_shard_opts){.n_slots = m->slots,
                          .ctx = m->ctx,

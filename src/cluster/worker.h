@@ -33,6 +33,7 @@ typedef struct mxd_worker_opts { /* zero: default. Strings and texts are copied 
     uint64_t memory_total, memory_free; /* bytes for weights and KV */
     double bandwidth, ops;              /* measured; 0: unknown */
     mxd_paces paces;
+    double cpus, host_cpus;        /* that our threads get, of so many on the machine; 0: unknown */
     const char *backend, *kernels; /* NULL: as the coordinator says */
     int threads;                   /* 0: as the coordinator says, else all cores */
     /* For tests: before each step the engine waits so many ms, below 0 until it is changed. NULL: 0

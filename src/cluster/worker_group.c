@@ -61,7 +61,7 @@ mxd_rc mxd_worker_group_join(mxd_worker_group *g, const mxd_stage *stage, int *r
                              .no_measure = true,
                              .drives_transport = true,
                              .reconnect_ms = LOST_MS,
-                             .spin_us = SPIN_US};
+                             .spin_us = g->by_quota ? 0 : SPIN_US};
     MXD_TRY(new_comm(g, stage, &o, err));
     mxd_rc rc = mxd_comm_join(g->comm, -1, err);
     if (rc) *rank = mxd_comm_lost(g->comm);

@@ -23,6 +23,7 @@ typedef struct mxd_worker_group {
     const mxd_alloc *al;
     mxd_transport *net;
     bool by_id;      /* certificates carry ids */
+    bool by_quota;   /* we get less than our threads would take: polling burns what computes */
     mxd_group group; /* what the shard sees; rank and size are of the last prepare */
 
     pthread_mutex_t lock; /* for what follows */

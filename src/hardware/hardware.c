@@ -43,6 +43,7 @@ mxd_rc mxd_hardware_detect(mxd_hardware *out, const mxd_alloc *al, const mxd_har
     h.host[sizeof h.host - 1] = '\0';
     MXD_TRY(mxd_hw_gather(&h, al, err));
     if (h.logical_cpus < 1) h.logical_cpus = 1;
+    if (h.online_cpus < h.logical_cpus) h.online_cpus = h.logical_cpus;
     if (!h.memory_total_bytes)
         return mxd_fail(err, MXD_E_IO, "the system does not tell how much memory it has");
     if (!h.memory_available_bytes || h.memory_available_bytes > h.memory_total_bytes)
@@ -55,6 +56,10 @@ mxd_rc mxd_hardware_detect(mxd_hardware *out, const mxd_alloc *al, const mxd_har
 
 static bool set(json_t *o, const char *key, json_t *value) {
     return json_object_set_new(o, key, value) == 0;
+}
+
+double mxd_hardware_cpus(const mxd_hardware *h, int threads) {
+    return h->cpu_quota > 0 && h->cpu_quota < threads ? h->cpu_quota : threads;
 }
 
 static json_t *isa_json(const mxd_isa *isa) {

@@ -50,6 +50,7 @@ typedef struct mxd_hardware {
     mxd_device device;
     uint64_t memory_total_bytes, memory_available_bytes;
     int logical_cpus;                        /* that this process may use, whole ones; at least 1 */
+    int online_cpus;                         /* of the machine, whether we may use them or not */
     double cpu_quota;                        /* CPUs that a container limit leaves; 0: no limit */
     int physical_cores;                      /* of the machine; 0: unknown */
     int performance_cores, efficiency_cores; /* 0 and 0: all alike, or unknown */
@@ -73,6 +74,9 @@ typedef struct mxd_hardware_opts {
 /* opts may be NULL: no probe. Errors: E_NOMEM; E_IO the system does not even tell its memory. */
 mxd_rc mxd_hardware_detect(mxd_hardware *out, const mxd_alloc *al, const mxd_hardware_opts *opts,
                            mxd_err *err) MXD_MUST_USE;
+
+/* CPUs that so many threads get. */
+double mxd_hardware_cpus(const mxd_hardware *h, int threads);
 
 /* "schema": 1 and every field by its name; a new reference; NULL: no memory. */
 json_t *mxd_hardware_json(const mxd_hardware *h);

@@ -122,7 +122,7 @@ static void read_cgroups(mxd_hardware *h, char *text) {
 static void read_cpus_allowed(mxd_hardware *h) {
     cpu_set_t set;
     long online = sysconf(_SC_NPROCESSORS_ONLN);
-    h->logical_cpus = online > 0 && online < 4096 ? (int)online : 1;
+    h->logical_cpus = h->online_cpus = online > 0 && online < 4096 ? (int)online : 1;
     if (sched_getaffinity(0, sizeof set, &set) == 0) h->logical_cpus = CPU_COUNT(&set);
     if (h->cpu_quota > 0 && h->cpu_quota < h->logical_cpus) /* two thirds of a CPU still are one */
         h->logical_cpus = h->cpu_quota < 1 ? 1 : (int)(h->cpu_quota + 0.5);

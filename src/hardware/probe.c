@@ -332,8 +332,7 @@ mxd_rc mxd_hw_probe(mxd_hardware *h, const mxd_alloc *al, int n_threads, mxd_err
                .tile_bytes = mxd_qtile_bytes(&shape),
                .kernels = mxd_kernels_best(),
                .n_threads = n_threads,
-               .cpus = n_threads};
-    if (h->cpu_quota > 0 && h->cpu_quota < p.cpus) p.cpus = h->cpu_quota;
+               .cpus = mxd_hardware_cpus(h, n_threads)};
     while (p.n_bytes > 4 * PIECE && p.n_bytes > h->memory_available_bytes / 8) p.n_bytes /= 2;
     mxd_rc rc = take_memory(&p, al, err);
     if (!rc) rc = mxd_pool_open(&p.pool, al, n_threads, SPIN_US, err);

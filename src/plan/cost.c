@@ -200,7 +200,12 @@ static mxd_plan_held held_by(const mxd_plan_task *t, const mxd_shares *s, int r,
 /* ---------------------------------------------------------------------------------------- groups
  */
 
-static double speed_of(const mxd_plan_task *t, int i, int crowd) { return t->bandwidth[i] / crowd; }
+double mxd_plan_crowd(const mxd_plan_task *t, const int *nodes, int n, int i) {
+    double sum = 0;
+    for (int k = 0; k < n; k++)
+        if (t->same_host[i][nodes[k]]) sum += t->part[nodes[k]];
+    return sum;
+}
 
 static bool can_be_ranks(const mxd_plan_task *t, const int *nodes, int n) {
     if (n > MXD_MAX_RANKS || !t->model->cuts.possible) return false;
@@ -265,15 +270,12 @@ bool mxd_plan_group_of(const mxd_plan_task *t, const int *nodes, int n, const do
     for (int i = 0; i < n; i++) {
         g->nodes |= (uint64_t)1 << nodes[i];
         g->node[i] = nodes[i];
-        g->crowd[i] = 1;
-        for (int j = 0; j < n; j++) {
-            if (i == j) continue;
-            g->crowd[i] += t->same_host[nodes[i]][nodes[j]];
-            pair_way(t, nodes[i], nodes[j], &latency, &byte_s);
-        }
+        g->crowd[i] = fmax(1, mxd_plan_crowd(t, nodes, n, nodes[i]));
+        for (int j = 0; j < n; j++)
+            if (i != j) pair_way(t, nodes[i], nodes[j], &latency, &byte_s);
     }
     for (int i = 0; i < n; i++)
-        g->weight[i] = weight ? weight[i] : speed_of(t, nodes[i], g->crowd[i]);
+        g->weight[i] = weight ? weight[i] : t->bandwidth[nodes[i]] / g->crowd[i];
     if (n == 1) return true;
     g->exchange_s = latency;
     g->byte_s = byte_s;
@@ -388,19 +390,22 @@ typedef struct rank_time {
     double reading, computing, all;
 } rank_time;
 
-static rank_time time_of(const mxd_plan_task *t, int node, int crowd, const work *w, double rows) {
+static rank_time time_of(const mxd_plan_task *t, int node, double crowd, const work *w,
+                         double rows) {
     const mxd_paces *p = &t->paces[node];
     double read = w->read / pace_of(t, node, w->held);
     double ops = 2 * w->ops / t->ops[node] + w->tiles * p->tile_s;
-    double kv = w->kv / t->bandwidth[node], attend;
+    double kv = w->kv / pace_of(t, node, w->held + w->kv), attend;
     bool chunk = rows >= 4 * PANEL;
     double values = w->values * (chunk ? FAR_VALUES : NEAR_VALUES) + w->layers * LAYER_VALUES;
     values /= p->values_per_s;
     /* rows of a batch are of many sequences, each with keys of its own */
     attend = 2 * w->attend / (chunk ? p->float_ops_per_s : p->row_ops_per_s);
     rank_time x = {.reading = (read + kv) * crowd, .computing = (ops + attend + values) * crowd};
-    x.all = crowd * (fmax(read, ops) + fmax(kv, attend) + values) +
-            p->region_s * REGIONS * w->layers + p->handoff_s * HANDOFFS;
+    /* keys and values of a single row come only partly while others are worked on */
+    double past = fmax(kv, attend) + (chunk ? 0 : fmin(kv, attend) / 2);
+    x.all = crowd * (fmax(read, ops) + past + values) + p->region_s * REGIONS * w->layers +
+            p->handoff_s * HANDOFFS;
     return x;
 }
 

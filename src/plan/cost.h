@@ -13,7 +13,7 @@
 typedef struct mxd_plan_group {
     uint64_t nodes; /* a bit each */
     int n, node[MXD_MAX_RANKS];
-    int crowd[MXD_MAX_RANKS];     /* ranks of the group on this one's host: they share its speeds */
+    double crowd[MXD_MAX_RANKS];  /* so much slower because others of the group are on its host */
     double weight[MXD_MAX_RANKS]; /* proportions by speed, or as the user says (`fixed`) */
     bool fixed;
     mxd_shares shares;         /* of them; size 0: no group */
@@ -41,11 +41,12 @@ typedef struct mxd_plan_task {
     double serve_s;                                      /* of the coordinator, for every token */
     double enter_s[MXD_MAX_NODES];                       /* between the coordinator and a node */
     bool broken[MXD_MAX_NODES][MXD_MAX_NODES];
-    bool same_host[MXD_MAX_NODES][MXD_MAX_NODES];
-    double weights_to[MXD_MAX_LAYERS + 1]; /* prefix sums over layers, bytes */
-    double kv_to[MXD_MAX_LAYERS + 1];      /* of one position */
-    double state_to[MXD_MAX_LAYERS + 1];   /* of one sequence */
-    double tables_to[MXD_MAX_LAYERS + 1];  /* that `mlx` holds on top */
+    bool same_host[MXD_MAX_NODES][MXD_MAX_NODES]; /* with itself too */
+    double part[MXD_MAX_NODES];                   /* of its host's processors that it keeps busy */
+    double weights_to[MXD_MAX_LAYERS + 1];        /* prefix sums over layers, bytes */
+    double kv_to[MXD_MAX_LAYERS + 1];             /* of one position */
+    double state_to[MXD_MAX_LAYERS + 1];          /* of one sequence */
+    double tables_to[MXD_MAX_LAYERS + 1];         /* that `mlx` holds on top */
     double whole_to[MXD_MAX_LAYERS + 1], per_to[MXD_AXES][MXD_MAX_LAYERS + 1];
     int sums_to[MXD_AXES][MXD_MAX_LAYERS + 1], experts_to[MXD_MAX_LAYERS + 1];
     mxd_plan_rows one, batch, prefill; /* a row; `parallel` streams in turns; a chunk */
@@ -57,6 +58,9 @@ void mxd_plan_task_sums(mxd_plan_task *t);
 /* What goes through in a step of `rows` rows with so much past each; chunk: of one prompt. */
 void mxd_plan_rows_fill(const mxd_plan_task *t, mxd_plan_rows *r, double rows, double logits,
                         double past, bool chunk);
+
+/* Processors of i's host that nodes keep busy, in hosts: more than 1 is more than there are. */
+double mxd_plan_crowd(const mxd_plan_task *t, const int *nodes, int n, int i);
 
 /* A group of those nodes with shares by speed; or by weight [n], when it is not NULL. False: they
  * cannot be one. */

@@ -15,6 +15,8 @@ static const double guess_region_s = 4e-7, guess_handoff_s = 5e-6;
 /* Between the result of a step and the next step, and the client's event: threads of the
  * coordinator that wake each other (measured, two machines: 40 to 60 us with 3.5 us each). */
 enum { SERVE_HANDOFFS = 8 };
+/* Of what a small message takes, the most that is work of processors and not of the wire. */
+enum { MESSAGE_US = 60 };
 /* How much slower than the fastest cut one stream may get for the sake of even stages. */
 static const double even_slack = 1.10;
 /* How much faster than whole layers groups must be before they are taken unasked. */
@@ -69,14 +71,24 @@ static double mean_of_known(const mxd_plan_node *nodes, int n, bool ops, double 
     return known ? sum / known : guess;
 }
 
+/* With less than one processor the work on a message takes longer by that; the wire does not. */
+static double slower_by_quota(const mxd_plan_node *a, const mxd_plan_node *b, double us) {
+    double cpus = fmin(a->cpus > 0 ? a->cpus : 1, b->cpus > 0 ? b->cpus : 1);
+    return cpus < 1 ? us + fmin(us, MESSAGE_US) * (1 / cpus - 1) : us;
+}
+
 static void set_link(mxd_plan_task *t, int a, int b, double latency_us, double bytes_per_s) {
-    t->latency_s[a][b] = t->latency_s[b][a] = latency_us * 1e-6;
+    double us = slower_by_quota(&t->nodes[a], &t->nodes[b], latency_us);
+    t->latency_s[a][b] = t->latency_s[b][a] = us * 1e-6;
     t->byte_s[a][b] = t->byte_s[b][a] = 1 / (bytes_per_s > 0 ? bytes_per_s : guess_link);
 }
 
-/* The slower of the two ways decides; on one machine, ranks find each other in shared memory. */
+/* Ways are measured to the coordinator. So the slower of two decides, and beside the coordinator it
+ * is the other's alone; on one machine, ranks find each other in shared memory. */
 static void guess_pair(mxd_plan_task *t, int a, int b) {
     const mxd_plan_node *x = &t->nodes[a], *y = &t->nodes[b];
+    if (x->home && !y->home && y->link_us > 0) x = y;
+    if (y->home && !x->home && x->link_us > 0) y = x;
     double us = fmax(x->link_us, y->link_us), rate = fmin(x->link_bytes_per_s, y->link_bytes_per_s);
     if (x->link_bytes_per_s <= 0 || y->link_bytes_per_s <= 0)
         rate = fmax(x->link_bytes_per_s, y->link_bytes_per_s);
@@ -94,6 +106,7 @@ static void set_speed(mxd_plan_task *t, int i, double bandwidth, double ops, dou
     t->ops[i] = n->ops_per_s > 0 ? n->ops_per_s : ops;
     t->usable[i] = (double)n->free_bytes * (1 - reserve);
     t->enter_s[i] = n->link_us * 1e-6;
+    t->part[i] = n->cpus > 0 && n->host_cpus > n->cpus ? n->cpus / n->host_cpus : 1;
     *p = n->paces;
     if (!(p->near_bytes_per_s > 0)) p->near_bytes_per_s = t->bandwidth[i];
     if (!(p->float_ops_per_s > 0)) p->float_ops_per_s = t->ops[i] * float_part;
@@ -123,6 +136,7 @@ static void make_task(mxd_plan_task *t, const mxd_plan_link *links, int n_links,
     double reserve = o->reserve > 0 ? o->reserve : 0.1;
     for (int i = 0; i < t->n_nodes; i++) {
         set_speed(t, i, bandwidth, ops, reserve);
+        t->same_host[i][i] = true;
         for (int j = 0; j < i; j++) {
             guess_pair(t, i, j);
             t->same_host[i][j] = t->same_host[j][i] = on_one_host(&t->nodes[i], &t->nodes[j]);

@@ -33,6 +33,8 @@ typedef struct mxd_plan_node {
     /* Of its way to the others, where no link says more: one frame with a few bytes, one way, from
      * thread to thread; 0: unknown. */
     double link_us, link_bytes_per_s;
+    double cpus, host_cpus; /* that its threads get, of so many; 0: they may take all */
+    bool home;       /* runs beside the coordinator: to a node elsewhere that one's way counts */
     bool must;       /* gets layers even if it slows the rest (local workers) */
     bool whole_only; /* cannot be a rank of a group (its backend) */
 } mxd_plan_node;

@@ -8,11 +8,7 @@ static double busiest_host(const mxd_plan_task *t, const mxd_plan_cut *c, const 
     for (int i = 0; i < t->n_nodes; i++) {
         double sum = 0;
         for (int k = 0; k < c->n; k++)
-            for (int r = 0; r < c->group[k].n; r++)
-                if (c->group[k].node[r] == i || t->same_host[i][c->group[k].node[r]]) {
-                    sum += s[k];
-                    break;
-                }
+            sum += s[k] * fmin(1, mxd_plan_crowd(t, c->group[k].node, c->group[k].n, i));
         most = fmax(most, sum);
     }
     return most;
@@ -29,6 +25,7 @@ static trip times(const mxd_plan_task *t, const mxd_plan_cut *c, const mxd_plan_
     for (int i = 0; i < c->n; i++) {
         s[i] = mxd_plan_stage_s(t, &c->group[i], c->at[i], c->at[i + 1], rows);
         r.sum += s[i];
+        r.longest = fmax(r.longest, s[i]);
         if (!i) continue;
         double hop = mxd_plan_hop_s(t, &c->group[i - 1], &c->group[i], rows->rows);
         double latency = mxd_plan_hop_s(t, &c->group[i - 1], &c->group[i], 0);
@@ -73,8 +70,10 @@ static double prefill_rate(mxd_plan_task *t, const mxd_plan_cut *c) {
     double chunks = (double)t->prompt / chunk;
     mxd_plan_rows_fill(t, &t->prefill, chunk, 1 / chunks, t->prompt / 2.0, true);
     trip r = times(t, c, &t->prefill);
-    /* every chunk goes through all stages, and waits only for the longest of the one before */
-    return t->prompt / (r.sum + (chunks - 1) * r.longest + ends(t, c));
+    /* every chunk goes through all stages, and waits for the longest of the one before; or, over
+     * slow links, until one of the stages + 1 that may be under way is back */
+    double trip_s = r.sum + ends(t, c), next = fmax(r.longest, trip_s / (c->n + 1));
+    return t->prompt / (trip_s + (chunks - 1) * next);
 }
 
 static void fill_stage(const mxd_plan_task *t, const mxd_plan_cut *c, int i, mxd_plan *p,

@@ -207,6 +207,19 @@ static void read_sets(const table *x, size_t set, int g, mxd_plan_cut *out) {
     turn_around(x, &w, out);
 }
 
+/* Ranks on one machine only share what it has. */
+static bool share_a_host(const mxd_plan_task *t, const int *nodes, int n) {
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < i; j++)
+            if (t->same_host[nodes[i]][nodes[j]]) return true;
+    return false;
+}
+
+static bool make_group(const mxd_plan_task *t, const int *nodes, int n, mxd_plan_group *out) {
+    if (t->tensor ? n != t->tensor : share_a_host(t, nodes, n)) return false;
+    return mxd_plan_group_of(t, nodes, n, NULL, out);
+}
+
 /* Every set of nodes that may be a group, at its number - 1; returns how many there are. */
 static int make_groups(const mxd_plan_task *t, mxd_plan_group *group) {
     int made = 0;
@@ -214,8 +227,7 @@ static int make_groups(const mxd_plan_task *t, mxd_plan_group *group) {
         int nodes[MXD_PLAN_EXACT], n = 0;
         for (int i = 0; i < t->n_nodes; i++)
             if (set >> i & 1) nodes[n++] = i;
-        bool wanted = t->tensor ? n == t->tensor : true;
-        if (wanted && mxd_plan_group_of(t, nodes, n, NULL, &group[set - 1]))
+        if (make_group(t, nodes, n, &group[set - 1]))
             made++;
         else
             group[set - 1].n = 0;
@@ -311,8 +323,7 @@ static int make_neighbours(const mxd_plan_task *t, const int *order, int each,
     int n = 0;
     for (int i = 0; i < t->n_nodes; i += each) {
         int left = t->n_nodes - i < each ? t->n_nodes - i : each;
-        if (t->tensor && left != t->tensor) continue;
-        n += mxd_plan_group_of(t, order + i, left, NULL, &group[n]);
+        n += make_group(t, order + i, left, &group[n]);
     }
     return n;
 }

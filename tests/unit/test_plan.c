@@ -285,6 +285,69 @@ TEST(plan_groups_where_links_are_fast) {
     CHECK_EQ(p.n_stages, 2);
 }
 
+/* What nodes of one machine have of its processors decides whether they slow each other. */
+TEST(plan_counts_processors_of_a_host) {
+    mxd_plan_node n[] = {node_of("a", 16, 50), node_of("b", 16, 50), node_of("c", 16, 50)};
+    mxd_plan_opts o = {.ctx = 1000, .parallel = 1, .shape = {.tensor = 3}};
+    mxd_plan p;
+    mxd_err err = {0};
+    double speed[3];
+    for (int i = 0; i < 3; i++) snprintf(n[i].host, sizeof n[i].host, "one");
+    for (int round = 0; round < 3; round++) { /* all of it, a third each, half each */
+        for (int i = 0; i < 3; i++) {
+            n[i].cpus = round == 0 ? 0 : round == 1 ? 2 : 3;
+            n[i].host_cpus = 6;
+        }
+        CHECK_OK(plan_over(&p, n, 3, 0, &o, &err), &err);
+        speed[round] = p.decode_tokens_per_s;
+    }
+    CHECK(speed[1] > 2.5 * speed[0]);
+    CHECK(speed[2] > 0.6 * speed[1] && speed[2] < 0.75 * speed[1]);
+    /* processors enough for all, and still a group brings nothing that stages do not */
+    o.shape = (mxd_shape){0};
+    for (int i = 0; i < 3; i++) n[i].must = true, n[i].cpus = 2;
+    CHECK_OK(plan_over(&p, n, 3, 20, &o, &err), &err);
+    CHECK_EQ(p.n_stages, 3);
+    double prompt = p.prefill_tokens_per_s;
+    for (int i = 0; i < 3; i++) n[i].cpus = 6; /* stages that compute at the same time share it */
+    CHECK_OK(plan_over(&p, n, 3, 20, &o, &err), &err);
+    CHECK(prompt > 1.5 * p.prefill_tokens_per_s);
+}
+
+/* Beside the coordinator a way is none of the network. */
+TEST(plan_takes_the_way_of_the_node_elsewhere) {
+    mxd_plan_node n[] = {node_of("here", 16, 50), node_of("there", 16, 50)};
+    mxd_plan_opts o = {.ctx = 1000, .parallel = 1, .shape = {.tensor = 2}};
+    mxd_plan p;
+    mxd_err err = {0};
+    n[0].link_us = 900;
+    n[1].link_us = 20;
+    n[0].link_bytes_per_s = 1e6;
+    n[1].link_bytes_per_s = 1e10;
+    mxd_model_sizes m = sharable();
+    CHECK_OK(mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err), &err);
+    double slow = p.stages[0].exchange_ms;
+    n[0].home = true;
+    CHECK_OK(mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err), &err);
+    CHECK(p.stages[0].exchange_ms < slow / 20);
+    double whole = p.stages[0].exchange_ms;
+    n[1].cpus = 0.25; /* who has a quarter of a processor takes longer over a message */
+    CHECK_OK(mxd_plan_make(&p, &m, n, 2, NULL, 0, &o, &err), &err);
+    CHECK(p.stages[0].exchange_ms > 2 * whole && p.stages[0].exchange_ms < 5 * whole);
+}
+
+/* Over a slow link a prompt waits for chunks to come back: stages + 1 are under way. */
+TEST(plan_prefill_waits_for_the_way_back) {
+    mxd_plan_node n[] = {node_of("a", 16, 50), node_of("b", 16, 50)};
+    mxd_plan_opts o = {.ctx = 1024, .parallel = 1, .shape = {.n_split = 2, .split = {8, 8}}};
+    mxd_plan p;
+    mxd_err err = {0};
+    CHECK_OK(plan_over(&p, n, 2, 1e6, &o, &err), &err);
+    double chunks = 512 / 64.0, trips = 1 + (chunks - 1) / 3; /* of a second there, one back */
+    CHECK(p.prefill_tokens_per_s < 512 / (trips * 2));
+    CHECK(p.prefill_tokens_per_s > 0.8 * 512 / (trips * 2));
+}
+
 TEST(plan_shares_follow_speed_and_memory) {
     mxd_plan_node n[] = {node_of("slow", 16, 30), node_of("fast", 16, 50)};
     mxd_plan_opts o = {.ctx = 1000, .parallel = 1, .shape = {.tensor = 2}};

@@ -58,6 +58,8 @@ static mxd_node_info sample_hello(bool longest) {
                        .paces = {1e11, 1e-8, 2e11, 3e10, 4e9, 1.5e-6, 4e-6},
                        .link_us = 37.5,
                        .link_bandwidth = 1e9,
+                       .cpus = 0.5,
+                       .host_cpus = 8,
                        .local = true};
     fill(m.id, longest ? sizeof m.id : 2, 'i');
     fill(m.name, longest ? sizeof m.name : 2, 'n');
@@ -314,6 +316,7 @@ TEST(wire_hello_round_trip) {
         CHECK_EQ(got.hello.memory_total, m.memory_total);
         CHECK_EQ(memcmp(&got.hello.paces, &m.paces, sizeof m.paces), 0);
         CHECK(got.hello.link_us == 37.5 && got.hello.link_bandwidth == 1e9);
+        CHECK(got.hello.cpus == 0.5 && got.hello.host_cpus == 8);
         CHECK_EQ(got.hello.memory_free, m.memory_free);
         CHECK(got.hello.bandwidth == m.bandwidth && got.hello.ops == 0 && got.hello.local);
     }
