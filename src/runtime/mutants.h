@@ -48,7 +48,8 @@
     X(33, OLD_GROUP,         "a group of an older epoch counts for a new plan")            \
     X(34, RESTORE_PROMPT,    "a restored request goes on without its accepted tokens") \
     X(35, EPOCH_FROM_ONE,    "a coordinator that starts again counts epochs anew")     \
-    X(36, NO_CANARY,         "a plan whose numbers are wrong serves")
+    X(36, NO_CANARY,         "a plan whose numbers are wrong serves")                  \
+    X(37, OLD_READY,         "a node that is ready for an older plan counts as ready")
 /* clang-format on */
 
 enum {

@@ -4,6 +4,8 @@
 Builds the control core once per mutant of src/runtime/mutants.h (one rule taken away) and
 runs seeds until one fails. Prints TAP; a mutant that survives is a failure: the rule is not
 needed, or the oracle is blind."""
+import concurrent.futures
+import os
 import pathlib
 import re
 import subprocess
@@ -40,16 +42,21 @@ def main() -> int:
     seeds = int(sys.argv[4]) if len(sys.argv) > 4 else 10000
     chosen = [m for m in mutants(root) if len(sys.argv) < 6 or m[1] == sys.argv[5]]
     work.mkdir(parents=True, exist_ok=True)
+
+    def try_one(mutant: tuple[int, str, str]) -> str:
+        sim = work / f"sim_mutant_{mutant[0]}"
+        build(cc, root, sim, mutant[0])
+        seen = first_failure(sim, seeds)
+        sim.unlink(missing_ok=True)
+        return seen
+
     survivors = 0
     print(f"TAP version 13\n1..{len(chosen)}", flush=True)
-    for k, (n, name, what) in enumerate(chosen, 1):
-        sim = work / f"sim_mutant_{n}"
-        build(cc, root, sim, n)
-        seen = first_failure(sim, seeds)
-        survivors += not seen
-        print(f"{'ok' if seen else 'not ok'} {k} - {name}: {what}: "
-              f"{seen or f'survives {seeds} seeds'}", flush=True)
-        sim.unlink(missing_ok=True)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for k, ((_, name, what), seen) in enumerate(zip(chosen, pool.map(try_one, chosen)), 1):
+            survivors += not seen
+            print(f"{'ok' if seen else 'not ok'} {k} - {name}: {what}: "
+                  f"{seen or f'survives {seeds} seeds'}", flush=True)
     return 1 if survivors else 0
 
 
