@@ -3,7 +3,6 @@
  * STATE/canary has a line for each model that was served: which model under which options, the
  * token, the digest. It is ours alone; a line that cannot be read counts as none. */
 #include <inttypes.h>
-#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,48 +13,20 @@
 #include "cluster/coord_private.h"
 #include "kernels/kernels.h"
 
-enum { MOST_LINES = 64, MOST_BYTES = 1 << 16, SAMPLE = 4096, CONFIG_MOST = 16 << 20 };
+enum { MOST_LINES = 64, MOST_BYTES = 1 << 16 };
 
 static const char file_name[] = "canary";
 
-/* ----------------------------------------------------------------------------- which model it is
- */
-
-/* Fine-tunes differ in their numbers alone: a piece of every tensor tells them apart. */
-static mxd_rc add_samples(EVP_MD_CTX *sha, const mxd_st *st, mxd_err *err) {
-    uint8_t sample[SAMPLE];
-    for (size_t i = 0; i < mxd_st_count(st); i++) {
-        const mxd_st_tensor *t = mxd_st_at(st, i);
-        size_t n = t->bytes < SAMPLE ? (size_t)t->bytes : SAMPLE;
-        MXD_TRY(mxd_st_read(st, t, (t->bytes - n) / 2, sample, n, err));
-        EVP_DigestUpdate(sha, sample, n);
-    }
-    return MXD_OK;
-}
-
-static mxd_rc add_config(mxd_cluster *c, EVP_MD_CTX *sha, mxd_err *err) {
-    char path[MXD_PATH_MAX], *text;
-    size_t n;
-    MXD_TRY(mxd_path_join(path, c->opts.folder, "config.json", err));
-    MXD_TRY(mxd_file_read(c->al, path, CONFIG_MOST, &text, &n, err));
-    EVP_DigestUpdate(sha, text, n);
-    mxd_free(c->al, text);
-    return MXD_OK;
-}
-
-static mxd_rc fill_key(mxd_cluster *c, const mxd_st *st, EVP_MD_CTX *sha, mxd_err *err) {
-    char options[128];
-    unsigned char sum[EVP_MAX_MD_SIZE];
-    unsigned n = 0;
-    if (!sha || EVP_DigestInit_ex(sha, EVP_sha256(), NULL) != 1)
-        return mxd_fail(err, MXD_E_NOMEM, "SHA-256 cannot start");
-    int len = snprintf(options, sizeof options, "%s numerics %d activations %d kv %d", MXD_VERSION,
+/* Which model under which options. */
+static mxd_rc fill_key(mxd_cluster *c, mxd_err *err) {
+    uint8_t text[128 + 32], sum[32];
+    int len = snprintf((char *)text, 128, "%s numerics %d activations %d kv %d ", MXD_VERSION,
                        MXD_NUMERICS, (int)c->welcome.activations, c->welcome.kv);
-    EVP_DigestUpdate(sha, options, (size_t)len);
-    EVP_DigestUpdate(sha, mxd_st_hash(st), sizeof c->welcome.tensors_hash);
-    MXD_TRY(add_samples(sha, st, err));
-    MXD_TRY(add_config(c, sha, err));
-    if (EVP_DigestFinal_ex(sha, sum, &n) != 1)
+    if (mxd_weights_known(c->welcome.weights_id))
+        memcpy(text + len, c->welcome.weights_id, 32);
+    else
+        MXD_TRY(mxd_weights_id(c->al, c->opts.folder, text + len, err));
+    if (!mxd_weights_sum(text, (size_t)len + 32, sum))
         return mxd_fail(err, MXD_E_INTERNAL, "SHA-256 failed");
     for (int i = 0; i < 32; i++) snprintf(c->canary_key + 2 * i, 3, "%02x", sum[i]);
     return MXD_OK;
@@ -81,13 +52,10 @@ static bool read_line(const char *line, const char *key, mxd_core_canary *out) {
     return out->known;
 }
 
-void mxd_coord_canary_open(mxd_cluster *c, const mxd_st *st) {
+void mxd_coord_canary_open(mxd_cluster *c) {
     mxd_err err = {0};
     if (!c->opts.state_dir) return;
-    EVP_MD_CTX *sha = EVP_MD_CTX_new();
-    mxd_rc rc = fill_key(c, st, sha, &err);
-    EVP_MD_CTX_free(sha);
-    if (rc) {
+    if (fill_key(c, &err) != MXD_OK) {
         mxd_log(MXD_LOG_WARN, "canary_not_known", "error=\"%s\"", err.msg);
         c->canary_key[0] = '\0';
         return;

@@ -197,8 +197,8 @@ mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out,
 void mxd_coord_weights_open(mxd_cluster *c);
 /* Tells node where else it may ask for weights: before an Install. */
 void mxd_coord_weights_sources(mxd_cluster *c, int node, mxd_link link);
-/* The canary's answer for the model whose tensors these are; and to keep a new one. */
-void mxd_coord_canary_open(mxd_cluster *c, const mxd_st *st);
+/* The canary's answer for this model, after mxd_coord_weights_open; and to keep a new one. */
+void mxd_coord_canary_open(mxd_cluster *c);
 void mxd_coord_canary_keep(mxd_cluster *c, const mxd_core_canary *answer);
 
 /* A local worker ended, or could not be started; `how` says it for people. */

@@ -502,7 +502,6 @@ static mxd_rc read_model(mxd_cluster *c, mxd_err *err) {
         c->sizes->embed_bytes += c->sizes->embed_table_bytes;
         c->sizes->embed_table_bytes = 0;
     }
-    mxd_coord_canary_open(c, mxd_model_tensors(m));
     mxd_rc rc = MXD_OK;
     if (o->local_workers > hp->n_layers || o->local_workers < 0)
         rc = mxd_fail(err, MXD_E_INVAL,
@@ -681,6 +680,7 @@ static mxd_rc open_all(mxd_cluster *c, mxd_err *err) {
         mxd_buf_init(&c->held[i], c->al, MXD_MAX_FRAME_BYTES);
     MXD_TRY(mxd_giver_open(&c->giver, c->al, &c->inbox, err));
     if (c->opts.listen) mxd_coord_weights_open(c);
+    mxd_coord_canary_open(c);
     MXD_TRY(open_net(c, err));
     MXD_TRY(mxd_coord_journal_open(c, err));
     MXD_TRY(open_core(c, err));

@@ -72,6 +72,11 @@ mxd_rc mxd_weights_id(const mxd_alloc *al, const char *folder, uint8_t id[32], m
     return rc;
 }
 
+bool mxd_weights_known(const uint8_t id[32]) {
+    static const uint8_t unknown[32];
+    return memcmp(id, unknown, sizeof unknown) != 0;
+}
+
 /* ---------------------------------------------------------------------------------------- lists */
 
 static mxd_rc take_list(const mxd_alloc *al, int n, mxd_weights_list *out, mxd_err *err) {

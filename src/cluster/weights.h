@@ -40,6 +40,8 @@ typedef struct mxd_weights_list {
 mxd_rc mxd_weights_id(const mxd_alloc *al, const char *folder, uint8_t id[32],
                       mxd_err *err) MXD_MUST_USE;
 
+bool mxd_weights_known(const uint8_t id[32]); /* 0 stands for: unknown */
+
 /* The files of a folder. Errors: as mxd_weights_id. Free with mxd_weights_list_free. */
 mxd_rc mxd_weights_list_get(const mxd_alloc *al, const char *folder, mxd_weights_list *out,
                             mxd_err *err) MXD_MUST_USE;

@@ -1,5 +1,6 @@
 /* wire.c - between the structs of wire.h and protobuf-c's. */
 #include "cluster/wire.h"
+#include "cluster/weights.h"
 
 #include "cluster.pb-c.h"
 #include "cluster/wire_private.h"
@@ -107,8 +108,7 @@ void mxd_wire_put_welcome(mxd_buf *out, const mxd_welcome *m) {
     w.model = (char *)m->model;
     w.folder = (char *)m->folder;
     w.tensors_hash = (ProtobufCBinaryData){sizeof m->tensors_hash, (uint8_t *)m->tensors_hash};
-    static const uint8_t unknown[sizeof m->weights_id];
-    if (memcmp(m->weights_id, unknown, sizeof unknown) != 0)
+    if (mxd_weights_known(m->weights_id))
         w.weights_id = (ProtobufCBinaryData){sizeof m->weights_id, (uint8_t *)m->weights_id};
     w.ctx = (uint32_t)m->ctx;
     w.slots = (uint32_t)m->slots;

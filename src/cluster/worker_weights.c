@@ -35,11 +35,6 @@ void mxd_worker_weights_renewed(mxd_worker_weights *w, const char *cert) {
     mxd_free(w->al, old);
 }
 
-static bool id_known(const mxd_welcome *m) {
-    static const uint8_t unknown[sizeof m->weights_id];
-    return memcmp(m->weights_id, unknown, sizeof unknown) != 0;
-}
-
 /* ------------------------------------------------------------------------------------ on this disk
  */
 
@@ -59,7 +54,7 @@ static mxd_rc check_tensors(mxd_worker_weights *w, const char *folder, mxd_err *
 static mxd_rc check_folder(mxd_worker_weights *w, const char *folder, mxd_err *err) {
     uint8_t id[32];
     MXD_TRY(check_tensors(w, folder, err));
-    if (w->opts->local || !id_known(w->welcome)) return MXD_OK;
+    if (w->opts->local || !mxd_weights_known(w->welcome->weights_id)) return MXD_OK;
     MXD_TRY(mxd_weights_id(w->al, folder, id, err));
     if (memcmp(id, w->welcome->weights_id, sizeof id) == 0) return MXD_OK;
     return mxd_fail(err, MXD_E_NOTFOUND,
@@ -77,7 +72,7 @@ static bool take(mxd_worker_weights *w, const char *folder, mxd_err *err) {
         return false;
     }
     snprintf(w->folder, sizeof w->folder, "%s", folder);
-    if (!id_known(w->welcome)) return true;
+    if (!mxd_weights_known(w->welcome->weights_id)) return true;
     mxd_err late = {0};
     if (mxd_giver_offer(w->giver, w->welcome->weights_id, w->folder, NULL, &late) != MXD_OK)
         mxd_log(MXD_LOG_WARN, "weights_not_given", "reason=\"%s\"", late.msg);
@@ -152,7 +147,7 @@ mxd_rc mxd_worker_weights_get(mxd_worker_weights *w, const mxd_stage *part,
     if (w->folder[0] && check_tensors(w, w->folder, &why) == MXD_OK) return MXD_OK;
     w->folder[0] = '\0';
     if (find(w, &why)) return MXD_OK;
-    if (!w->opts->weights_dir || !id_known(w->welcome)) {
+    if (!w->opts->weights_dir || !mxd_weights_known(w->welcome->weights_id)) {
         if (why.rc && err) *err = why;
         return why.rc ? why.rc
                       : mxd_fail(err, MXD_E_NOTFOUND,

@@ -121,7 +121,7 @@ static void share_host(mxd_plan_task *t, int i, double reserve) {
     double sum = 0, most = 0;
     int n = 0;
     for (int j = 0; j < t->n_nodes; j++) {
-        if (j != i && !t->same_host[i][j]) continue;
+        if (!t->same_host[i][j]) continue;
         n++;
         sum += (double)t->nodes[j].free_bytes;
         most = fmax(most, (double)t->nodes[j].memory_bytes);
