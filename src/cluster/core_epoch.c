@@ -358,6 +358,12 @@ void core_epoch_serve(mxd_coord *c) {
     core_requests_restart(c);
 }
 
+void core_epoch_fruit(mxd_coord *c) {
+    c->fruitless = 0;
+    for (int i = 0; i < MXD_MAX_NODES; i++)
+        if (c->nodes[i].v.stage >= 0) c->nodes[i].worked = true;
+}
+
 void core_on_ready(mxd_coord *c, int i, const mxd_core_ready *r) {
     core_node *n = &c->nodes[i];
     if (c->state != MXD_COORD_INSTALLING || n->v.stage < 0) return;

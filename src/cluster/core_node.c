@@ -87,9 +87,10 @@ void core_node_failed(mxd_coord *c, int i) {
     if (often) core_node_rest(c, i);
 }
 
+/* At once if it was of use, or lived long; else later each time: it may be unable to work. */
 static void schedule_spawn(mxd_coord *c, core_node *n) {
     if (!n->spawned || MUTANT(NO_RESPAWN)) return;
-    if (c->now_ms - n->spawned_ms >= CORE_SPAWN_SHORT_MS)
+    if (n->worked || c->now_ms - n->spawned_ms >= CORE_SPAWN_SHORT_MS)
         n->spawn_gap_ms = 0;
     else
         n->spawn_gap_ms = n->spawn_gap_ms ? n->spawn_gap_ms * 2 : CORE_SPAWN_MIN_MS;
@@ -278,6 +279,7 @@ void core_on_leave(mxd_coord *c, int i) {
 static void spawn(mxd_coord *c, int i) {
     core_node *n = &c->nodes[i];
     n->spawn++;
+    n->worked = false;
     n->spawned_ms = c->now_ms;
     n->spawn_at_ms = -1;
     core_node_state(c, i, MXD_NODE_JOINING);
@@ -317,6 +319,16 @@ static void forget_old(mxd_coord *c, int i) {
     c->changed = true;
 }
 
+/* When requests wait because those that are left cannot hold the model, back-off ends early. */
+static bool spawn_due(const mxd_coord *c, const core_node *n) {
+    if (n->spawn_at_ms < 0 || n->v.link) return false;
+    bool needed = c->formed && c->state == MXD_COORD_FORMING && (c->n_running || c->n_waiting);
+    int64_t at = n->spawn_at_ms;
+    if (needed && at > n->v.since_ms + CORE_SPAWN_NEEDED_MS)
+        at = n->v.since_ms + CORE_SPAWN_NEEDED_MS;
+    return c->now_ms >= at;
+}
+
 void core_nodes_tick(mxd_coord *c) {
     for (int i = 0; i < MXD_MAX_NODES; i++) {
         core_node *n = &c->nodes[i];
@@ -326,7 +338,7 @@ void core_nodes_tick(mxd_coord *c) {
             c->now_ms - n->spawned_ms > 2 * c->cfg.form_ms)
             core_node_dead(c, i, MXD_E_TIMEOUT, "it never said hello");
         end_cooling(c, n);
-        if (n->spawn_at_ms >= 0 && c->now_ms >= n->spawn_at_ms && !n->v.link) spawn(c, i);
+        if (spawn_due(c, n)) spawn(c, i);
         forget_old(c, i);
     }
     for (int i = 0; i < CORE_MAX_AVOID; i++) {

@@ -23,7 +23,8 @@ enum {
     CORE_TICK_MS = 50,   /* the longest usual time between two ticks */
     CORE_SPAWN_MIN_MS = 100,
     CORE_SPAWN_MAX_MS = 5000,
-    CORE_SPAWN_SHORT_MS = 10000, /* a worker that dies younger than this is started later */
+    CORE_SPAWN_SHORT_MS = 10000, /* a worker that dies younger and idle is started later */
+    CORE_SPAWN_NEEDED_MS = 500,  /* but not later than this when requests wait for it */
     CORE_COOL_WINDOW_MS = 10000,
     CORE_COOL_FAILURES = 3,
     CORE_COOL_MIN_MS = 500,
@@ -45,6 +46,7 @@ typedef struct core_node {
     bool holds;    /* has been sent a plan, and nothing since that took it away */
     bool releases; /* DRAINING: has asked to leave */
     bool stuck;    /* its step went over the deadline and is still running */
+    bool worked;   /* since its process was started, a token came that it had a part in */
     bool cooling;
     bool proven;    /* has been in a plan whose canary was right */
     bool suspected; /* has been in one whose was wrong */
@@ -202,6 +204,7 @@ const char *core_canary_why(const mxd_coord *c);
 /* core_epoch.c */
 void core_epoch_serve(mxd_coord *c);
 void core_epoch_lost(mxd_coord *c); /* the present epoch cannot go on */
+void core_epoch_fruit(mxd_coord *c); /* its first token is there */
 void core_epoch_settle(mxd_coord *c);
 void core_epoch_tick(mxd_coord *c);
 void core_on_ready(mxd_coord *c, int i, const mxd_core_ready *r);

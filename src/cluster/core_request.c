@@ -260,7 +260,7 @@ static void append(mxd_coord *c, core_request *r, const mxd_sampled *sampled) {
     r->stalled_ms = -1;
     if (r->first_ms < 0) r->first_ms = c->now_ms;
     c->n_generated++;
-    c->fruitless = 0;
+    if (c->fruitless) core_epoch_fruit(c);
     c->patience = 1;
     bool stop = core_is_stop(r, sampled->token);
     if (MUTANT(TOKEN_FIRST)) show(c, r, sampled, stop);

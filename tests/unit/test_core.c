@@ -228,6 +228,50 @@ TEST(core_a_worker_that_lived_is_started_at_once) {
     end();
 }
 
+TEST(core_a_worker_that_was_of_use_is_started_at_once) {
+    begin_with(1);
+    uint64_t link = 0;
+    submit(1, 4, 20);
+    for (int kill = 0; kill < 8; kill++) {
+        link++;
+        hello(link, "A", link);
+        ready(link);
+        answer_chunks(7);
+        clear();
+        gone(link);
+        pass(50, 0, 0);
+        CHECK(did(MXD_ACT_SPAWN));
+    }
+    end();
+}
+
+/* It dies idle again and again; then requests want it. */
+TEST(core_a_worker_that_requests_wait_for_is_not_kept_back) {
+    for (int wanted = 0; wanted < 2; wanted++) {
+        begin_with(1);
+        uint64_t link = 0;
+        for (int kill = 0; kill < 8; kill++) {
+            link++;
+            hello(link, "A", link);
+            ready(link);
+            clear();
+            gone(link);
+            for (int i = 0; i < 100 && !did(MXD_ACT_SPAWN); i++) pass(50, 0, 0);
+            CHECK(did(MXD_ACT_SPAWN));
+        }
+        link++;
+        hello(link, "A", link);
+        if (wanted) submit(1, 4, 20);
+        gone(link);
+        clear();
+        pass(450, 0, 0);
+        CHECK(!did(MXD_ACT_SPAWN));
+        pass(100, 0, 0);
+        CHECK_EQ(!!did(MXD_ACT_SPAWN), wanted);
+    }
+    end();
+}
+
 TEST(core_survivors_carry_on_or_wait) {
     begin_with(2);
     hello(1, "A", 1);
@@ -479,6 +523,30 @@ TEST(core_results_that_do_not_fit) {
     answer(100); /* not a token */
     CHECK_EQ(count(MXD_ACT_TOKEN), 1);
     CHECK_EQ(view().epoch, epoch + 1);
+    end();
+}
+
+/* What a node says of an older plan is no fault of this one. */
+TEST(core_complaints_about_an_older_plan_change_nothing) {
+    serving_two();
+    submit(1, 4, 9);
+    uint64_t epoch = view().epoch, old = epoch - 1;
+    mxd_coord_event says[] = {
+        {.kind = MXD_COORD_FAILED, .link = 1, .failed = {.epoch = old, .rc = MXD_E_IO}},
+        {.kind = MXD_COORD_NACK, .link = 1, .nack = {.epoch = old, .rc = MXD_E_IO}},
+        {.kind = MXD_COORD_NEIGHBOUR_DOWN, .link = 1, .neighbour = {old, 1}},
+    };
+    for (size_t i = 0; i < MXD_COUNT(says); i++) give(says[i]);
+    CHECK_EQ(view().epoch, epoch);
+    CHECK_EQ(view().state, MXD_COORD_SERVING);
+    CHECK_EQ(mxd_coord_node(t.c, 0)->n_failures, 0);
+    gone(2); /* X alone installs: one that is loading may complain too */
+    CHECK_EQ(view().state, MXD_COORD_INSTALLING);
+    epoch = view().epoch;
+    for (size_t i = 0; i < MXD_COUNT(says); i++) give(says[i]);
+    CHECK_EQ(view().epoch, epoch);
+    CHECK_EQ(view().state, MXD_COORD_INSTALLING);
+    CHECK_EQ(mxd_coord_node(t.c, 0)->n_failures, 0);
     end();
 }
 
