@@ -69,6 +69,10 @@ mxd_rc mxd_dry_run(const mxd_engine_kit *kit, const mxd_options *o, mxd_err *err
     const mxd_engine_opts *e = &kit->opts;
     mxd_plan_opts opts = {.parallel = e->parallel, .chunk = e->prefill_rows, .shape = e->shape};
     mxd_plan plan;
+    if (e->no_local)
+        return mxd_fail(err, MXD_E_INVAL,
+                        "--dry-run plans for this machine, and with --no-local it has no part: "
+                        "describe the others with mlx-dist-config plan MODEL --nodes FILE");
     MXD_TRY(read_sizes(e, &sizes, &opts.ctx, err));
     int n = local_nodes(e, nodes);
     MXD_TRY(mxd_plan_make(&plan, &sizes, nodes, n, NULL, 0, &opts, err));

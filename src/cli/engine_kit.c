@@ -111,6 +111,13 @@ static mxd_rc fill_cluster(mxd_engine_kit *kit, const mxd_options *o, mxd_err *e
     e->local_workers = (int)mxd_opt_int(o, MXD_OPT_LOCAL_WORKERS);
     if (e->local_workers > 0) MXD_TRY(find_worker(kit, err));
     if (has(o, MXD_OPT_CLUSTER_LISTEN)) e->cluster_listen = mxd_opt_text(o, MXD_OPT_CLUSTER_LISTEN);
+    e->no_local = has(o, MXD_OPT_NO_LOCAL) && mxd_opt_bool(o, MXD_OPT_NO_LOCAL);
+    if (e->no_local && e->local_workers > 0)
+        return mxd_fail(err, MXD_E_INVAL, "--no-local and --local-workers %d contradict each other",
+                        e->local_workers);
+    if (e->no_local && !e->cluster_listen)
+        return mxd_fail(err, MXD_E_INVAL,
+                        "--no-local needs --cluster-listen: where the workers join that compute");
     fill_journal(kit, o);
     MXD_TRY(mxd_shape_read(&e->shape, o, err));
     if (!e->cluster_listen) return MXD_OK;
@@ -189,18 +196,42 @@ static void loaded(mxd_engine *e, uint64_t *done, uint64_t *total) {
     json_decref(state);
 }
 
-mxd_rc mxd_engine_kit_wait(mxd_engine *e, const mxd_options *o, mxd_err *err) {
+/* Are workers of other machines still missing? Says so, and how they come, whenever that changes.
+ */
+static bool awaits_workers(mxd_engine *e, const mxd_engine_opts *opts, bool quiet, int *seen) {
+    int wanted = opts->min_nodes > 1 ? opts->min_nodes : 1;
+    mxd_engine_metrics m;
+    if (!opts->cluster_listen || (wanted == 1 && !opts->no_local)) return false;
+    mxd_engine_metrics_get(e, &m);
+    int here = (int)m.nodes_live;
+    const char *where = opts->cluster_listen;
+    bool any = strncmp(where, "0.0.0.0:", 8) == 0 || strncmp(where, "[::]:", 5) == 0;
+    if (here >= wanted) return false;
+    if (here != *seen && !quiet)
+        fprintf(stderr,
+                "waiting for workers: %d of %d are here. Each joins with mlx-dist-worker --join %s "
+                "and, the first time, a token of mlx-dist-config token\n",
+                here, wanted, any ? "auto" : where);
+    *seen = here;
+    return true;
+}
+
+mxd_rc mxd_engine_kit_wait(mxd_engine *e, const mxd_engine_kit *kit, const mxd_options *o,
+                           mxd_err *err) {
     mxd_term term;
     mxd_term_init(&term, stderr, mxd_opt_bool(o, MXD_OPT_NO_COLOR));
     mxd_progress progress = {.term = &term, .quiet = mxd_opt_bool(o, MXD_OPT_QUIET)};
     int64_t until = mxd_now_ms() + LOAD_TIMEOUT_MS;
     uint64_t before = 0;
+    int seen = -1;
     mxd_rc rc;
     while ((rc = mxd_engine_wait(e, PROGRESS_MS, err)) == MXD_E_TIMEOUT && mxd_now_ms() < until) {
         uint64_t done, total;
         loaded(e, &done, &total);
         mxd_progress_show(&progress, "loading", done, total);
-        if (done > before) until = mxd_now_ms() + LOAD_TIMEOUT_MS; /* weights may come slowly */
+        /* weights may come slowly, and workers any time */
+        if (done > before || awaits_workers(e, &kit->opts, progress.quiet, &seen))
+            until = mxd_now_ms() + LOAD_TIMEOUT_MS;
         before = done;
         if (!mxd_signals_wait(0)) continue;
         rc = mxd_fail(err, MXD_E_CANCELED, "interrupted while loading");
@@ -213,7 +244,7 @@ mxd_rc mxd_engine_kit_wait(mxd_engine *e, const mxd_options *o, mxd_err *err) {
 mxd_rc mxd_engine_kit_open(mxd_engine_kit *kit, const mxd_options *o, mxd_engine **out,
                            mxd_err *err) {
     MXD_TRY(mxd_engine_open(out, &mxd_alloc_libc, &kit->opts, err));
-    mxd_rc rc = mxd_engine_kit_wait(*out, o, err);
+    mxd_rc rc = mxd_engine_kit_wait(*out, kit, o, err);
     if (!rc) return MXD_OK;
     mxd_engine_close(*out);
     *out = NULL;

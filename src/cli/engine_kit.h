@@ -20,7 +20,8 @@ mxd_rc mxd_engine_kit_open(mxd_engine_kit *kit, const mxd_options *o, mxd_engine
                            mxd_err *err) MXD_MUST_USE;
 
 /* Waits until the engine can answer, with a progress line; Ctrl-C ends the wait (E_CANCELED). */
-mxd_rc mxd_engine_kit_wait(mxd_engine *e, const mxd_options *o, mxd_err *err) MXD_MUST_USE;
+mxd_rc mxd_engine_kit_wait(mxd_engine *e, const mxd_engine_kit *kit, const mxd_options *o,
+                           mxd_err *err) MXD_MUST_USE;
 
 /* What requests get that do not say: the model's own defaults, then the options. */
 mxd_engine_defaults mxd_engine_kit_defaults(const mxd_options *o, const mxd_engine *e);

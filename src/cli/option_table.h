@@ -136,6 +136,8 @@ X(LOCAL_WORKERS, "local-workers", "", MXD_ON_SERVE_ENGINE, CLUSTER, INT, "N", 0,
   "Worker processes on this machine; 0: compute in this process.") \
 X(CLUSTER_LISTEN, "cluster-listen", "", ON(SERVER), CLUSTER, TEXT, "HOST:PORT", 0, 0, NULL, NULL, \
   "Where workers of other machines join; without it only this machine's can.") \
+X(NO_LOCAL, "no-local", "", ON(SERVER), CLUSTER, FLAG, NULL, 0, 0, NULL, NULL, \
+  "Compute nothing on this machine: only workers that join at --cluster-listen do.") \
 X(NO_DISCOVERY, "no-discovery", "", ON(SERVER), CLUSTER, FLAG, NULL, 0, 0, NULL, NULL, \
   "Do not tell the local network where --cluster-listen is: workers then need its address.") \
 X(HOSTFILE, "hostfile", "--hosts", ON(SERVER), CLUSTER, PATH, "FILE", 0, 0, NULL, NULL, \

@@ -147,7 +147,7 @@ static mxd_rc run_engine(mxd_engine_kit *kit, const mxd_options *o, const keys *
     mxd_engine_defaults defaults = mxd_engine_kit_defaults(o, e);
     mxd_engine_set_defaults(e, &defaults);
     mxd_rc rc = mxd_server_open(&s, &mxd_alloc_libc, &so, e, err);
-    if (!rc) rc = mxd_engine_kit_wait(e, o, err);
+    if (!rc) rc = mxd_engine_kit_wait(e, kit, o, err);
     if (!rc) {
         print_ready(e, s, o);
         rc = serve(s, o, err);

@@ -16,11 +16,16 @@ bool core_node_usable(const mxd_coord *c, const core_node *n, bool cooled) {
     return !cooled || c->now_ms >= n->cool_until_ms;
 }
 
+/* A node that had a part and was lost is expected: cables, switches and machines come back. */
+static bool awaited(const mxd_coord *c, const core_node *n) {
+    if (n->v.link || n->spawn_at_ms >= 0 || n->v.state == MXD_NODE_JOINING) return true;
+    return n->wanted && n->v.state == MXD_NODE_DEAD &&
+           c->now_ms - n->v.since_ms <= c->cfg.recovery_ms;
+}
+
 bool core_anybody(const mxd_coord *c) {
-    for (int i = 0; i < MXD_MAX_NODES; i++) {
-        const core_node *n = &c->nodes[i];
-        if (n->v.link || n->spawn_at_ms >= 0 || n->v.state == MXD_NODE_JOINING) return true;
-    }
+    for (int i = 0; i < MXD_MAX_NODES; i++)
+        if (awaited(c, &c->nodes[i])) return true;
     return false;
 }
 

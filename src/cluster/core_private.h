@@ -177,7 +177,7 @@ bool core_same(const char *a, const char *b);
 int core_node_of(const mxd_coord *c, uint64_t link); /* -1: stale */
 bool core_node_lives(const core_node *n);            /* has a link and is not suspect */
 bool core_node_usable(const mxd_coord *c, const core_node *n, bool cooled);
-bool core_anybody(const mxd_coord *c); /* there, or on its way */
+bool core_anybody(const mxd_coord *c); /* there, on its way, or lost lately */
 int core_lives(const mxd_coord *c);
 void core_node_state(mxd_coord *c, int i, mxd_node_state state);
 void core_node_failed(mxd_coord *c, int i);
@@ -203,7 +203,7 @@ const char *core_canary_why(const mxd_coord *c);
 
 /* core_epoch.c */
 void core_epoch_serve(mxd_coord *c);
-void core_epoch_lost(mxd_coord *c); /* the present epoch cannot go on */
+void core_epoch_lost(mxd_coord *c);  /* the present epoch cannot go on */
 void core_epoch_fruit(mxd_coord *c); /* its first token is there */
 void core_epoch_settle(mxd_coord *c);
 void core_epoch_tick(mxd_coord *c);

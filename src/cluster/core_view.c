@@ -45,8 +45,10 @@ static bool awaits_somebody(const mxd_coord *c) {
 
 void mxd_coord_view_get(const mxd_coord *c, mxd_coord_view *out) {
     bool serves = c->state == MXD_COORD_SERVING;
+    bool deserted = c->formed && !core_anybody(c);
+    bool hopeless = !curable(c->why_rc) && !awaits_somebody(c);
     *out = (mxd_coord_view){.state = c->state,
-                            .stuck = !serves && !curable(c->why_rc) && !awaits_somebody(c),
+                            .stuck = !serves && (hopeless || deserted),
                             .degraded = c->planned && degraded(c),
                             .draining = c->draining,
                             .planned = c->planned,

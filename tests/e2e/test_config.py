@@ -106,6 +106,16 @@ def test_dry_run_of_local_ranks(tmp_path):
     assert done.returncode == 2 and "3 workers must get layers" in done.stderr
 
 
+@pytest.mark.parametrize("args,says", [
+    ([], "needs --cluster-listen"),
+    (["--cluster-listen", "127.0.0.1:0", "--local-workers", "2"], "--local-workers 2 contradict"),
+    (["--cluster-listen", "127.0.0.1:0", "--dry-run"], "mlx-dist-config plan"),
+])
+def test_no_local_options(args, says, tmp_path):
+    done = run("mlx-dist-server", "demo", "--no-local", "--state-dir", str(tmp_path), *args)
+    assert done.returncode == 2 and says in done.stderr, done.stderr
+
+
 def test_plan_that_does_not_fit_names_bytes_and_context(tmp_path):
     nodes = tmp_path / "nodes.json"
     nodes.write_text(json.dumps({"nodes": [{"name": "tiny", "memory_bytes": 30_000_000}]}))

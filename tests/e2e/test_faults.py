@@ -149,8 +149,9 @@ def test_requests_that_come_during_recovery(four):
             assert four.api.get("/health").status == 200
 
 
-def kill_often(s, a, kills, every_tokens, rand):
-    """Kills a worker of the plan each time the answer has gone on a little; how often it did."""
+def kill_often(s, a, kills, tokens, rand, together=1):
+    """Kills up to `together` workers of the plan each time the answer has gone on by a random number
+    of tokens; how often it did."""
     done, at = 0, 5
     while done < kills and not a.done and a.error is None and a.is_alive():
         if a.n < at:
@@ -158,11 +159,12 @@ def kill_often(s, a, kills, every_tokens, rand):
             continue
         pids = stage_pids(s)
         if not pids:
-            time.sleep(0.01)
+            time.sleep(0.005)
             continue
-        os.kill(rand.choice(pids), signal.SIGKILL)
+        for pid in rand.sample(pids, rand.randint(1, min(together, len(pids)))):
+            os.kill(pid, signal.SIGKILL)
         done += 1
-        at = a.n + every_tokens
+        at = a.n + rand.choice(tokens)
     return done
 
 
@@ -172,12 +174,28 @@ def test_many_kills_in_one_answer(kills):
     many = [PROMPT] + [f"Number {i}: " for i in range(5 if kills > 50 else 1)]
     want = [Answer(s, p, 3900).result() for p in many]
     answers = [Answer(s, p, 3900) for p in many]
-    done = kill_often(s, answers[0], kills, 1, random.Random(kills))
+    done = kill_often(s, answers[0], kills, [1], random.Random(kills))
     assert [a.result(600) for a in answers] == want
     a = answers[0]
     assert done == kills, f"the answer ended after {done} kills"
     gaps = sorted((1000 * (y - x) for x, y in zip(a.times, a.times[1:])), reverse=True)
     report(f"longest pauses of an answer with {kills} kills", gaps[:kills])
+    assert s.stop() == 0
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=soak)])
+@pytest.mark.parametrize("cluster", ["1", "2", "3", "2 --tensor-parallel-size 2", "3 --tensor-parallel-size 3"])
+def test_some_or_all_workers_killed_again_and_again(cluster, kills):
+    """Nobody may be left; they are started again without delay as long as they were of use."""
+    s = start("--local-workers", *cluster.split(), "--ctx-size", 4096, "--timeout", "900s")
+    tokens = 3900 if kills > 5 else 300
+    want = Answer(s, PROMPT, tokens).result()
+    a = Answer(s, PROMPT, tokens)
+    done = kill_often(s, a, kills, range(1, 36), random.Random(cluster), together=3)
+    assert a.result(600) == want
+    assert done == kills, f"the answer ended after {done} kills"
+    gaps = sorted((1000 * (y - x) for x, y in zip(a.times, a.times[1:])), reverse=True)
+    report(f"longest pauses with {kills} kills of up to all workers of {cluster}", gaps[:kills])
     assert s.stop() == 0
 
 
@@ -491,6 +509,43 @@ def test_server_killed_and_started_again(tmp_path):
     wait_until(joined)
     report("until a remote worker is back", [1000 * (time.monotonic() - begin)])
     assert box.end() == 0
+    assert s.stop() == 0
+
+
+def test_every_machine_is_lost_for_some_seconds(tmp_path):
+    """A switch restarts, say: the answer waits for those that had a part in it."""
+    keys = ["--state-dir", str(tmp_path / "keys")]
+    port = free_port()
+    s = start("--cluster-listen", f"127.0.0.1:{port}", "--local-workers", 1, "--ctx-size", 2048, *keys)
+    want = Answer(s, tokens=1900).result()
+    assert s.stop() == 0
+    tokens = {name: run("config", "token", *keys).stdout.strip() for name in ("box", "crate")}
+    boxes = {}
+
+    def come(*token):
+        for name in tokens:
+            (tmp_path / name).mkdir(exist_ok=True)
+            boxes[name] = Worker(f"127.0.0.1:{port}", str(tmp_path / name), "--name", name,
+                                 *token, *([tokens[name]] if token else []))
+
+    coming = threading.Timer(1, come, ["--token"])
+    coming.start()
+    s = start("--cluster-listen", f"127.0.0.1:{port}", "--no-local", "--ctx-size", 2048,
+              "--pipeline-parallel-size", 2, *keys)
+    coming.join()
+    wait_until(lambda: len(nodes(s, "serving")) == 2)
+    a = Answer(s, tokens=1900)
+    wait_until(lambda: a.n >= 30, every=0.001)
+    for w in boxes.values():
+        w.end(signal.SIGKILL)
+    time.sleep(3)
+    assert not a.done
+    come()
+    assert a.result() == want
+    report("stall while every machine is away for 3 s", [stall_ms(a)])
+    wait_until(lambda: len(nodes(s, "serving", "ready")) == 2)
+    for w in boxes.values():
+        assert w.end() == 0
     assert s.stop() == 0
 
 

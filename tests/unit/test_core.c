@@ -599,14 +599,45 @@ TEST(core_recovery_ends_after_a_minute) {
     end();
 }
 
-TEST(core_with_nobody_left_requests_fail_at_once) {
-    serving_two();
+/* A switch that restarts takes all nodes away for some seconds. */
+TEST(core_with_nobody_left_requests_wait_for_those_that_were_lost) {
+    for (int back = 0; back < 2; back++) {
+        serving_two();
+        submit(1, 4, 9);
+        gone(1);
+        gone(2);
+        pass(59900, 0, 0);
+        if (!back) submit(2, 4, 9);
+        CHECK(!view().stuck);
+        CHECK(!did(MXD_ACT_DONE) && !did(MXD_ACT_REFUSED));
+        if (back) {
+            hello(3, "Y", 21);
+            ready(3);
+            answer_chunks(7);
+            CHECK_EQ(did(MXD_ACT_TOKEN)->request, 1);
+        } else {
+            pass(200, 0, 0);
+            CHECK_EQ(count(MXD_ACT_DONE), 2);
+            CHECK_EQ(did(MXD_ACT_DONE)->rc, MXD_E_PEER);
+            CHECK_EQ(did(MXD_ACT_DONE)->done.how, MXD_CORE_ERROR);
+            submit(3, 4, 9);
+            CHECK_EQ(did(MXD_ACT_REFUSED)->rc, MXD_E_PEER);
+        }
+        CHECK_EQ(view().stuck, !back);
+        end();
+    }
+}
+
+TEST(core_with_nobody_left_because_they_left_requests_fail_at_once) {
+    begin_with(0);
+    hello(1, "X", 11);
+    ready(1);
     submit(1, 4, 9);
-    gone(1);
+    give((mxd_coord_event){.kind = MXD_COORD_LEAVE, .link = 1});
+    pass(29000, 1, 0);
     CHECK(!did(MXD_ACT_DONE));
-    gone(2);
+    pass(2000, 1, 0);
     CHECK_EQ(did(MXD_ACT_DONE)->rc, MXD_E_PEER);
-    CHECK_EQ(did(MXD_ACT_DONE)->done.how, MXD_CORE_ERROR);
     end();
 }
 

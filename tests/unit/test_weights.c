@@ -432,7 +432,7 @@ typedef struct fetching {
     mxd_store *store;
     mxd_source sources[MXD_MAX_NODES];
     int n;
-    bool hasty; /* a busy machine may look silent to it */
+    bool hasty;                    /* a busy machine may look silent to it */
     uint64_t stop_at, done, total; /* stop_at: bytes; 0: not */
     int rank, n_ranks;
     double share[2];
