@@ -58,7 +58,6 @@ bool core_canary_begin(mxd_coord *c) {
     f->n_runs = f->n_sample = 1;
     f->n_rows = n;
     f->decode = false;
-    f->small = true;
     f->runs[0] = (mxd_core_run){.request = MXD_CORE_CANARY,
                                 .n = (uint16_t)n,
                                 .sample = true,

@@ -244,6 +244,12 @@ static void install(mxd_coord *c, int s, int r) {
     core_act_node(c, MXD_ACT_INSTALL, p->node)->stage = &c->parts[p->node];
 }
 
+static int ranks_of(const mxd_plan *p) {
+    int n = 0;
+    for (int s = 0; s < p->n_stages; s++) n += p->stages[s].n_ranks;
+    return n;
+}
+
 /* A new epoch with next_plan. */
 static void epoch_begin(mxd_coord *c) {
     if (c->state == MXD_COORD_SERVING) c->unserved_ms = c->now_ms;
@@ -253,6 +259,8 @@ static void epoch_begin(mxd_coord *c) {
     c->epoch_seen = c->epoch;
     mxd_coord_action *a = core_act(c, MXD_ACT_JOURNAL);
     a->journal = (mxd_core_journal){.kind = MXD_JOURNAL_EPOCH, .epoch = c->epoch};
+    bool fewer = c->formed && ranks_of(&c->next_plan) < ranks_of(&c->plan);
+    if (fewer && c->patience < CORE_FEWER_PATIENCE) c->patience = CORE_FEWER_PATIENCE;
     c->plan = c->next_plan;
     c->planned = c->formed = true;
     c->replan = WHY_NONE;
@@ -407,11 +415,9 @@ void core_on_neighbour(mxd_coord *c, int i, const mxd_core_neighbour *n) {
 
 /* How long the oldest step may take from when it became the oldest. */
 static int64_t deadline(const mxd_coord *c, const core_flight *f) {
-    float known = f->small ? c->slow_ms : c->row_ms * (float)f->n_rows;
-    float expect = known > c->slow_ms ? known : c->slow_ms;
-    int64_t limit = (int64_t)(3 * expect);
+    int64_t expect = core_pace_expect(c, f->n_rows), limit = 3 * expect;
     if (limit < c->cfg.step_ms) limit = c->cfg.step_ms;
-    if (known <= 0) limit += c->cfg.first_ms + c->cfg.row_ms * f->n_rows;
+    if (expect < 0) limit += c->cfg.first_ms + c->cfg.row_ms * f->n_rows;
     return limit * c->patience;
 }
 

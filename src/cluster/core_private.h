@@ -6,6 +6,7 @@
  *   core_canary.c  does a plan compute what the first one did?
  *   core_request.c queue, slots, tokens
  *   core_restore.c requests of an earlier life
+ *   core_pace.c    how long steps take
  *   core_prefix.c  which KV is there already
  *   core_view.c    what others may see; the invariants
  */
@@ -19,8 +20,8 @@
 enum {
     CORE_MAX_FLIGHTS = MXD_MAX_NODES + 1,
     CORE_MAX_AVOID = 32,
-    CORE_SMALL_ROWS = 8, /* so few rows take as long as one: the weights are read once */
-    CORE_TICK_MS = 50,   /* the longest usual time between two ticks */
+    CORE_PACES = 10,   /* sizes of steps: 1 row, 2, 3 to 4, ..., 257 to 512 */
+    CORE_TICK_MS = 50, /* the longest usual time between two ticks */
     CORE_SPAWN_MIN_MS = 100,
     CORE_SPAWN_MAX_MS = 5000,
     CORE_SPAWN_SHORT_MS = 10000, /* a worker that dies younger and idle is started later */
@@ -31,10 +32,11 @@ enum {
     CORE_COOL_MAX_MS = 60000,
     CORE_AVOID_MS = 2000,
     CORE_CANARY_PAUSE_MS = 5000,
-    CORE_RETRY_MS = 1000,   /* planning again while no plan fits */
-    CORE_MAX_PATIENCE = 16, /* step deadlines grow up to so many times while nothing comes */
-    CORE_EAGER_EPOCHS = 3,  /* epochs without a token between them that follow at once */
-    CORE_EPOCH_GAP_MS = 50, /* then the next one waits, doubling */
+    CORE_RETRY_MS = 1000,    /* planning again while no plan fits */
+    CORE_MAX_PATIENCE = 16,  /* step deadlines grow up to so many times while nothing comes */
+    CORE_FEWER_PATIENCE = 2, /* until the first token of a plan with fewer nodes */
+    CORE_EAGER_EPOCHS = 3,   /* epochs without a token between them that follow at once */
+    CORE_EPOCH_GAP_MS = 50,  /* then the next one waits, doubling */
     CORE_EPOCH_GAP_MAX_MS = 2000,
 };
 
@@ -103,9 +105,13 @@ typedef struct core_slot {
 typedef struct core_flight {
     uint64_t step;
     int n_runs, n_rows, n_sample;
-    bool decode, small; /* has decode runs; costs about what one decode step costs */
+    bool decode; /* has decode runs */
     mxd_core_run runs[MXD_MAX_STEP_RUNS];
 } core_flight;
+
+typedef struct core_pace { /* of steps of one size; 0: none yet */
+    float ms, row_ms;      /* the slowest lately: a step, and for each of its rows */
+} core_pace;
 
 typedef enum core_why { WHY_NONE, WHY_JOIN, WHY_LEAVE, WHY_LOSS } core_why;
 
@@ -145,8 +151,8 @@ struct mxd_coord {
     int32_t canary_ids[MXD_CORE_CANARY_ROWS];
     mxd_sampling canary_how;
     char canary_why[MXD_CORE_TEXT];
-    int64_t progress_ms;   /* when the oldest flight became the oldest, or was sent */
-    float slow_ms, row_ms; /* slow steps lately: small ones; others, per row. 0: none yet */
+    int64_t progress_ms; /* when the oldest flight became the oldest, or was sent */
+    core_pace paces[CORE_PACES];
     int patience;
 
     core_request *requests; /* [n_slots + MXD_MAX_WAITING] */
@@ -211,6 +217,10 @@ void core_on_ready(mxd_coord *c, int i, const mxd_core_ready *r);
 void core_on_failed(mxd_coord *c, int i, const mxd_core_failed *f);
 void core_on_nack(mxd_coord *c, int i, const mxd_core_nack *n);
 void core_on_neighbour(mxd_coord *c, int i, const mxd_core_neighbour *n);
+
+/* core_pace.c */
+void core_pace_learn(mxd_coord *c, int n_rows, int64_t took_ms);
+int64_t core_pace_expect(const mxd_coord *c, int n_rows); /* ms; -1: nothing is known */
 
 /* core_prefix.c */
 void core_prefix_reset(mxd_coord *c);                            /* a new epoch holds nothing */

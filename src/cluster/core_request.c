@@ -187,7 +187,6 @@ static void send_step(mxd_coord *c, const mxd_sched_step *next) {
     f->n_runs = next->n_runs;
     f->n_rows = next->n_rows;
     f->decode = next->decode;
-    f->small = next->n_rows <= CORE_SMALL_ROWS || next->n_rows == next->n_runs;
     f->n_sample = 0;
     for (int i = 0; i < next->n_runs; i++) {
         fill_run(c, &next->runs[i], &f->runs[i]);
@@ -293,20 +292,12 @@ static bool answers(const mxd_coord *c, const core_flight *f, const mxd_core_res
     return true;
 }
 
-/* What steps take, as a maximum that fades: the base of their deadline. */
-static void measure(mxd_coord *c, const core_flight *f) {
-    float took = (float)(c->now_ms - c->progress_ms) + 1;
-    float *slow = f->small ? &c->slow_ms : &c->row_ms;
-    if (!f->small) took /= (float)f->n_rows;
-    *slow = took > *slow ? took : *slow * 0.98f + took * 0.02f;
-    c->progress_ms = c->now_ms;
-}
-
 /* Results come in the order of their steps. One that is passed over was lost on its way. */
 static void flight_end(mxd_coord *c, int at) {
     core_flight *f = core_flight_at(c, at);
     mxd_sched_done(&c->sched, f->decode);
-    measure(c, f);
+    core_pace_learn(c, f->n_rows, c->now_ms - c->progress_ms);
+    c->progress_ms = c->now_ms;
     c->first_flight = (c->first_flight + 1) % CORE_MAX_FLIGHTS;
     c->n_flights--;
 }

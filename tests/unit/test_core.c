@@ -570,6 +570,31 @@ TEST(core_a_death_replays_prompt_and_answer) {
     end();
 }
 
+/* Eight rows of a device that computes slowly take eight times as long as one. */
+TEST(core_a_step_of_more_rows_may_take_longer) {
+    serving_two();
+    submit(1, 1, 9);
+    for (int i = 0; i < 4; i++) {
+        pass(500, 1, 2);
+        answer(5);
+    }
+    uint64_t epoch = view().epoch;
+    cancel(1);
+    pass(500, 1, 2); /* the step under way */
+    answer(5);
+    clear();
+    submit(2, 8, 9);
+    CHECK_EQ(t.runs[find(MXD_ACT_STEP)].n, 8);
+    pass(3 * 8 * 500, 1, 2);
+    CHECK_EQ(view().epoch, epoch);
+    answer(5);
+    pass(1900, 1, 2); /* one row again: what one took is known */
+    CHECK_EQ(view().epoch, epoch);
+    pass(200, 1, 2);
+    CHECK(view().epoch > epoch || view().state != MXD_COORD_SERVING);
+    end();
+}
+
 TEST(core_a_late_step_makes_a_new_epoch) {
     serving_two();
     submit(1, 4, 9);
