@@ -67,9 +67,10 @@ class Cluster:
         self.server = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         self.url = self.wait()
         self.groups = []
-        for n in self.state()["nodes"]:
-            group = Group(n["id"], args.share, args.period_us)
-            group.take(n["pid"])
+        self.pids = self.workers()
+        for n, pid in self.pids.items():
+            group = Group(n, args.share, args.period_us)
+            group.take(pid)
             self.groups.append(group)
 
     def wait(self) -> str:
@@ -85,6 +86,9 @@ class Cluster:
     def state(self) -> dict:
         with urllib.request.urlopen(self.url + "/v1/cluster/state", timeout=60) as reply:
             return json.load(reply)
+
+    def workers(self) -> dict[str, int]:
+        return {n["id"]: n["pid"] for n in self.state()["nodes"]}
 
     def ask(self, prompt: str, tokens: int) -> tuple[int, float, float, float]:
         """Prompt tokens; seconds to the first token, between first and last; when it ended."""
@@ -125,10 +129,13 @@ class Cluster:
         return max(n["memory_used"] for n in self.state()["nodes"])
 
     def close(self) -> None:
+        replaced = self.workers() != self.pids  # the new one has no quota
         self.server.terminate()
         self.server.wait(60)
         for g in self.groups:
             g.close()
+        if replaced:
+            raise SystemExit("a worker was replaced:\n" + pathlib.Path(self.log.name).read_text())
 
 
 CASES = {  # name: workers, options
