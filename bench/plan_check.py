@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Does a plan run as fast as it says? Predicted and measured speed on emulated clusters.
 
-    bench/plan_check.py [--build build] [--models DEMO SMALL LARGE] [--rounds 2] [--only NAME,...] [--json FILE]
+    bench/plan_check.py [--build build] [--models DEMO SMALL LARGE] [--rounds 2] [--only NAME,...] [--period-us 4000] [--json FILE]
 
 Every node is a process on this machine that looks like a machine of its own: a cgroup with a CPU
-quota (as a device that is slower by that factor: the quota's period is a few milliseconds, well
-below a step), and a host name of its own. A node behind a slow link has a network namespace, and
+quota (as a device that is slower by that factor, as far as a step is longer than the quota's period:
+4 ms here, 100 ms where nothing is said), and a host name of its own. A node behind a slow link has a network namespace, and
 tools/faultproxy.py between it and the others; it is the last stage, for what it sends to other
 stages would go around the proxy. Needs root for cgroups (v1 or v2) and namespaces; without it every
 node has the whole machine.
@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CLONE_NEWNS, CLONE_NEWUTS, MS_REC, MS_PRIVATE = 0x00020000, 0x04000000, 0x4000, 1 << 18
-PERIOD_US = 4000
+PERIOD_US = 4000  # of the quotas
 
 
 @dataclass
@@ -81,13 +81,15 @@ def scenarios() -> list[Scenario]:
 class Cgroup:
     """A CPU quota; v1 or v2, whichever can be written."""
 
+    period_us = PERIOD_US
+
     def __init__(self, name: str, cores: float) -> None:
         self.path = ""
         if os.geteuid() != 0:
             return
-        us = max(1000, int(cores * PERIOD_US)) if cores > 0 else 0
-        v1 = [("cpu.cfs_period_us", str(PERIOD_US)), ("cpu.cfs_quota_us", str(us or -1)), ("cpu.shares", "200000")]
-        v2 = [("cpu.max", f"{us or 'max'} {PERIOD_US}"), ("cpu.weight", "10000")]
+        us = max(1000, int(cores * self.period_us)) if cores > 0 else 0
+        v1 = [("cpu.cfs_period_us", str(self.period_us)), ("cpu.cfs_quota_us", str(us or -1)), ("cpu.shares", "200000")]
+        v2 = [("cpu.max", f"{us or 'max'} {self.period_us}"), ("cpu.weight", "10000")]
         for base, settings in (("/sys/fs/cgroup/cpu", v1), ("/sys/fs/cgroup", v2)):
             path = os.path.join(base, name)
             try:
@@ -278,9 +280,11 @@ def main() -> None:
     p.add_argument("--models", nargs=3, default=["demo", "", ""], metavar=("DEMO", "SMALL", "LARGE"))
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--only", default="")
+    p.add_argument("--period-us", type=int, default=PERIOD_US)
     p.add_argument("--json", default="")
     p.add_argument("--verbose", action="store_true")
     a = p.parse_args()
+    Cgroup.period_us = a.period_us
     models = dict(zip(("demo", "small", "large"), a.models))
     rows = []
     print(f"{'cluster':28} {'stages':24} {'decode':>26} {'prefill':>26}")

@@ -9,6 +9,7 @@
 static void read_all(mxd_hardware *h, const char *text) {
     char group[256];
     uint64_t bytes;
+    double period;
     mxd_hw_read_cpuinfo(h, text);
     mxd_hw_read_meminfo(h, text);
     mxd_hw_read_nvidia(h, text);
@@ -17,7 +18,7 @@ static void read_all(mxd_hardware *h, const char *text) {
     mxd_hw_read_ioreg(h, text);
     mxd_hw_read_pmset(h, text);
     mxd_hw_count_cpus(text);
-    mxd_hw_read_cpu_max(text);
+    mxd_hw_read_cpu_max(text, &period);
     mxd_hw_read_bytes(text, &bytes);
     mxd_hw_find_cgroup(text, "cpu", group);
     mxd_hw_find_cgroup(text, "", group);

@@ -37,9 +37,10 @@ static mxd_rc known_keys(const json_t *o, const char *what, const char *const *k
 static mxd_rc read_paces(mxd_plan_node *n, const json_t *v, const char *what, mxd_err *err) {
     static const char *const keys[] = {
         "near_bytes_per_s", "tile_ns",   "float_ops_per_s", "row_ops_per_s",
-        "values_per_s",     "region_us", "handoff_us",      NULL};
+        "values_per_s",     "region_us", "handoff_us",      "duty",
+        "pause_us",         NULL};
     mxd_paces *p = &n->paces;
-    double tile_ns = 0, region_us = 0, handoff_us = 0;
+    double tile_ns = 0, region_us = 0, handoff_us = 0, pause_us = 0;
     if (!v || json_is_null(v)) return MXD_OK;
     MXD_TRY(known_keys(v, what, keys, err));
     MXD_TRY(number(v, what, "near_bytes_per_s", 1e18, &p->near_bytes_per_s, err));
@@ -49,9 +50,12 @@ static mxd_rc read_paces(mxd_plan_node *n, const json_t *v, const char *what, mx
     MXD_TRY(number(v, what, "tile_ns", 1e9, &tile_ns, err));
     MXD_TRY(number(v, what, "region_us", 1e9, &region_us, err));
     MXD_TRY(number(v, what, "handoff_us", 1e9, &handoff_us, err));
+    MXD_TRY(number(v, what, "duty", 1, &p->duty, err));
+    MXD_TRY(number(v, what, "pause_us", 1e9, &pause_us, err));
     p->tile_s = tile_ns * 1e-9;
     p->region_s = region_us * 1e-6;
     p->handoff_s = handoff_us * 1e-6;
+    p->pause_s = pause_us * 1e-6;
     return MXD_OK;
 }
 

@@ -93,9 +93,9 @@ static mxd_rc serve_parent(mxd_worker *w, mxd_err *err) {
 }
 
 static mxd_paces paces_of(const json_t *list) {
-    double v[7] = {0};
+    double v[9] = {0};
     for (size_t i = 0; i < MXD_COUNT(v); i++) v[i] = json_number_value(json_array_get(list, i));
-    return (mxd_paces){v[0], v[1], v[2], v[3], v[4], v[5], v[6]};
+    return (mxd_paces){v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]};
 }
 
 static mxd_rc bootstrapped(mxd_err *err) {

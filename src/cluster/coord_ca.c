@@ -129,11 +129,12 @@ mxd_rc mxd_coord_bootstrap(mxd_cluster *c, const char *node, mxd_buf *out, mxd_e
     mxd_buf_printf(
         out,
         "\"memory_total\":%llu,\"memory_free\":%llu,\"bandwidth\":%.0f,\"ops\":%.0f,"
-        "\"paces\":[%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g],\"cpus\":%.6g,\"host_cpus\":%.6g,"
+        "\"paces\":[%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g],\"cpus\":%.6g,\"host_cpus\":%.6g,"
         "\"log_level\":%d}\n",
         (unsigned long long)o->memory_total, (unsigned long long)part, o->bandwidth, o->ops,
         p->near_bytes_per_s, p->tile_s, p->float_ops_per_s, p->row_ops_per_s, p->values_per_s,
-        p->region_s, p->handoff_s, o->cpus, o->host_cpus, (int)mxd_log_level_now());
+        p->region_s, p->handoff_s, p->duty, p->pause_s, o->cpus, o->host_cpus,
+        (int)mxd_log_level_now());
     mxd_pem_free(c->al, &own);
     return mxd_buf_rc(out, "bootstrap", err);
 }

@@ -34,6 +34,8 @@ void mxd_wire_put_hello(mxd_buf *out, const mxd_node_info *m) {
     paces.values_per_s = m->paces.values_per_s;
     paces.region_s = m->paces.region_s;
     paces.handoff_s = m->paces.handoff_s;
+    paces.duty = m->paces.duty;
+    paces.pause_s = m->paces.pause_s;
     h.paces = &paces;
     h.link_us = m->link_us;
     h.link_bandwidth = m->link_bandwidth;
@@ -66,7 +68,9 @@ static mxd_paces get_paces(const PB(Paces) * p) {
                        .row_ops_per_s = rate(p->row_ops_per_s),
                        .values_per_s = rate(p->values_per_s),
                        .region_s = span(p->region_s),
-                       .handoff_s = span(p->handoff_s)};
+                       .handoff_s = span(p->handoff_s),
+                       .duty = p->duty > 0 && p->duty <= 1 ? p->duty : 0,
+                       .pause_s = span(p->pause_s)};
 }
 
 mxd_rc mxd_wire_get_hello(mxd_node_info *m, mxd_arena *a, const void *p, size_t n, mxd_err *err) {

@@ -72,10 +72,11 @@ static json_t *isa_json(const mxd_isa *isa) {
 static json_t *paces_json(const mxd_hardware *h) {
     const mxd_paces *p = &h->paces;
     if (!(p->values_per_s > 0)) return json_null();
-    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "near_bytes_per_s", p->near_bytes_per_s,
-                     "tile_ns", 1e9 * p->tile_s, "float_ops_per_s", p->float_ops_per_s,
-                     "row_ops_per_s", p->row_ops_per_s, "values_per_s", p->values_per_s,
-                     "region_us", 1e6 * p->region_s, "handoff_us", 1e6 * p->handoff_s);
+    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "near_bytes_per_s",
+                     p->near_bytes_per_s, "tile_ns", 1e9 * p->tile_s, "float_ops_per_s",
+                     p->float_ops_per_s, "row_ops_per_s", p->row_ops_per_s, "values_per_s",
+                     p->values_per_s, "region_us", 1e6 * p->region_s, "handoff_us",
+                     1e6 * p->handoff_s, "duty", p->duty, "pause_us", 1e6 * p->pause_s);
 }
 
 json_t *mxd_hardware_json(const mxd_hardware *h) {

@@ -52,6 +52,7 @@ typedef struct mxd_hardware {
     int logical_cpus;                        /* that this process may use, whole ones; at least 1 */
     int online_cpus;                         /* of the machine, whether we may use them or not */
     double cpu_quota;                        /* CPUs that a container limit leaves; 0: no limit */
+    double cpu_period_s;                     /* in which it counts */
     int physical_cores;                      /* of the machine; 0: unknown */
     int performance_cores, efficiency_cores; /* 0 and 0: all alike, or unknown */
     mxd_isa isa;

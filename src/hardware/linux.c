@@ -67,19 +67,23 @@ static void limit_memory(mxd_hardware *h, const char *limit_file, const char *us
     if (left < h->memory_available_bytes) h->memory_available_bytes = left;
 }
 
-static void limit_cpus(mxd_hardware *h, double cpus) {
-    if (cpus > 0 && (h->cpu_quota <= 0 || cpus < h->cpu_quota)) h->cpu_quota = cpus;
+static void limit_cpus(mxd_hardware *h, double cpus, double period_s) {
+    if (cpus <= 0 || (h->cpu_quota > 0 && cpus >= h->cpu_quota)) return;
+    h->cpu_quota = cpus;
+    h->cpu_period_s = period_s;
 }
 
 /* Limits hold for a group and everything below it: every folder up to the root counts. */
 static void read_cgroup_v2(mxd_hardware *h, char *group) {
     for (;;) {
         char a[512], b[512], text[128];
+        double period_s = 0;
         snprintf(a, sizeof a, "/sys/fs/cgroup%s/memory.max", group);
         snprintf(b, sizeof b, "/sys/fs/cgroup%s/memory.current", group);
         limit_memory(h, a, b);
         snprintf(a, sizeof a, "/sys/fs/cgroup%s/cpu.max", group);
-        limit_cpus(h, mxd_hw_read_cpu_max(slurp(a, text, sizeof text)));
+        double cpus = mxd_hw_read_cpu_max(slurp(a, text, sizeof text), &period_s);
+        limit_cpus(h, cpus, period_s);
         char *slash = strrchr(group, '/');
         if (!slash) return;
         *slash = '\0';
@@ -101,7 +105,7 @@ static void read_cgroup_v1(mxd_hardware *h, const char *controller, char *group)
             uint64_t quota, period;
             bool ok = mxd_hw_read_bytes(slurp(a, text, sizeof text), &quota) &&
                       mxd_hw_read_bytes(slurp(b, text, sizeof text), &period) && period;
-            if (ok) limit_cpus(h, (double)quota / (double)period);
+            if (ok) limit_cpus(h, (double)quota / (double)period, (double)period / 1e6);
         }
         char *slash = strrchr(group, '/');
         if (!slash) return;

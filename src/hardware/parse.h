@@ -16,8 +16,8 @@ void mxd_hw_read_nvidia(mxd_hardware *h,
                         const char *text); /* /proc/driver/nvidia/gpus/N/information */
 int mxd_hw_count_cpus(const char *text);   /* "0-3,8,10-11" -> 7; 0: rubbish */
 bool mxd_hw_read_bytes(const char *text, uint64_t *out); /* "123\n"; false for "max" and rubbish */
-/* cpu.max of cgroup v2: "200000 100000" -> 2.0; 0 for "max ...". */
-double mxd_hw_read_cpu_max(const char *text);
+/* cpu.max of cgroup v2: "200000 100000" -> 2.0 and 0.1 s; 0 for "max ...". */
+double mxd_hw_read_cpu_max(const char *text, double *period_s);
 /* The folder of a controller in /proc/self/cgroup: v2 ("0::/x") with controller "", else its name.
  */
 bool mxd_hw_find_cgroup(const char *text, const char *controller, char out[256]);

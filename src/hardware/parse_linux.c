@@ -171,11 +171,12 @@ int mxd_hw_count_cpus(const char *text) {
 
 bool mxd_hw_read_bytes(const char *text, uint64_t *out) { return read_u64(text, out); }
 
-double mxd_hw_read_cpu_max(const char *text) {
+double mxd_hw_read_cpu_max(const char *text, double *period_s) {
     uint64_t quota, period;
     const char *space = strchr(text, ' ');
     if (!space || !read_u64(text, &quota) || !read_u64(space, &period) || !period || !quota)
         return 0;
+    *period_s = (double)period / 1e6;
     return (double)quota / (double)period;
 }
 

@@ -341,6 +341,8 @@ mxd_rc mxd_hw_probe(mxd_hardware *h, const mxd_alloc *al, int n_threads, mxd_err
         measure(&p, h);
         mxd_pool_close(p.pool);
         /* a thread that must wait for its quota wakes later by as much as it computes slower */
+        h->paces.duty = p.cpus / n_threads;
+        h->paces.pause_s = (1 - h->paces.duty) * h->cpu_period_s;
         h->paces.region_s *= n_threads / p.cpus;
         h->paces.handoff_s = handoff_of(al) / (p.cpus < 1 ? p.cpus : 1);
     }

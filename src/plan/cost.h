@@ -37,6 +37,7 @@ typedef struct mxd_plan_task {
     mxd_paces paces[MXD_MAX_NODES];                      /* likewise */
     double usable[MXD_MAX_NODES];                        /* bytes, reserve taken off */
     double latency_s[MXD_MAX_NODES][MXD_MAX_NODES];      /* of a link */
+    double quota_s[MXD_MAX_NODES][MXD_MAX_NODES];        /* of it: what quotas of processors add */
     double byte_s[MXD_MAX_NODES][MXD_MAX_NODES];         /* seconds per byte of it */
     double serve_s;                                      /* of the coordinator, for every token */
     double enter_s[MXD_MAX_NODES];                       /* between the coordinator and a node */

@@ -72,14 +72,15 @@ static double mean_of_known(const mxd_plan_node *nodes, int n, bool ops, double 
 }
 
 /* With less than one processor the work on a message takes longer by that; the wire does not. */
-static double slower_by_quota(const mxd_plan_node *a, const mxd_plan_node *b, double us) {
+static double more_by_quota(const mxd_plan_node *a, const mxd_plan_node *b, double us) {
     double cpus = fmin(a->cpus > 0 ? a->cpus : 1, b->cpus > 0 ? b->cpus : 1);
-    return cpus < 1 ? us + fmin(us, MESSAGE_US) * (1 / cpus - 1) : us;
+    return cpus < 1 ? fmin(us, MESSAGE_US) * (1 / cpus - 1) : 0;
 }
 
 static void set_link(mxd_plan_task *t, int a, int b, double latency_us, double bytes_per_s) {
-    double us = slower_by_quota(&t->nodes[a], &t->nodes[b], latency_us);
-    t->latency_s[a][b] = t->latency_s[b][a] = us * 1e-6;
+    double more = more_by_quota(&t->nodes[a], &t->nodes[b], latency_us);
+    t->quota_s[a][b] = t->quota_s[b][a] = more * 1e-6;
+    t->latency_s[a][b] = t->latency_s[b][a] = (latency_us + more) * 1e-6;
     t->byte_s[a][b] = t->byte_s[b][a] = 1 / (bytes_per_s > 0 ? bytes_per_s : guess_link);
 }
 

@@ -14,18 +14,43 @@ static double busiest_host(const mxd_plan_task *t, const mxd_plan_cut *c, const 
     return most;
 }
 
+/* Part of the time that a group works at most: of its ranks the one counts that is stopped most. */
+static double duty_of(const mxd_plan_task *t, const mxd_plan_group *g) {
+    double least = 1;
+    for (int r = 0; r < g->n; r++)
+        if (t->paces[g->node[r]].duty > 0) least = fmin(least, t->paces[g->node[r]].duty);
+    return least;
+}
+
+static double pause_of(const mxd_plan_task *t, const mxd_plan_group *g) {
+    double most = 0;
+    for (int r = 0; r < g->n; r++) most = fmax(most, t->paces[g->node[r]].pause_s);
+    return most;
+}
+
+/* Of `s` seconds of a group's work at the rates that its quota lets through, what they take when it
+ * rested before: the quota strikes only when a period's part is used up, and one pause is saved. */
+static double rested(const mxd_plan_task *t, const mxd_plan_group *g, double s) {
+    return fmax(s * duty_of(t, g), s - pause_of(t, g));
+}
+
 typedef struct trip { /* of one micro-batch through all stages */
     double sum;       /* stages and links */
     double longest;   /* stage, host or link: what the next micro-batch waits for */
+    int slowest;      /* stage */
 } trip;
 
-static trip times(const mxd_plan_task *t, const mxd_plan_cut *c, const mxd_plan_rows *rows) {
+/* quick: as long as no quota strikes. */
+static trip times(const mxd_plan_task *t, const mxd_plan_cut *c, const mxd_plan_rows *rows,
+                  bool quick) {
     double s[MXD_MAX_NODES];
     trip r = {0};
     for (int i = 0; i < c->n; i++) {
         s[i] = mxd_plan_stage_s(t, &c->group[i], c->at[i], c->at[i + 1], rows);
+        if (quick) s[i] *= duty_of(t, &c->group[i]);
         r.sum += s[i];
         r.longest = fmax(r.longest, s[i]);
+        if (s[i] > s[r.slowest]) r.slowest = i;
         if (!i) continue;
         double hop = mxd_plan_hop_s(t, &c->group[i - 1], &c->group[i], rows->rows);
         double latency = mxd_plan_hop_s(t, &c->group[i - 1], &c->group[i], 0);
@@ -52,7 +77,7 @@ double mxd_plan_all_streams(mxd_plan_task *t, const mxd_plan_cut *c) {
     double each = (double)t->parallel / turns;
     mxd_plan_rows was = *rows;
     mxd_plan_rows_fill(t, rows, each, each, t->prompt, false);
-    trip r = times(t, c, rows);
+    trip r = times(t, c, rows, false);
     *rows = was;
     return t->parallel / fmax(turns * r.longest, r.sum + ends(t, c));
 }
@@ -65,15 +90,22 @@ static int chunk_of(const mxd_plan_task *t, int stages) {
     return fill > 64 ? fill : t->chunk < 64 ? t->chunk : 64;
 }
 
+/* Every chunk goes through all stages, and waits for the longest of the one before; or, over slow
+ * links, until one of the stages + 1 that may be under way is back. */
+static double chunks_s(const mxd_plan_task *t, const mxd_plan_cut *c, const trip *r,
+                       double chunks) {
+    double trip_s = r->sum + ends(t, c), next = fmax(r->longest, trip_s / (c->n + 1));
+    return trip_s + (chunks - 1) * next;
+}
+
 static double prefill_rate(mxd_plan_task *t, const mxd_plan_cut *c) {
     int chunk = chunk_of(t, c->n);
     double chunks = (double)t->prompt / chunk;
     mxd_plan_rows_fill(t, &t->prefill, chunk, 1 / chunks, t->prompt / 2.0, true);
-    trip r = times(t, c, &t->prefill);
-    /* every chunk goes through all stages, and waits for the longest of the one before; or, over
-     * slow links, until one of the stages + 1 that may be under way is back */
-    double trip_s = r.sum + ends(t, c), next = fmax(r.longest, trip_s / (c->n + 1));
-    return t->prompt / (trip_s + (chunks - 1) * next);
+    trip steady = times(t, c, &t->prefill, false), quick = times(t, c, &t->prefill, true);
+    double pause = pause_of(t, &c->group[steady.slowest]);
+    return t->prompt /
+           fmax(chunks_s(t, c, &quick, chunks), chunks_s(t, c, &steady, chunks) - pause);
 }
 
 static void fill_stage(const mxd_plan_task *t, const mxd_plan_cut *c, int i, mxd_plan *p,
@@ -97,7 +129,7 @@ static void fill_stage(const mxd_plan_task *t, const mxd_plan_cut *c, int i, mxd
 }
 
 void mxd_plan_fill(mxd_plan_task *t, const mxd_plan_cut *c, mxd_plan *p) {
-    double reading = 0, computing = 0, links = ends(t, c), decode = links;
+    double reading = 0, computing = 0, links = ends(t, c), decode = links, busiest = 0;
     p->n_stages = c->n;
     p->prompt = t->prompt;
     for (int i = 0; i < c->n; i++) {
@@ -105,11 +137,14 @@ void mxd_plan_fill(mxd_plan_task *t, const mxd_plan_cut *c, mxd_plan *p) {
         fill_stage(t, c, i, p, &x);
         if (p->stages[i].decode_ms > p->stages[p->bottleneck].decode_ms) p->bottleneck = i;
         double hop = i ? mxd_plan_hop_s(t, &c->group[i - 1], &c->group[i], 1) : 0;
+        double waits = i ? t->quota_s[c->group[i - 1].node[0]][c->group[i].node[0]] : 0;
         reading += x.reading_s;
         computing += x.computing_s;
         links += x.exchange_s + hop;
-        decode += x.decode_s + hop;
+        decode += hop - waits + rested(t, &c->group[i], x.decode_s + waits);
+        busiest = fmax(busiest, x.decode_s + waits); /* its quota is used up by every token */
     }
+    decode = fmax(decode, busiest);
     p->limit = links > fmax(reading, computing) ? MXD_LIMIT_LINK
                : computing > reading            ? MXD_LIMIT_ARITHMETIC
                                                 : MXD_LIMIT_BANDWIDTH;

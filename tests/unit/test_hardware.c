@@ -194,9 +194,10 @@ TEST(hardware_containers) {
     CHECK(mxd_hw_find_cgroup(v1, "cpu", group));
     CHECK_STR(group, "/box");
     CHECK(!mxd_hw_find_cgroup("0::/../../x\n", "", group));
-    CHECK(mxd_hw_read_cpu_max("150000 100000\n") == 1.5);
-    CHECK(mxd_hw_read_cpu_max("max 100000\n") == 0);
-    CHECK(mxd_hw_read_cpu_max("1 0\n") == 0);
+    double period = 0;
+    CHECK(mxd_hw_read_cpu_max("150000 100000\n", &period) == 1.5 && period == 0.1);
+    CHECK(mxd_hw_read_cpu_max("max 100000\n", &period) == 0);
+    CHECK(mxd_hw_read_cpu_max("1 0\n", &period) == 0);
     CHECK(mxd_hw_read_bytes("8589934592\n", &x) && x == 8589934592);
     CHECK(!mxd_hw_read_bytes("max\n", &x));
     CHECK(!mxd_hw_read_bytes("-1\n", &x));
@@ -227,6 +228,7 @@ TEST(hardware_nvidia) {
 static void read_all(mxd_hardware *h, const char *text) {
     char group[256];
     uint64_t x;
+    double period;
     mxd_hw_read_sysctl(h, text);
     mxd_hw_read_displays(h, text);
     mxd_hw_read_ioreg(h, text);
@@ -235,7 +237,7 @@ static void read_all(mxd_hardware *h, const char *text) {
     mxd_hw_read_meminfo(h, text);
     mxd_hw_read_nvidia(h, text);
     mxd_hw_count_cpus(text);
-    mxd_hw_read_cpu_max(text);
+    mxd_hw_read_cpu_max(text, &period);
     mxd_hw_read_bytes(text, &x);
     mxd_hw_find_cgroup(text, "cpu", group);
     mxd_hw_find_cgroup(text, "", group);

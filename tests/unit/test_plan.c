@@ -314,6 +314,31 @@ TEST(plan_counts_processors_of_a_host) {
     CHECK(prompt > 1.5 * p.prefill_tokens_per_s);
 }
 
+/* Who has half of every period, and rests while others work, is not stopped in between. */
+TEST(plan_saves_the_quota_of_stages_that_rest) {
+    mxd_plan_node n[] = {node_of("a", 16, 50), node_of("b", 16, 50)};
+    mxd_plan_opts o = {.ctx = 1000, .parallel = 1, .shape = {.pipeline = 2, .tensor = 1}};
+    mxd_plan p;
+    mxd_err err = {0};
+    double decode[4], prefill[4];
+    const double period_s[] = {0, 1e-9, 10, 10}; /* 0: no quota */
+    for (int k = 0; k < 4; k++) {
+        for (int i = 0; i < 2; i++) {
+            n[i] = node_of(i ? "b" : "a", 16, k ? 25 : 50);
+            n[i].paces = (mxd_paces){.duty = k ? .5 : 0, .pause_s = period_s[k] / 2};
+        }
+        if (k == 3) o.shape.pipeline = 1; /* it never rests in decoding */
+        CHECK_OK(plan_over(&p, n, k == 3 ? 1 : 2, 0, &o, &err), &err);
+        decode[k] = p.decode_tokens_per_s;
+        prefill[k] = p.prefill_tokens_per_s;
+    }
+    CHECK(decode[1] < 0.55 * decode[0]);
+    CHECK(decode[2] > 0.9 * decode[0] && decode[2] <= 1.01 * decode[0]);
+    CHECK(decode[3] < 0.55 * decode[0]);
+    CHECK(prefill[1] < 0.55 * prefill[0]);
+    CHECK(prefill[2] > 0.9 * prefill[0] && prefill[2] <= 1.01 * prefill[0]);
+}
+
 /* Beside the coordinator a way is none of the network. */
 TEST(plan_takes_the_way_of_the_node_elsewhere) {
     mxd_plan_node n[] = {node_of("here", 16, 50), node_of("there", 16, 50)};

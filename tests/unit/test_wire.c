@@ -55,7 +55,7 @@ static mxd_node_info sample_hello(bool longest) {
                        .memory_free = 1,
                        .bandwidth = 1.5e11,
                        .ops = 0,
-                       .paces = {1e11, 1e-8, 2e11, 3e10, 4e9, 1.5e-6, 4e-6},
+                       .paces = {1e11, 1e-8, 2e11, 3e10, 4e9, 1.5e-6, 4e-6, 0.5, 0.05},
                        .link_us = 37.5,
                        .link_bandwidth = 1e9,
                        .cpus = 0.5,
