@@ -2,6 +2,7 @@
 
 #include <ctype.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -11,12 +12,31 @@
 
 enum { ENROLL_MS = 15000 };
 
+/* ----------------------------------------------------------------------------------------- jobs */
+
+/* Of a job that starts the same command many times (mpirun, srun): which one this is. Its workers
+ * have one command line and often one home folder, but each needs a name and keys of its own. -1:
+ * there is no job. */
+static long job_rank(void) {
+    static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK",
+                                        "SLURM_PROCID"};
+    for (size_t i = 0; i < MXD_COUNT(names); i++) {
+        const char *text = getenv(names[i]);
+        char *end;
+        long rank = text ? strtol(text, &end, 10) : -1;
+        if (text && *text && !*end && rank >= 0 && rank < MXD_MAX_NODES) return rank;
+    }
+    return -1;
+}
+
 /* ---------------------------------------------------------------------------------------- files */
 
 static mxd_rc folder(const mxd_options *o, char out[MXD_PATH_MAX], mxd_err *err) {
-    char state[1024];
+    char state[1024], name[32] = "worker";
+    long rank = job_rank();
+    if (rank >= 0) snprintf(name, sizeof name, "worker-%ld", rank);
     MXD_TRY(mxd_main_state_dir(o, state, err));
-    MXD_TRY(mxd_path_join(out, state, "worker", err));
+    MXD_TRY(mxd_path_join(out, state, name, err));
     return mxd_folder_make(out, err);
 }
 
@@ -37,15 +57,17 @@ static mxd_rc keep(const char *dir, const char *name, const char *text, mxd_err 
 /* A node id is a DNS label or several: what else stands in the name becomes '-'. */
 static void choose_name(const mxd_options *o, char node[MXD_MAX_NODE_NAME]) {
     char host[256] = "worker";
+    char suffix[24] = "";
     const char *name = mxd_opt_text(o, MXD_OPT_NAME);
+    long rank = job_rank();
+    if (rank >= 0) snprintf(suffix, sizeof suffix, "-%ld", rank);
     if (!name && gethostname(host, sizeof host - 1) == 0) name = host;
-    size_t n = 0;
-    for (const char *p = name ? name : host; *p && n + 1 < MXD_MAX_NODE_NAME; p++) {
+    size_t n = 0, most = MXD_MAX_NODE_NAME - 1 - strlen(suffix);
+    for (const char *p = name ? name : host; *p && n < most; p++) {
         bool plain = isalnum((unsigned char)*p) || *p == '-' || (*p == '.' && n > 0);
         node[n++] = plain ? (char)tolower((unsigned char)*p) : '-';
     }
-    node[n] = '\0';
-    if (!n) snprintf(node, MXD_MAX_NODE_NAME, "worker");
+    snprintf(node + n, MXD_MAX_NODE_NAME - n, "%s%s", n ? "" : "worker", suffix);
 }
 
 static mxd_rc read_token(const mxd_options *o, char token[MXD_TOKEN_MAX], mxd_err *err) {

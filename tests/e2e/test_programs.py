@@ -559,11 +559,11 @@ def free_port():
 
 
 class Worker:
-    def __init__(self, join, place, *options):
+    def __init__(self, join, place, *options, env=None):
         self.log = open(os.path.join(place, "worker.log"), "w+")
         self.process = subprocess.Popen(
             [program("worker"), "--join", join, "--state-dir", os.path.join(place, "state"),
-             *options], stderr=self.log, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+             *options], stderr=self.log, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, env=env)
 
     def text(self):
         with open(self.log.name) as f:
@@ -573,6 +573,22 @@ class Worker:
         self.process.send_signal(sig)
         code = self.process.wait(15)
         return code
+
+
+def test_workers_of_one_job(tmp_path):
+    """mpirun, srun: one command line, one state folder, one token for all."""
+    join = f"127.0.0.1:{free_port()}"
+    keys = ["--state-dir", str(tmp_path / "keys")]
+    s = start("--cluster-listen", join, "--local-workers", 1, *keys)
+    want = Answer(s, tokens=100).result()
+    token = run("config", "token", "--uses", 2, *keys).stdout.strip()
+    for variable in ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"):
+        job = [Worker(join, tmp_path, "--name", "job", *(["--token", token] if variable[0] == "O" else []),
+                      env={**os.environ, variable: str(rank)}) for rank in range(2)]
+        wait_until(lambda: {n["id"] for n in nodes(s, "ready", "serving")} >= {"job-0", "job-1"}, timeout=30)
+        assert Answer(s, tokens=100).result() == want
+        assert [w.end() for w in job] == [0, 0]
+    assert s.stop() == 0
 
 
 def test_remote_worker_joins_by_token(tmp_path):

@@ -71,11 +71,15 @@ void cpu_aside_rest(unsigned char *p, size_t bytes) {
 #endif
 }
 
-bool cpu_aside_put(const cpu_backend *b, unsigned char *p, size_t bytes) {
+bool cpu_aside_put(const cpu_backend *b, unsigned char **p, size_t bytes) {
     int fd = open_unlinked(b->scratch_dir);
     if (fd < 0) return false;
-    bool aside = !is_memory(fd) && has_room(fd, bytes) && write_all(fd, p, bytes) &&
-                 mmap(p, bytes, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == p;
+    void *file = MAP_FAILED;
+    if (!is_memory(fd) && has_room(fd, bytes) && write_all(fd, *p, bytes))
+        file = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
     close(fd); /* the mapping holds it */
-    return aside;
+    if (file == MAP_FAILED) return false;
+    cpu_unmap(*p, bytes);
+    *p = file;
+    return true;
 }

@@ -206,10 +206,10 @@ mxd_rc cpu_turn_shape(const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
 mxd_rc cpu_turn(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w, mxd_err *err);
 
 /* aside.c. take: memory of its own for a table that may lie aside, freed by cpu_unmap; NULL: not
- * this one. put: it is filled, and goes into a file; false: it stays in memory. rest gives back
- * what looking up has brought into memory. */
+ * this one. put: it is filled, and goes into a file, so *p changes; false: it stays in memory. rest
+ * gives back what looking up has brought into memory. */
 unsigned char *cpu_aside_take(const cpu_backend *b, const mxd_weight_src *s, size_t bytes);
-bool cpu_aside_put(const cpu_backend *b, unsigned char *p, size_t bytes);
+bool cpu_aside_put(const cpu_backend *b, unsigned char **p, size_t bytes);
 void cpu_aside_rest(unsigned char *p, size_t bytes);
 
 /* slabs.c

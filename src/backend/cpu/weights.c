@@ -460,7 +460,7 @@ static mxd_rc load_matrix(cpu_backend *b, const mxd_weight_src *s, mxd_weight *w
     if (w->tiles) {
         w->own = bytes;
         MXD_TRY(load_tiles(b, s, w, err));
-        w->aside = cpu_aside_put(b, w->tiles, bytes);
+        w->aside = cpu_aside_put(b, &w->tiles, bytes);
         if (!w->aside) w->bytes += bytes;
         return MXD_OK;
     }
