@@ -99,13 +99,14 @@ static json_t *node_json(const mxd_node_view *v, const mxd_plan *plan) {
         share = s->ranks[v->rank].share;
     }
     return json_pack(
-        "{s:s, s:s, s:s, s:I, s:s, s:s, s:b, s:I, s:I, s:I, s:o, s:f, s:f, s:i, s:{s:I, s:I}}",
+        "{s:s, s:s, s:s, s:I, s:s, s:s, s:b, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:i, s:{s:I, s:I}}",
         "id", v->info.id, "name", v->info.name[0] ? v->info.name : v->info.id, "host", v->info.host,
         "pid", (json_int_t)v->info.pid, "state", mxd_node_state_name(v->state), "backend",
         v->info.backend, "local", v->info.local, "memory_total", (json_int_t)v->info.memory_total,
         "memory_planned", (json_int_t)v->planned, "memory_used", (json_int_t)v->beat.rss, "layers",
-        layers, "share", share, "step_ms", (double)v->beat.step_ms, "failures", v->n_failures,
-        "load", "done", (json_int_t)v->beat.load_done, "total", (json_int_t)v->beat.load_total);
+        layers, "share", share, "step_ms", (double)v->beat.step_ms, "slow", v->slow, "failures",
+        v->n_failures, "load", "done", (json_int_t)v->beat.load_done, "total",
+        (json_int_t)v->beat.load_total);
 }
 
 static json_t *rank_json(mxd_cluster *c, const mxd_plan_rank *r) {

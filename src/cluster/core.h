@@ -184,6 +184,7 @@ typedef struct mxd_core_beat {
     uint64_t load_done, load_total; /* bytes, while loading */
     uint64_t rss;                   /* bytes */
     float step_ms;                  /* compute time of the last step */
+    float row_ms;                   /* what a step of a single row takes lately; 0: not known */
     int waits;                      /* 1 + the node whose sums the step waits for; 0: for none */
 } mxd_core_beat;
 
@@ -423,6 +424,7 @@ typedef struct mxd_node_view {
     uint64_t used;      /* bytes, as it said when it was ready */
     int n_failures;     /* since the start */
     bool left_out;      /* its numbers are wrong */
+    double slow;        /* so many times slower than it measured itself, as far as plans go; 1 */
     int64_t since_ms;   /* when it entered this state */
 } mxd_node_view;
 

@@ -97,6 +97,7 @@ mxd_coord *mxd_coord_init(void *memory, const mxd_coord_cfg *cfg) {
     c->probe = -1;
     for (int i = 0; i < MXD_MAX_NODES; i++) {
         c->nodes[i].v.stage = c->nodes[i].v.rank = -1;
+        c->nodes[i].v.slow = 1;
         c->nodes[i].spawn_at_ms = -1;
     }
     for (int i = 0; i < d.n_local; i++) {

@@ -55,6 +55,18 @@ typedef struct crowd { /* who may be planned with */
     int without; /* a node to leave out; -1 */
 } crowd;
 
+static void slow_down(mxd_plan_node *p, double by) {
+    p->bandwidth_bytes_per_s /= by;
+    p->ops_per_s /= by;
+    p->paces.near_bytes_per_s /= by;
+    p->paces.float_ops_per_s /= by;
+    p->paces.row_ops_per_s /= by;
+    p->paces.values_per_s /= by;
+    p->paces.tile_s *= by;
+    p->paces.region_s *= by;
+    p->paces.handoff_s *= by;
+}
+
 static int gather(mxd_coord *c, const crowd *who) {
     int k = 0;
     for (int i = 0; i < MXD_MAX_NODES; i++) {
@@ -76,6 +88,7 @@ static int gather(mxd_coord *c, const crowd *who) {
                              .must = n->spawned};
         if (who->cooled && n->memory_cap && n->memory_cap < p->free_bytes)
             p->free_bytes = n->memory_cap;
+        slow_down(p, n->v.slow);
         core_text(p->host, sizeof p->host, n->v.info.host);
         core_text(p->name, sizeof p->name, n->v.info.name[0] ? n->v.info.name : n->v.info.id);
         c->plan_index[k++] = i;
@@ -239,6 +252,7 @@ static void install(mxd_coord *c, int s, int r) {
     n->v.rank = r;
     n->v.planned = p->weight_bytes + p->kv_bytes + p->scratch_bytes;
     n->wanted = n->holds = true;
+    n->planned_slow = n->v.slow;
     fill_part(c, s, r, &c->parts[p->node]);
     if (!n->releases) core_node_state(c, p->node, MXD_NODE_JOINING);
     core_act_node(c, MXD_ACT_INSTALL, p->node)->stage = &c->parts[p->node];
@@ -509,4 +523,5 @@ void core_epoch_tick(mxd_coord *c) {
     watch_steps(c);
     if (c->state == MXD_COORD_INSTALLING) watch_install(c);
     watch_leaving(c);
+    core_drift_tick(c);
 }

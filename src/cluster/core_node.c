@@ -210,6 +210,7 @@ static void welcome(mxd_coord *c, int i, uint64_t link, const mxd_node_info *inf
     if (n->v.info.incarnation != info->incarnation) {
         n->memory_cap = 0;
         core_canary_new_life(n);
+        n->v.slow = 1;
         core_avoid_forget(c, i);
     }
     n->v.info = *info;
@@ -239,7 +240,7 @@ void core_on_hello(mxd_coord *c, uint64_t link, const mxd_node_info *info) {
         return;
     }
     if (i < 0 && (i = free_entry(c)) >= 0) {
-        c->nodes[i] = (core_node){.v = {.stage = -1, .rank = -1}, .spawn_at_ms = -1};
+        c->nodes[i] = (core_node){.v = {.stage = -1, .rank = -1, .slow = 1}, .spawn_at_ms = -1};
         core_avoid_forget(c, i);
     }
     if (i < 0) {
@@ -319,7 +320,7 @@ static void forget_old(mxd_coord *c, int i) {
     bool gone = n->v.state == MXD_NODE_DEAD || n->v.state == MXD_NODE_LEFT;
     if (!gone || n->spawned || n->v.stage >= 0) return;
     if (c->now_ms - n->v.since_ms <= c->cfg.listed_ms) return;
-    *n = (core_node){.v = {.stage = -1, .rank = -1}, .spawn_at_ms = -1};
+    *n = (core_node){.v = {.stage = -1, .rank = -1, .slow = 1}, .spawn_at_ms = -1};
     core_avoid_forget(c, i);
     c->changed = true;
 }

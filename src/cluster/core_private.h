@@ -7,6 +7,7 @@
  *   core_request.c queue, slots, tokens
  *   core_restore.c requests of an earlier life
  *   core_pace.c    how long steps take
+ *   core_drift.c   who has become slower than the plan takes it for
  *   core_prefix.c  which KV is there already
  *   core_view.c    what others may see; the invariants
  */
@@ -50,9 +51,14 @@ typedef struct core_node {
     bool stuck;    /* its step went over the deadline and is still running */
     bool worked;   /* since its process was started, a token came that it had a part in */
     bool cooling;
-    bool proven;    /* has been in a plan whose canary was right */
-    bool suspected; /* has been in one whose was wrong */
-    bool probed;    /* a plan without it was wrong too */
+    double planned_slow; /* v.slow when the plan in force was made */
+    int64_t served_ms;   /* when it last had a part */
+    int drifts;          /* core_drift.c: 1 slower, -1 faster than it is taken for */
+    int64_t drift_ms;    /* for so long */
+    uint64_t drift_step; /* its last step then */
+    bool proven;         /* has been in a plan whose canary was right */
+    bool suspected;      /* has been in one whose was wrong */
+    bool probed;         /* a plan without it was wrong too */
     char determinism[16];
     int64_t last_beat_ms;
     int64_t leave_by_ms;
@@ -153,6 +159,7 @@ struct mxd_coord {
     char canary_why[MXD_CORE_TEXT];
     int64_t progress_ms; /* when the oldest flight became the oldest, or was sent */
     core_pace paces[CORE_PACES];
+    int64_t drift_ms; /* when core_drift.c looked last */
     int patience;
 
     core_request *requests; /* [n_slots + MXD_MAX_WAITING] */
@@ -221,6 +228,9 @@ void core_on_neighbour(mxd_coord *c, int i, const mxd_core_neighbour *n);
 /* core_pace.c */
 void core_pace_learn(mxd_coord *c, int n_rows, int64_t took_ms);
 int64_t core_pace_expect(const mxd_coord *c, int n_rows); /* ms; -1: nothing is known */
+
+/* core_drift.c */
+void core_drift_tick(mxd_coord *c);
 
 /* core_prefix.c */
 void core_prefix_reset(mxd_coord *c);                            /* a new epoch holds nothing */

@@ -355,6 +355,7 @@ void mxd_wire_put_heartbeat(mxd_buf *out, const mxd_core_beat *m) {
     h.step_age_ms = (uint64_t)m->step_age_ms;
     h.memory_used = m->rss;
     h.step_ms = m->step_ms;
+    h.row_ms = m->row_ms;
     h.load_done = m->load_done;
     h.load_total = m->load_total;
     h.waits = (uint32_t)m->waits;
@@ -373,6 +374,7 @@ mxd_rc mxd_wire_get_heartbeat(mxd_core_beat *m, mxd_arena *a, const void *p, siz
                          .load_done = h->load_done,
                          .load_total = h->load_total,
                          .step_ms = (float)rate((double)h->step_ms),
+                         .row_ms = (float)span((double)h->row_ms),
                          .waits = (int)h->waits};
     return MXD_OK;
 }

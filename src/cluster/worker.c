@@ -315,6 +315,7 @@ static void beat(mxd_worker *w, const mxd_wcore_action *a) {
     b.load_done = atomic_load(&w->engine.load_done);
     b.load_total = atomic_load(&w->engine.load_total);
     b.waits = mxd_worker_group_waits(&w->engine.group);
+    b.row_ms = (float)atomic_load(&w->engine.row_us) / 1000;
     mxd_wire_put_heartbeat(fresh(w), &b);
     tell(w, MXD_WIRE_HEARTBEAT);
 }

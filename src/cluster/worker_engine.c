@@ -7,7 +7,7 @@
 #include "base/crc32c.h"
 #include "base/log.h"
 
-enum { JOBS_CAP = 256 };
+enum { JOBS_CAP = 256, PAUSE_US = 200000 };
 
 mxd_task *mxd_task_new(const mxd_alloc *al, mxd_task_kind kind) {
     mxd_task *job = MXD_NEW(al, 1, mxd_task);
@@ -151,6 +151,19 @@ static mxd_rc compute(mxd_worker_engine *e, mxd_task *job) {
 
 /* --------------------------------------------------------------------------------------- thread */
 
+/* A mean of the last 64 or so; of another part of the model nothing is known yet. One row that
+ * takes very long is a pause, two in a row are not. */
+static void learn(mxd_worker_engine *e, const mxd_task *job) {
+    double us = 1000 * (double)job->ms, mean = atomic_load(&e->row_us);
+    if (job->kind == MXD_TASK_LOAD) atomic_store(&e->row_us, 0);
+    if (job->kind != MXD_TASK_COMPUTE || job->err.rc || job->step.n_rows != 1) return;
+    bool pause = !e->paused && mean > 0 && us > PAUSE_US && us > 10 * mean;
+    e->paused = pause;
+    if (pause) return;
+    mean = mean > 0 ? mean + (us - mean) / 64 : us;
+    atomic_store(&e->row_us, mean < 1 ? 1 : mean > 1e9 ? 1000000000u : (unsigned)mean);
+}
+
 static void run(mxd_worker_engine *e, mxd_task *job) {
     int64_t start = mxd_now_ns();
     job->err = (mxd_err){.rc = MXD_OK};
@@ -170,6 +183,7 @@ static void run(mxd_worker_engine *e, mxd_task *job) {
         break;
     }
     job->ms = (float)(mxd_now_ns() - start) / 1e6f;
+    learn(e, job);
 }
 
 static void *engine_main(void *arg) {

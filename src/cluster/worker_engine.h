@@ -52,6 +52,7 @@ typedef struct mxd_worker_engine {
     mxd_worker_group group; /* the worker's, which makes and ends it */
     atomic_ullong epoch;    /* installed: queued steps of others are skipped */
     atomic_ullong load_done, load_total;
+    atomic_uint row_us; /* what a step of a single row takes lately; 0: not known */
     atomic_uint wanted; /* the newest plan's part, of mxd_worker_engine_part; 0: there is none */
     mxd_worker_weights weights; /* its first fields are set before the first LOAD */
     const atomic_int *stall_ms; /* mxd_worker_opts; set before start */
@@ -61,6 +62,7 @@ typedef struct mxd_worker_engine {
     mxd_stage part;            /* whose shard it is */
     mxd_shard_opts shard_opts; /* all but the layers */
     unsigned loading;          /* the part of the LOAD in hand */
+    bool paused;               /* the last row took so long that it counts as a pause */
 } mxd_worker_engine;
 
 /* What a stage makes a node hold, in one number that is not 0. */

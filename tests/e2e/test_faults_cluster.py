@@ -84,6 +84,26 @@ def test_step_that_hangs_on_a_local_worker(hangs):
     assert s.stop() == 0
 
 
+def test_worker_that_becomes_slow_gets_less(monkeypatch):
+    """Every step of one takes 12 ms more: the next answers come from a plan that spares it."""
+    monkeypatch.setenv("MLXD_TEST_STALL", "12")
+    s = start("--local-workers", 3, "--ctx-size", 2048, "--no-prefix-cache")
+    all_serve(s, 3)
+    want = Answer(s).result()
+    slow = max(nodes(s), key=lambda n: n["layers"][1] - n["layers"][0])
+    os.kill(slow["pid"], signal.SIGUSR2)
+    told = time.monotonic()
+    epoch = state(s)["epoch"]
+    while state(s)["epoch"] == epoch and time.monotonic() < told + 60:
+        assert Answer(s).result() == want
+    report("until a slow worker is spared", [1000 * (time.monotonic() - told)])
+    now = next(n for n in nodes(s) if n["id"] == slow["id"])
+    assert now["slow"] > 2 and now["layers"][1] - now["layers"][0] == 1, nodes(s)
+    assert all(n["slow"] < 2 for n in nodes(s) if n["id"] != slow["id"])
+    assert Answer(s).result() == want
+    assert s.stop() == 0
+
+
 def test_step_that_hangs_on_a_remote_worker(hangs, tmp_path):
     """It cannot be started again from here: the plan goes on without it until its step is over."""
     keys, port, token = new_cluster(tmp_path)

@@ -6,7 +6,8 @@ struct core_kit t;
 /* Stages of `together` ranks each, as far as there are nodes. */
 mxd_rc kit_plan(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_link *avoid,
                 int n_avoid, mxd_plan *out, mxd_err *err) {
-    (void)ctx, (void)nodes, (void)avoid, (void)n_avoid;
+    (void)ctx, (void)avoid, (void)n_avoid;
+    for (int i = 0; i < n && i < 4; i++) t.bandwidth[i] = nodes[i].bandwidth_bytes_per_s;
     int each = t.together ? t.together : 1, n_stages = (n + each - 1) / each;
     if (n * t.capacity < LAYERS) return mxd_fail(err, MXD_E_NOFIT, "too small");
     memset(out, 0, sizeof *out);
@@ -16,6 +17,7 @@ mxd_rc kit_plan(void *ctx, const mxd_plan_node *nodes, int n, const mxd_plan_lin
                               .layer1 = LAYERS * (i + 1) / n_stages,
                               .embed = i == 0,
                               .head = i == n_stages - 1,
+                              .decode_ms = t.decode_ms,
                               .n_ranks = n - i * each < each ? n - i * each : each};
         for (int r = 0; r < s->n_ranks; r++)
             s->ranks[r] = (mxd_plan_rank){.node = i * each + r, .share = 1.0 / s->n_ranks};
@@ -83,7 +85,7 @@ void begin_with(int n_local) {
     t.now = 1000;
     t.capacity = LAYERS;
     t.together = 0;
-    t.first = 0;
+    t.first = t.decode_ms = 0;
     clear();
     give((mxd_coord_event){.kind = MXD_COORD_TICK});
 }

@@ -20,10 +20,12 @@ struct core_kit {
     mxd_core_run runs[MAX_ACTIONS];
     int n;
     int64_t now;
-    int capacity; /* layers a node can hold */
-    int n_slots;  /* 0: SLOTS */
-    int together; /* nodes of one stage; 0: 1 */
-    double first; /* share of a stage's first rank; 0: all equal */
+    int capacity;        /* layers a node can hold */
+    int n_slots;         /* 0: SLOTS */
+    int together;        /* nodes of one stage; 0: 1 */
+    double first;        /* share of a stage's first rank; 0: all equal */
+    double decode_ms;    /* of every stage, says the plan */
+    double bandwidth[4]; /* of nodes, when a plan was asked for last */
 };
 extern struct core_kit t;
 extern const int32_t prompt[CTX], stops[1];

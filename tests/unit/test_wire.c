@@ -173,7 +173,8 @@ static const mxd_core_beat sample_beat = {.epoch = 3,
                                           .load_done = 5,
                                           .load_total = UINT64_MAX,
                                           .rss = 1,
-                                          .step_ms = 1.25f};
+                                          .step_ms = 1.25f,
+                                          .row_ms = 0.75f};
 
 /* ---------------------------------------------------------------- every message, by its number */
 
@@ -560,7 +561,7 @@ TEST(wire_small_messages_round_trip) {
     CHECK_EQ(got.beat.load_done, 5);
     CHECK_EQ(got.beat.load_total, UINT64_MAX);
     CHECK_EQ(got.beat.rss, 1);
-    CHECK(got.beat.step_ms == 1.25f);
+    CHECK(got.beat.step_ms == 1.25f && got.beat.row_ms == 0.75f);
     free(p);
     p = encoded(&messages[11], &n);
     CHECK_OK(get_neighbour_down(p, n, &err), &err);
