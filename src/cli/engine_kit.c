@@ -13,6 +13,7 @@
 #include "cli/shape.h"
 #include "cli/state.h"
 #include "cli/term.h"
+#include "cluster/places.h"
 #include "hardware/hardware.h"
 
 enum { LOAD_TIMEOUT_MS = 900000, PROGRESS_MS = 200 };
@@ -205,13 +206,12 @@ static bool awaits_workers(mxd_engine *e, const mxd_engine_opts *opts, bool quie
     mxd_engine_metrics_get(e, &m);
     int here = (int)m.nodes_live;
     const char *where = opts->cluster_listen;
-    bool any = strncmp(where, "0.0.0.0:", 8) == 0 || strncmp(where, "[::]:", 5) == 0;
     if (here >= wanted) return false;
     if (here != *seen && !quiet)
         fprintf(stderr,
                 "waiting for workers: %d of %d are here. Each joins with mlx-dist-worker --join %s "
                 "and, the first time, a token of mlx-dist-config token\n",
-                here, wanted, any ? "auto" : where);
+                here, wanted, mxd_place_is_any(where) ? "auto" : where);
     *seen = here;
     return true;
 }

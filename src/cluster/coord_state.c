@@ -7,6 +7,7 @@
 #include "base/cond.h"
 #include "base/log.h"
 #include "cluster/coord_private.h"
+#include "hardware/hardware.h"
 
 /* ------------------------------------------------------------------------------------- readiness
  */
@@ -146,13 +147,8 @@ static json_t *link_json(const mxd_node_info *n) {
 }
 
 static json_t *speed_json(const mxd_node_info *n) {
-    const mxd_paces *p = &n->paces;
-    return json_pack("{s:f, s:f, s:{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}}",
-                     "bandwidth_bytes_per_s", n->bandwidth, "ops_per_s", n->ops, "paces",
-                     "near_bytes_per_s", p->near_bytes_per_s, "tile_ns", 1e9 * p->tile_s,
-                     "float_ops_per_s", p->float_ops_per_s, "row_ops_per_s", p->row_ops_per_s,
-                     "values_per_s", p->values_per_s, "region_us", 1e6 * p->region_s, "handoff_us",
-                     1e6 * p->handoff_s, "duty", p->duty, "pause_us", 1e6 * p->pause_s);
+    return json_pack("{s:f, s:f, s:o}", "bandwidth_bytes_per_s", n->bandwidth, "ops_per_s", n->ops,
+                     "paces", mxd_paces_json(&n->paces));
 }
 
 static void state_call(mxd_cluster *c, void *arg) {

@@ -95,11 +95,7 @@ mxd_coord *mxd_coord_init(void *memory, const mxd_coord_cfg *cfg) {
     c->tick_ms = c->start_ms = -1;
     c->patience = 1;
     c->probe = -1;
-    for (int i = 0; i < MXD_MAX_NODES; i++) {
-        c->nodes[i].v.stage = c->nodes[i].v.rank = -1;
-        c->nodes[i].v.slow = 1;
-        c->nodes[i].spawn_at_ms = -1;
-    }
+    for (int i = 0; i < MXD_MAX_NODES; i++) core_node_clear(c, i);
     for (int i = 0; i < d.n_local; i++) {
         core_node *n = &c->nodes[i];
         core_text(n->v.info.id, sizeof n->v.info.id, d.local_ids[i]);

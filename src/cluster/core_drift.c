@@ -14,11 +14,13 @@ enum {
 static const double least = 2, most = 64, /* so many times slower than the others */
     least_ms = 1;                         /* and so much */
 
+static int leader(const mxd_coord *c, int s) { return c->plan.stages[s].ranks[0].node; }
+
 /* What a stage's row takes, over what the plan says. 0: not known. A node that rests between rows
  * may go as fast as without its quota. */
 static double ratio(const mxd_coord *c, int s) {
     const mxd_plan_stage *g = &c->plan.stages[s];
-    const mxd_node_view *v = &c->nodes[g->ranks[0].node].v;
+    const mxd_node_view *v = &c->nodes[leader(c, s)].v;
     if (g->n_ranks > 1 || v->beat.epoch != c->epoch) return 0; /* ranks wait for each other */
     if (!(g->decode_ms > 0) || !(v->beat.row_ms > 0)) return 0;
     double r = (double)v->beat.row_ms / g->decode_ms, duty = v->info.paces.duty;
@@ -33,7 +35,7 @@ static bool measure(const mxd_coord *c, double *slow) {
     for (int s = 0; s < c->plan.n_stages; s++) {
         double r = ratio(c, s);
         if (r <= 0) return false;
-        slow[s] = r * c->nodes[c->plan.stages[s].ranks[0].node].planned_slow;
+        slow[s] = r * c->nodes[leader(c, s)].planned_slow;
         if (!s || slow[s] < base) base = slow[s];
     }
     for (int s = 0; s < c->plan.n_stages; s++) {
@@ -60,7 +62,7 @@ static bool lasts(mxd_coord *c, core_node *n, double slow) {
     n->drift_step = n->v.beat.last_step;
     if (!now || now != n->drifts) n->drift_ms = 0;
     n->drifts = now;
-    if (now && works) n->drift_ms += c->now_ms - c->drift_ms;
+    if (now && works) n->drift_ms += c->now_ms - c->drift_looked_ms;
     if (!now || n->drift_ms < limit) return false;
     n->drift_ms = 0;
     n->v.slow = now < 0 && slow < n->v.slow / 2 ? n->v.slow / 2 : slow;
@@ -83,13 +85,12 @@ static void look(mxd_coord *c) {
     bool any = false;
     forget(c);
     if (c->state != MXD_COORD_SERVING || c->plan.n_stages < 2 || !measure(c, slow)) return;
-    for (int s = 0; s < c->plan.n_stages; s++)
-        any |= lasts(c, &c->nodes[c->plan.stages[s].ranks[0].node], slow[s]);
+    for (int s = 0; s < c->plan.n_stages; s++) any |= lasts(c, &c->nodes[leader(c, s)], slow[s]);
     if (any) c->rejoin = c->changed = true;
 }
 
 void core_drift_tick(mxd_coord *c) {
-    if (c->now_ms - c->drift_ms < BEATS_MS) return;
+    if (c->now_ms - c->drift_looked_ms < BEATS_MS) return;
     look(c);
-    c->drift_ms = c->now_ms;
+    c->drift_looked_ms = c->now_ms;
 }

@@ -69,6 +69,11 @@ void core_avoid_forget(mxd_coord *c, int node) {
         if (c->avoid[i].a == node || c->avoid[i].b == node) c->avoid[i] = (core_avoid){0};
 }
 
+void core_node_clear(mxd_coord *c, int i) {
+    c->nodes[i] = (core_node){.v = {.stage = -1, .rank = -1, .slow = 1}, .spawn_at_ms = -1};
+    core_avoid_forget(c, i);
+}
+
 /* ------------------------------------------------------------------------- failures and death */
 
 void core_node_rest(mxd_coord *c, int i) {
@@ -239,10 +244,7 @@ void core_on_hello(mxd_coord *c, uint64_t link, const mxd_node_info *info) {
         refuse(c, link, MXD_E_BUSY, "a node with this id lives; give this one another id");
         return;
     }
-    if (i < 0 && (i = free_entry(c)) >= 0) {
-        c->nodes[i] = (core_node){.v = {.stage = -1, .rank = -1, .slow = 1}, .spawn_at_ms = -1};
-        core_avoid_forget(c, i);
-    }
+    if (i < 0 && (i = free_entry(c)) >= 0) { core_node_clear(c, i); }
     if (i < 0) {
         refuse(c, link, MXD_E_TOOBIG, "the cluster has as many nodes as it can have");
         return;
@@ -320,8 +322,7 @@ static void forget_old(mxd_coord *c, int i) {
     bool gone = n->v.state == MXD_NODE_DEAD || n->v.state == MXD_NODE_LEFT;
     if (!gone || n->spawned || n->v.stage >= 0) return;
     if (c->now_ms - n->v.since_ms <= c->cfg.listed_ms) return;
-    *n = (core_node){.v = {.stage = -1, .rank = -1, .slow = 1}, .spawn_at_ms = -1};
-    core_avoid_forget(c, i);
+    core_node_clear(c, i);
     c->changed = true;
 }
 

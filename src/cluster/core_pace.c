@@ -24,16 +24,14 @@ void core_pace_learn(mxd_coord *c, int n_rows, int64_t took_ms) {
 }
 
 int64_t core_pace_expect(const mxd_coord *c, int n_rows) {
-    int at = size_of(n_rows), near = at;
-    float least = 0;
-    for (int k = 0; k <= at; k++)
-        if (c->paces[k].ms > least) least = c->paces[k].ms;
-    while (near >= 0 && c->paces[near].ms <= 0) near--;
-    if (near < 0)
-        for (near = at; near < CORE_PACES && c->paces[near].ms <= 0;) near++;
-    if (near == CORE_PACES) return -1;
-    float ms = c->paces[near].ms;
-    if (near <= at && c->paces[near].row_ms * (float)n_rows > ms)
-        ms = c->paces[near].row_ms * (float)n_rows;
-    return (int64_t)(ms > least ? ms : least);
+    int at = size_of(n_rows);
+    float most = 0, row_ms = 0; /* of a row: by the largest of the smaller ones */
+    for (int k = 0; k <= at; k++) {
+        if (c->paces[k].ms <= 0) continue;
+        if (c->paces[k].ms > most) most = c->paces[k].ms;
+        row_ms = c->paces[k].row_ms;
+    }
+    if (row_ms * (float)n_rows > most) most = row_ms * (float)n_rows;
+    for (int k = at + 1; k < CORE_PACES && most <= 0; k++) most = c->paces[k].ms;
+    return most > 0 ? (int64_t)most : -1;
 }

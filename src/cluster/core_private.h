@@ -51,14 +51,9 @@ typedef struct core_node {
     bool stuck;    /* its step went over the deadline and is still running */
     bool worked;   /* since its process was started, a token came that it had a part in */
     bool cooling;
-    double planned_slow; /* v.slow when the plan in force was made */
-    int64_t served_ms;   /* when it last had a part */
-    int drifts;          /* core_drift.c: 1 slower, -1 faster than it is taken for */
-    int64_t drift_ms;    /* for so long */
-    uint64_t drift_step; /* its last step then */
-    bool proven;         /* has been in a plan whose canary was right */
-    bool suspected;      /* has been in one whose was wrong */
-    bool probed;         /* a plan without it was wrong too */
+    bool proven;    /* has been in a plan whose canary was right */
+    bool suspected; /* has been in one whose was wrong */
+    bool probed;    /* a plan without it was wrong too */
     char determinism[16];
     int64_t last_beat_ms;
     int64_t leave_by_ms;
@@ -70,6 +65,13 @@ typedef struct core_node {
     int64_t cool_until_ms, cool_ms;
     int64_t loaded_ms;   /* when it last said that more was loaded */
     uint64_t memory_cap; /* what proved to be too much; 0: none */
+
+    /* core_drift.c */
+    double planned_slow; /* v.slow when the plan in force was made */
+    int64_t served_ms;   /* when it last had a part */
+    int drifts;          /* 1: slower, -1: faster than it is taken for */
+    int64_t drift_ms;    /* for so long */
+    uint64_t drift_step; /* its last step then */
 } core_node;
 
 typedef struct core_avoid {
@@ -159,7 +161,7 @@ struct mxd_coord {
     char canary_why[MXD_CORE_TEXT];
     int64_t progress_ms; /* when the oldest flight became the oldest, or was sent */
     core_pace paces[CORE_PACES];
-    int64_t drift_ms; /* when core_drift.c looked last */
+    int64_t drift_looked_ms;
     int patience;
 
     core_request *requests; /* [n_slots + MXD_MAX_WAITING] */
@@ -205,6 +207,7 @@ void core_on_exited(mxd_coord *c, const mxd_core_exited *e);
 void core_nodes_tick(mxd_coord *c);
 void core_avoid_pair(mxd_coord *c, int a, int b);
 void core_avoid_forget(mxd_coord *c, int node);
+void core_node_clear(mxd_coord *c, int i); /* nobody's entry */
 
 /* core_canary.c */
 bool core_canary_begin(mxd_coord *c); /* false: the plan needs none */

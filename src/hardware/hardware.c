@@ -69,9 +69,7 @@ static json_t *isa_json(const mxd_isa *isa) {
     return list;
 }
 
-static json_t *paces_json(const mxd_hardware *h) {
-    const mxd_paces *p = &h->paces;
-    if (!(p->values_per_s > 0)) return json_null();
+json_t *mxd_paces_json(const mxd_paces *p) {
     return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "near_bytes_per_s",
                      p->near_bytes_per_s, "tile_ns", 1e9 * p->tile_s, "float_ops_per_s",
                      p->float_ops_per_s, "row_ops_per_s", p->row_ops_per_s, "values_per_s",
@@ -103,7 +101,7 @@ json_t *mxd_hardware_json(const mxd_hardware *h) {
          set(o, "bandwidth_bytes_per_s",
              h->read_bytes_per_s > 0 ? json_real(h->read_bytes_per_s) : json_null()) &&
          set(o, "ops_per_s", h->dot_ops_per_s > 0 ? json_real(h->dot_ops_per_s) : json_null()) &&
-         set(o, "paces", paces_json(h));
+         set(o, "paces", h->paces.values_per_s > 0 ? mxd_paces_json(&h->paces) : json_null());
     if (ok) return o;
     json_decref(o);
     return NULL;

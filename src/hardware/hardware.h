@@ -81,6 +81,7 @@ double mxd_hardware_cpus(const mxd_hardware *h, int threads);
 
 /* "schema": 1 and every field by its name; a new reference; NULL: no memory. */
 json_t *mxd_hardware_json(const mxd_hardware *h);
+json_t *mxd_paces_json(const mxd_paces *p); /* its "paces" */
 
 const char *mxd_device_name(mxd_device d); /* "laptop" */
 
